@@ -1,0 +1,26 @@
+"""A budget lock for concurrent LLM work: one pool of tokens and dollars that a hundred threads or tasks spend from.
+
+from token_budget import BudgetExceeded, BudgetPool
+
+pool = BudgetPool(token_cap=1_000_000, usd_cap=10.0)
+with pool.reserve(tokens=2_000, usd=0.012) as reservation:  # raises BudgetExceeded where it does not fit
+    answer = call_model()
+    reservation.commit(tokens=answer.total_tokens, usd=answer.cost)
+"""
+
+from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, ReservationClosed
+from token_budget._pool import BudgetPool, Reservation
+from token_budget._snapshot import BudgetSnapshot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExceeded",
+    "BudgetOverrun",
+    "BudgetPool",
+    "BudgetSnapshot",
+    "PoolForked",
+    "Reservation",
+    "ReservationClosed",
+    "__version__",
+]
