@@ -2,7 +2,7 @@
 
 Every operation has one shape: convert the amounts; take the lock; decide; change everything in one run of stores; let
 go; only then raise. Between the taking of the lock and its release there is no call, no loop and no new container.
-CPython switches threads, delivers signals and pending exceptions, and starts the garbage collector only at such places.
+CPython switches threads, delivers signals and pending exceptions, and starts the garbage collector at such places only.
 So no exception can cut a change in half, no signal handler or finaliser of a thread can find the lock held by that same
 thread, and no thread loses the processor while it holds the lock. That serves speed and robustness; mutual exclusion
 itself comes from the lock alone, and holds on builds without the GIL too. (On CPython 3.10 a taken jump is such a place
@@ -15,8 +15,9 @@ What always holds while the lock is free, on each axis:
 * ``claimed <= bound``, but for spends that had happened already (an overrun) and caps of 0.
 """
 
-# pyright: reportPossiblyUnboundVariable=false
-# (pyright cannot know that `for _ in self._locked` runs exactly once.)
+# pyright: reportPossiblyUnbound=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in self._locked` runs exactly once, nor that what it computes is therefore
+# no "Unbound" in the comparison after it; mypy checks the operators here.
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ _NAME_CHARACTERS = 200
 _new_lock: Callable[[], Any] = threading.RLock if sys.version_info < (3, 11) else threading.Lock
 
 
-def _taking(lock: Any) -> Iterator[bool]:
+def _taking(lock: Any) -> Iterator[object]:
     """Return an endless iterator whose every step takes the lock: the one trick of this module.
 
     ``for _ in self._locked: try: ... finally: self._lock.release()``, then
@@ -128,8 +129,11 @@ class BudgetPool:
         self._token_bound = _UNBOUNDED if token_bound is None else token_bound
         self._nano_bound = _UNBOUNDED if nano_bound is None else nano_bound
 
-        # The lock guards the five counters below, and the `_state` of every reservation of this pool.
-        self._renew_lock()
+        # The lock guards the five counters below, and the `_state` of every reservation of this pool. `_locked` takes
+        # it for anyone, `_spending` for whoever spends: the same, but in a forked child.
+        self._lock = _new_lock()
+        self._locked = _taking(self._lock)
+        self._spending = self._locked
         self._tokens_claimed = 0
         self._tokens_reserved = 0
         self._nanos_claimed = 0
@@ -342,12 +346,6 @@ class BudgetPool:
 
     # ------------------------------------------------------------------ inside
 
-    def _renew_lock(self) -> None:
-        """Make the lock. `_locked` takes it for anyone, `_spending` for whoever spends: the same, but after a fork."""
-        self._lock = _new_lock()
-        self._locked = _taking(self._lock)
-        self._spending: Iterator[object] = self._locked
-
     def _after_fork_in_child(self) -> None:
         """Refuse to spend: this copy's parent goes on spending the same budget.
 
@@ -355,7 +353,8 @@ class BudgetPool:
         ``os.fork()`` runs while the other threads wait for the GIL or, on builds without it, have been stopped, both
         only where an operation is not in the middle of its stores.
         """
-        self._renew_lock()
+        self._lock = _new_lock()
+        self._locked = _taking(self._lock)
         self._spending = starmap(_refuse_forked, repeat((self._name,)))
 
     def _add(self, tokens: int, nanos: int) -> None:
@@ -389,7 +388,7 @@ class BudgetPool:
                 reservation = dropped[0]
                 reservation.release()
                 dropped.remove(reservation)
-            except (IndexError, ValueError):  # another thread was faster
+            except (IndexError, ValueError):  # noqa: PERF203 - another thread was faster: look again
                 continue
 
 
@@ -560,7 +559,7 @@ _COMMITTED = "committed"
 _RELEASED = "released"
 
 
-def _checked_name(name: object) -> str | None:
+def _checked_name(name: Any) -> str | None:
     if name is None:
         return None
     if not issubclass(type(name), str):

@@ -6,7 +6,7 @@ one is cheap enough for every frame of a display. It never changes, and is not c
 
 from __future__ import annotations
 
-from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
+from token_budget._money import to_nanos, to_tokens, to_usd
 
 TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _FIELDS = (
 
 
 class _DataclassFields:
-    """Lets ``dataclasses.asdict`` and ``replace`` work, as on token-budget-py's snapshot, without importing that here."""
+    """Lets ``dataclasses.asdict`` and ``replace`` work, as with token-budget-py, at no cost to the import."""
 
     def __get__(self, instance: object, owner: type) -> dict[str, Field[Any]]:
         from dataclasses import fields, make_dataclass
