@@ -15,7 +15,7 @@ What always holds while the lock is free, on each axis:
 * ``claimed <= bound``, but for spends that had happened already (an overrun) and caps of 0.
 """
 
-# pyright: reportPossiblyUnbound=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 # pyright cannot know that the body of `for _ in self._locked` runs exactly once, nor that what it computes is therefore
 # no "Unbound" in the comparison after it; mypy checks the operators here.
 

@@ -1,0 +1,83 @@
+"""Small tools that several test files use: threads that start together, reading a pool's counters, catching."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from token_budget import BudgetPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run_together(*bodies: Callable[[], object]) -> list[Any]:
+    """Run each body in a thread, all started at one moment; return their results, or raise the first error."""
+    start = threading.Barrier(len(bodies))
+    results: list[Any] = [None] * len(bodies)
+    errors: list[BaseException] = []
+
+    def run(index: int, body: Callable[[], object]) -> None:
+        try:
+            start.wait(timeout=30)
+            results[index] = body()
+        except BaseException as error:  # noqa: BLE001 - carried over to the test's own thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in enumerate(bodies)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+    return results
+
+
+def caught(error: type[BaseException], function: Callable[..., object], **arguments: object) -> bool:
+    """Call the function; tell whether it raised that error."""
+    try:
+        function(**arguments)
+    except error:
+        return True
+    return False
+
+
+def counters(pool: BudgetPool) -> tuple[int, int, int, int, int]:
+    """Return (tokens used, reserved, nanodollars used, reserved, in flight), each checked to be an int from 0 on."""
+    snapshot = pool.snapshot()
+    numbers = (
+        snapshot.tokens_used,
+        snapshot.tokens_reserved,
+        snapshot.usd_used_nanos,
+        snapshot.usd_reserved_nanos,
+        snapshot.in_flight,
+    )
+    for number in numbers:
+        assert type(number) is int
+        assert number >= 0
+    if snapshot.token_cap is not None:
+        assert type(snapshot.token_cap) is int
+        assert snapshot.tokens_used + snapshot.tokens_reserved + (snapshot.tokens_remaining or 0) == snapshot.token_cap
+    if snapshot.usd_cap_nanos is not None:
+        assert type(snapshot.usd_cap_nanos) is int
+        claimed = snapshot.usd_used_nanos + snapshot.usd_reserved_nanos
+        assert claimed + (snapshot.usd_remaining_nanos or 0) == snapshot.usd_cap_nanos
+    return numbers
+
+
+class HookedLock:
+    """A lock for the pool's seam, `_pool._new_lock`, that runs a hook inside the critical section of its taker."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.hook: Callable[[], object] = lambda: None
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        self.hook()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()

@@ -1,0 +1,53 @@
+"""The README's programs run as written, and the docstrings' examples are true."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import token_budget
+from token_budget import _errors, _pool, _snapshot
+
+README = Path(__file__).parent.parent / "README.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+# The last line that each program prints.
+FAN_OUT = (
+    r"(\d+) done, (\d+) skipped: tokens ([\d,]+) / 20,000 \(\d+%\) \| usd 0\.0\d+ / 0\.1000 \(\d+%\) \| 0 in flight"
+)
+GATHER = r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
+PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight"
+EXCEPT = r"0\.006"
+LAST_LINES = [FAN_OUT, GATHER, PROGRESS, EXCEPT]
+
+
+def run(program: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    return re.split(r"[\r\n]", done.stdout.rstrip())[-1]
+
+
+@pytest.mark.parametrize(("program", "last_line"), list(zip(PROGRAMS, LAST_LINES, strict=True)))
+def test_a_program_of_the_readme_runs_as_written(program: str, last_line: str) -> None:
+    assert re.fullmatch(last_line, run(program))
+
+
+def test_the_fan_out_spends_the_budget_and_skips_the_rest() -> None:
+    match = re.fullmatch(FAN_OUT, run(PROGRAMS[0]))
+    assert match
+    done, skipped, tokens = int(match[1]), int(match[2]), int(match[3].replace(",", ""))
+    assert done + skipped == 100
+    assert tokens == 990 * done <= 20_000
+    assert skipped > 0
+
+
+@pytest.mark.parametrize("module", [token_budget, _errors, _pool, _snapshot])
+def test_the_examples_of_the_docstrings_are_true(module: object) -> None:
+    names = vars(token_budget) | {"module": module}
+    assert doctest.testmod(module, extraglobs=names).failed == 0  # type: ignore[arg-type]

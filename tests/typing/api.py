@@ -1,0 +1,64 @@
+"""Typical calls, for the type checkers to read. Nobody runs this file."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import Literal
+
+from typing_extensions import assert_type
+
+from token_budget import (
+    BudgetExceeded,
+    BudgetOverrun,
+    BudgetPool,
+    BudgetSnapshot,
+    PoolForked,
+    Reservation,
+    ReservationClosed,
+)
+
+pool = BudgetPool()
+pool = BudgetPool(1000, 0.5)
+pool = BudgetPool(token_cap=1000, usd_cap=Decimal("0.5"), name="run")
+pool.record(tokens=5, usd=Fraction(1, 3), force=True)
+assert_type(pool.reserve(tokens=5), Reservation)
+assert_type(pool.try_reserve(tokens=5, usd=1), Reservation)
+assert_type(pool.snapshot(), BudgetSnapshot)
+pool.reset()
+pool.detach()
+
+with pool.reserve(tokens=5) as reservation:
+    assert_type(reservation, Reservation)
+    reservation.commit()
+    reservation.commit(tokens=4, usd=Decimal("0.1"))
+    reservation.release()
+    assert_type(reservation.completed, bool)
+    assert_type(reservation.reserved_tokens, int)
+    assert_type(reservation.reserved_usd, float)
+
+
+async def use() -> None:
+    async with pool.reserve(usd=0.1) as held:
+        assert_type(held, Reservation)
+
+
+snapshot = pool.snapshot()
+assert_type(snapshot.tokens_remaining, "int | None")
+assert_type(snapshot.usd_used, float)
+assert_type(snapshot.usd_used_nanos, int)
+
+try:
+    pool.record(tokens=1)
+except BudgetOverrun as overrun:
+    assert_type(overrun.attempted, float)
+except BudgetExceeded as exceeded:
+    assert_type(exceeded.axis, Literal["tokens", "usd"])
+    assert_type(exceeded.pool, "str | None")
+except (PoolForked, ReservationClosed) as closed:
+    assert_type(str(closed), str)
+
+pool.record(5)  # type: ignore[call-arg]
+pool.record(tokens="5")  # type: ignore[arg-type]
+pool.record(tokens=1.5)  # type: ignore[arg-type]
+pool.record(usd="5")  # type: ignore[arg-type]
