@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -25,3 +26,31 @@ def racing() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="explore every schedule and every point; takes long")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the proofs should leave nothing out."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def explored() -> dict[str, int]:
+    """How many schedules were explored, by scenario."""
+    return {}
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The pool's module with the scheduler's lock in its seam; collections happen between tests only."""
+    from scheduler import ModelLock
+    from token_budget import _pool
+
+    monkeypatch.setattr(_pool, "_new_lock", ModelLock)
+    gc.disable()
+    yield _pool
+    gc.enable()

@@ -45,7 +45,7 @@ def test_a_refusal_carries_its_numbers_on_the_dollar_axis_exactly() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "exhausted"), [(51, False), (70, False), (71, True)])
-def test_exhausted_tells_busy_from_never(tokens: int, exhausted: bool) -> None:  # noqa: FBT001
+def test_exhausted_tells_busy_from_never(tokens: int, exhausted: bool) -> None:
     assert refused(tokens=tokens).exhausted is exhausted
 
 

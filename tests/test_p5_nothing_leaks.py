@@ -60,7 +60,7 @@ def test_leaving_an_async_block_without_commit_releases_and_with_commit_counts()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_task_cancelled_inside_the_block_releases(asynchronous: bool) -> None:  # noqa: FBT001
+def test_a_task_cancelled_inside_the_block_releases(asynchronous: bool) -> None:
     pool = BudgetPool(token_cap=10)
 
     async def call(entered: asyncio.Event) -> None:

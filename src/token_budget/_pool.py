@@ -12,7 +12,7 @@ What always holds while the lock is free, on each axis:
 
 * ``0 <= reserved <= claimed``: claimed is used + reserved.
 * ``reserved`` is the sum over the reservations whose state is the pool's ``_open``, and ``in_flight`` is their number.
-* ``claimed <= bound``, but for spends that had happened already (an overrun) and caps of 0.
+* ``claimed <= bound``, but for spends that had happened already (an overrun).
 """
 
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false

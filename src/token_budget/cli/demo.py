@@ -1,0 +1,250 @@
+"""``token-budget demo``: threads, then asyncio tasks, spend from one budget, and an audit says whether it held.
+
+The model is simulated, the budget is not. `_workload` makes the calls, `_fanout` spends, `_display` shows it, `_audit`
+holds the pool against the workers' own ledger. Here are the options, and what is printed before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from random import Random
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+
+from token_budget import BudgetPool
+from token_budget.cli._audit import Caps, audit
+from token_budget.cli._display import progress_on, report
+from token_budget.cli._fanout import FanOut
+from token_budget.cli._workload import (
+    Prices,
+    TraceError,
+    estimated_sizes,
+    plan,
+    read_trace,
+    simulated_sizes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import Any
+
+    from token_budget.cli._audit import Audit
+    from token_budget.cli._workload import Workload
+
+_CALLS = 200
+_MOST_CALLS = 1_000_000
+_SHARE = 0.9  # of what the calls come to: the caps where none are given, so that the budget is over before the calls
+_MOST_WORKERS = 1000  # with more threads the demo would test the operating system
+_MOST_TOKEN_CAP = 10**18  # the pool's own limits
+_MOST_USD_CAP = 10**9
+_MOST_PRICE = 10**6  # a dollar a token
+
+_AUTO: Final = "auto"
+_Auto: TypeAlias = Literal["auto"]
+_Number = TypeVar("_Number", int, float)
+
+
+class Options(argparse.Namespace):
+    """The parsed options."""
+
+    workers: int
+    calls: int | None
+    seed: int
+    token_cap: int | _Auto | None
+    usd_cap: float | _Auto | None
+    input_price: float
+    output_price: float
+    speed: float
+    trace: str | None
+    input_column: str | None
+    output_column: str | None
+    json: bool
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare ``demo`` and its options."""
+    parser = commands.add_parser(
+        "demo",
+        help="threads and asyncio tasks spend from one budget, live, and an audit says whether it held",
+        description="Threads, then asyncio tasks, make simulated model calls under one budget of tokens and dollars. "
+        "At the end the pool is checked against a ledger that the workers kept. Exit status: 0 the audit agrees, 1 it "
+        "does not, 2 bad options or a bad trace, 130 ended by Ctrl-C (and the audit of what was done agrees).",
+    )
+    add = parser.add_argument
+    add("--workers", type=_whole(1, _MOST_WORKERS), default=16, metavar="N", help="calls at once (16)")
+    add("--calls", type=_whole(0, _MOST_CALLS), metavar="N", help="calls to make (200, or the whole trace)")
+    add("--seed", type=int, default=1, metavar="N", help="names the simulated workload (1)")
+    caps = "or none; by default nine tenths of what the calls come to, rounded"
+    add("--token-cap", type=_cap(_whole(0, _MOST_TOKEN_CAP)), default=_AUTO, metavar="N", help=f"tokens, {caps}")
+    add("--usd-cap", type=_cap(_number(0, _MOST_USD_CAP)), default=_AUTO, metavar="USD", help=f"dollars, {caps}")
+    price = _number(0, _MOST_PRICE)
+    add("--input-price", type=price, default=3.0, metavar="USD", help="of a million input tokens (3)")
+    add("--output-price", type=price, default=15.0, metavar="USD", help="of a million output tokens (15)")
+    add("--speed", type=_speed, default=1.0, metavar="X", help="10: ten times as fast; max: without sleeping (1)")
+    add("--trace", metavar="FILE", help="take the sizes of real calls: CSV with a header, or JSON lines")
+    add("--input-column", metavar="NAME", help="the trace's column of input tokens (the usual names are found)")
+    add("--output-column", metavar="NAME", help="the trace's column of output tokens")
+    add("--json", action="store_true", help="print one JSON object at the end, and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(options: Options) -> int:
+    """Run the demo and return the exit status: 0 only if the audit agrees."""
+    with _one_ctrl_c():
+        return _run(options)
+
+
+@contextmanager
+def _one_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, but not again within a second, in which the run ends.
+
+    Launchers pass on a signal that the terminal has sent to the whole group already: one Ctrl-C comes twice.
+    """
+    raised_at = -math.inf
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal raised_at
+        now = time.monotonic()
+        if now - raised_at > 1:
+            raised_at = now
+            raise KeyboardInterrupt
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may set no handler
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(options: Options) -> int:
+    try:
+        workload = _workload(options)
+    except TraceError as error:
+        sys.stderr.write(f"token-budget demo: error: {error}\n")
+        return 2
+    caps = _caps(options, workload)
+    if not options.json:
+        sys.stdout.write(_header(options, workload, caps))
+        sys.stdout.flush()
+    fan_out = FanOut(BudgetPool(caps.tokens, caps.usd, name="demo"), workers=options.workers, speed=options.speed)
+    started = time.perf_counter()
+    interrupted = fan_out.run(
+        workload, progress_on(sys.stderr if options.json else sys.stdout, only_terminal=options.json)
+    )
+    elapsed = time.perf_counter() - started
+    result = audit(fan_out.ledger, fan_out.pool.snapshot(), caps, calls=len(workload), interrupted=interrupted)
+    if options.json:
+        json.dump(_as_json(options, caps, result, elapsed=elapsed, interrupted=interrupted), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(f"\n{report(result, elapsed=elapsed, interrupted=interrupted)}\n")
+    sys.stdout.flush()
+    if not result.agrees:
+        return 1
+    return 128 + signal.SIGINT if interrupted else 0
+
+
+def _workload(options: Options) -> Workload:
+    random = Random(options.seed)
+    if options.trace is None:
+        sizes = simulated_sizes(_CALLS if options.calls is None else options.calls, random)
+    else:
+        columns = {"input_column": options.input_column, "output_column": options.output_column}
+        sizes = estimated_sizes(read_trace(options.trace, limit=options.calls, **columns))
+    return plan(sizes, Prices(options.input_price, options.output_price), random)
+
+
+def _caps(options: Options, workload: Workload) -> Caps:
+    """Return the caps that were given; what is left open comes to a round number near nine tenths of the calls."""
+    tokens, usd = workload.total()
+    token_cap, usd_cap = options.token_cap, options.usd_cap
+    if token_cap == _AUTO:
+        token_cap = min(int(float(f"{_SHARE * tokens:.2g}")), _MOST_TOKEN_CAP)
+    if usd_cap == _AUTO:
+        usd_cap = min(float(f"{_SHARE * usd:.2g}"), _MOST_USD_CAP)
+    return Caps(token_cap, usd_cap)
+
+
+def _header(options: Options, workload: Workload, caps: Caps) -> str:
+    source = "simulated" if options.trace is None else f"sizes from {options.trace!r}"
+    speed = "as fast as it goes" if math.isinf(options.speed) else f"at speed {options.speed:g}"
+    tokens = "no token cap" if caps.tokens is None else f"{caps.tokens:,} tokens"
+    usd = "no USD cap" if caps.usd is None else f"{caps.usd:,g} USD"
+    return (
+        f"token_budget demo: {len(workload):,} calls, {source}, seed {options.seed}\n"
+        f"  caps     {tokens}, {usd}\n"
+        f"  prices   {options.input_price:g} USD for a million input tokens, {options.output_price:g} for output\n"
+        f"  workers  {options.workers} threads for the first half, then as many asyncio tasks at once, {speed}\n\n"
+    )
+
+
+def _as_json(options: Options, caps: Caps, result: Audit, *, elapsed: float, interrupted: bool) -> dict[str, Any]:
+    ignored = {"command", "run"}  # the parser's own
+    speed = "max" if math.isinf(options.speed) else options.speed  # JSON has no infinity
+    return {
+        "agrees": result.agrees,
+        "interrupted": interrupted,
+        "seed": options.seed,
+        "elapsed_seconds": round(elapsed, 3),
+        "options": {name: value for name, value in vars(options).items() if name not in ignored} | {"speed": speed},
+        "caps": {"tokens": caps.tokens, "usd": caps.usd, "usd_nanos": caps.nanos},
+        "audit": {
+            key: {"calls": line.calls, "tokens": line.amount.tokens, "usd_nanos": line.amount.nanos}
+            for key, line in result.lines.items()
+        },
+        "most_in_flight": result.most_in_flight,
+        "checks": [check._asdict() for check in result.checks],
+    }
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    return _bounded(int, "a whole number", least, most)
+
+
+def _number(least: int, most: int) -> Callable[[str], float]:
+    return _bounded(float, "a number", least, most)
+
+
+def _bounded(convert: Callable[[str], _Number], what: str, least: int, most: int) -> Callable[[str], _Number]:
+    def parse(text: str) -> _Number:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:  # false for NaN as well
+            raise argparse.ArgumentTypeError(f"must be {what} from {least} to {most:,}, not {text!r}")
+        return value
+
+    return parse
+
+
+def _cap(parse: Callable[[str], _Number]) -> Callable[[str], _Number | _Auto | None]:
+    def parse_cap(text: str) -> _Number | _Auto | None:
+        if text == _AUTO:
+            return _AUTO
+        return None if text == "none" else parse(text)
+
+    return parse_cap
+
+
+def _speed(text: str) -> float:
+    if text == "max":
+        return math.inf
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = math.nan
+    if not 0 < speed < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, or max, not {text!r}")
+    return speed

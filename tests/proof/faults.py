@@ -1,0 +1,194 @@
+"""Planted faults: each a few words changed in `_pool.py`, as a careless hand might change them.
+
+The scheduler must find every one of them (`test_planted_faults.py`), or its silence about the real code would mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from token_budget import _pool
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In the function `where`, each text, which stands there once, becomes the other; `found_by` are two operations."""
+
+    name: str
+    where: str
+    found_by: tuple[str, str]
+    edits: tuple[tuple[str, str], ...]
+
+
+def reopened(owner: str, then: str = "") -> str:
+    """Return code that lets the lock go and takes it again."""
+    return f"{owner}._lock.release(); {owner}._lock.acquire(); {then}"
+
+
+TAKE = "for _ in self._spending:\n"
+FITS = "if tokens_after <= self._token_bound and nanos_after <= self._nano_bound:\n"
+SUM = "tokens_after = self._tokens_claimed + tokens\n"
+
+FAULTS = [
+    Fault(
+        "record checks, lets the lock go, then adds",
+        "BudgetPool.record",
+        ("record_much", "reserve"),
+        ((FITS, FITS + reopened("self") + "\n"),),
+    ),
+    Fault(
+        "record works with a total that it read before it took the lock",
+        "BudgetPool.record",
+        ("record", "record"),
+        ((TAKE, "before = self._tokens_claimed + tokens\n" + TAKE), (SUM, "tokens_after = before\n")),
+    ),
+    Fault(
+        "record adds one axis, lets the lock go, then adds the other",
+        "BudgetPool.record",
+        ("record", "snapshot"),
+        (("self._tokens_claimed = tokens_after\n", "self._tokens_claimed = tokens_after\n" + reopened("self") + "\n"),),
+    ),
+    Fault(
+        "a forced spend is added to a total that was read before the lock was taken",
+        "BudgetPool._add",
+        ("force", "commit"),
+        ((TAKE, "before = self._tokens_claimed + tokens\n" + TAKE), (SUM, "tokens_after = before\n")),
+    ),
+    Fault(
+        "reserve checks, lets the lock go, then takes",
+        "BudgetPool.reserve",
+        ("reserve", "reserve_after_release"),
+        ((FITS, FITS + reopened("self") + "\n"),),
+    ),
+    Fault(
+        "reserve counts what is in flight after it let the lock go",
+        "BudgetPool.reserve",
+        ("reserve", "snapshot"),
+        (("self._in_flight = in_flight\n", reopened("self", "self._in_flight = in_flight\n")),),
+    ),
+    Fault(
+        "snapshot reads its two axes at two moments",
+        "BudgetPool.snapshot",
+        ("snapshot", "record"),
+        (("nanos_claimed = self._nanos_claimed\n", reopened("self", "nanos_claimed = self._nanos_claimed\n")),),
+    ),
+    Fault(
+        "snapshot takes no lock",
+        "BudgetPool.snapshot",
+        ("snapshot", "commit"),
+        (("in self._locked:\n", "in [None]:\n"), ("self._lock.release()\n", "pass\n")),
+    ),
+    Fault(
+        "reset forgets what is held",
+        "BudgetPool.reset",
+        ("reset", "release"),
+        (("self._tokens_claimed = self._tokens_reserved\n", "self._tokens_claimed = 0\n"),),
+    ),
+    Fault(
+        "reset works with what was held before it took the lock",
+        "BudgetPool.reset",
+        ("reset", "commit"),
+        (
+            (TAKE, "held = self._tokens_reserved\n" + TAKE),
+            ("self._tokens_claimed = self._tokens_reserved\n", "self._tokens_claimed = held\n"),
+        ),
+    ),
+    Fault(
+        "commit looks whether it is settled before it takes the lock",
+        "Reservation.commit",
+        ("commit", "commit"),
+        (
+            ("settled = self._state is not pool._open\n", "pass\n"),
+            ("for _ in pool._spending:\n", "settled = self._state is not pool._open\nfor _ in pool._spending:\n"),
+        ),
+    ),
+    Fault(
+        "commit marks itself committed after it let the lock go",
+        "Reservation.commit",
+        ("commit", "release"),
+        (("self._state = _COMMITTED\n", reopened("pool", "self._state = _COMMITTED\n")),),
+    ),
+    Fault(
+        "commit gives back what it held, lets the lock go, then adds what it cost",
+        "Reservation.commit",
+        ("commit", "record_much"),
+        (
+            (
+                "pool._tokens_claimed = tokens_after\n",
+                "pool._tokens_claimed -= held_tokens; " + reopened("pool", "pool._tokens_claimed += tokens\n"),
+            ),
+        ),
+    ),
+    Fault(
+        "release looks whether it is settled before it takes the lock",
+        "Reservation.release",
+        ("release", "commit"),
+        (
+            ("if self._state is pool._open:\n", "if still_open:\n"),
+            ("for _ in pool._locked:\n", "still_open = self._state is pool._open\nfor _ in pool._locked:\n"),
+        ),
+    ),
+    Fault(
+        "release marks itself released, lets the lock go, then gives back",
+        "Reservation.release",
+        ("release", "snapshot"),
+        (("tokens_claimed = pool._tokens_claimed - held_tokens\n",
+          "self._state = _RELEASED; " + reopened("pool", "tokens_claimed = pool._tokens_claimed - held_tokens\n")),
+         ("pool._in_flight = in_flight\n", reopened("pool", "pool._in_flight = in_flight\n"))),
+    ),
+    Fault(
+        "what was dropped is given back without the lock",
+        "BudgetPool._reclaim",
+        ("record", "drop_then_record"),
+        (
+            (
+                "reservation.release()\n",
+                "self._tokens_claimed -= reservation._tokens; self._tokens_reserved -= reservation._tokens; "
+                "self._nanos_claimed -= reservation._nanos; self._nanos_reserved -= reservation._nanos; "
+                "self._in_flight -= 1; reservation._state = _RELEASED\n",
+            ),
+        ),
+    ),
+    Fault(
+        "a dropped reservation is forgotten",
+        "Reservation.__del__",
+        ("drop", "snapshot"),
+        (("pool._dropped.append(self)\n", "pass\n"),),
+    ),
+]  # fmt: skip
+
+
+def edited(where: str, edits: tuple[tuple[str, str], ...]) -> types.ModuleType:
+    """Return `_pool.py` as a module of its own, with the edits made in the function `where` (``Class.method``)."""
+    source = inspect.getsource(_pool)
+    tree = ast.parse(source)
+    owner_name, name = where.split(".")
+    (owner,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == owner_name]
+    (function,) = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    lines = source.splitlines(keepends=True)
+    assert function.end_lineno is not None
+    text = "".join(lines[function.lineno - 1 : function.end_lineno])
+    for old, new in edits:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {where}"
+        start = text.index(old)
+        indent = " " * (start - text.rindex("\n", 0, start) - 1)
+        first, *rest = new.splitlines(keepends=True)
+        deeper = indent + " " * 4 if first.rstrip().endswith(":") and old == first else indent
+        text = text[:start] + first + textwrap.indent("".join(rest), deeper) + text[start + len(old) :]
+    module = types.ModuleType("planted")
+    sys.modules["planted"] = module
+    whole = "".join(lines[: function.lineno - 1]) + text + "".join(lines[function.end_lineno :])
+    exec(compile(whole, "planted.py", "exec"), vars(module))
+    return module
+
+
+def planted(fault: Fault) -> Any:
+    """Return the pool's module with the fault in it."""
+    return edited(fault.where, fault.edits)

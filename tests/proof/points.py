@@ -1,0 +1,110 @@
+"""Acts before the k-th instruction of the package, for every k: an interrupt, a collection, a signal.
+
+An interrupt is delivered as CPython delivers Ctrl-C: it is made *pending*, and the interpreter raises it at the next
+place at which it looks. So it must be made pending without its looking on the way back from our callback, nor
+at the entry of the next one. The callback takes itself out first, and `_Pending.fire` is a property whose getter is a
+function in C: reading it runs no Python code and passes no such place.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class _Pending(int):
+    """Reading `fire` makes the signal of this number pending."""
+
+    fire = property(_thread.interrupt_main)
+
+
+_SIGINT = _Pending(signal.SIGINT)
+
+
+class Points:
+    """Counts the instructions of some code, and acts before one of them.
+
+    Args:
+        codes: the code whose instructions count.
+        act: what to do before the instruction; without it, a pending SIGINT.
+    """
+
+    def __init__(self, codes: Iterable[types.CodeType], act: Callable[[], object] | None = None) -> None:
+        self.codes = set(codes)
+        self.act = act
+        self.count = 0
+        self.at = -1
+
+    @contextmanager
+    def armed(self, at: int) -> Iterator[None]:
+        """Act before instruction number `at` (from 0) of what runs inside; -1 only counts."""
+        self.count, self.at = 0, at
+        if sys.version_info < (3, 12):
+            before = sys.gettrace()
+            sys.settrace(self._trace)
+            try:
+                yield
+            finally:
+                sys.settrace(before)
+            return
+        monitoring = sys.monitoring
+        monitoring.use_tool_id(monitoring.DEBUGGER_ID, "points")
+        monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, self._instruction)
+        for code in self.codes:
+            monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.INSTRUCTION)
+        try:
+            yield
+        finally:
+            for code in self.codes:
+                monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.NO_EVENTS)
+            monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, None)
+            monitoring.free_tool_id(monitoring.DEBUGGER_ID)
+
+    def _instruction(self, _code: types.CodeType, _offset: int) -> object:
+        assert sys.version_info >= (3, 12)
+        now = self.count
+        self.count = now + 1
+        if now != self.at:
+            return None
+        if self.act is not None:
+            return self.act() and None
+        sys.monitoring.register_callback(sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION, None)
+        return _SIGINT.fire
+
+    def _trace(self, frame: types.FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code not in self.codes:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            now = self.count
+            self.count = now + 1
+            if now == self.at:
+                if self.act is not None:
+                    self.act()
+                else:
+                    sys.settrace(None)
+                    _SIGINT.fire
+                    return None
+        return self._trace
+
+
+def handled(operation: Callable[[], Any], points: Points, at: int) -> str:
+    """Run the operation with the action at one point; return how it ended: done, refused or interrupted."""
+    ended = "interrupted"
+    try:
+        try:
+            with points.armed(at):
+                operation()
+            ended = "done"
+        except Exception:  # noqa: BLE001 - a refusal; an interrupt is no Exception
+            ended = "refused"
+        for _ in range(3):  # an interrupt that was made pending at the end is delivered here
+            pass
+    except KeyboardInterrupt:
+        return "interrupted"
+    return ended

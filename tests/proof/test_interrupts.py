@@ -1,0 +1,319 @@
+"""P5 and P8 at every bytecode: an interrupt, a collection or a signal handler before each instruction of an operation.
+
+After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from points import Points, handled
+from scheduler import functions_of
+from support import counters
+from token_budget import BudgetExceeded, BudgetPool, Reservation, _errors, _money, _pool, _snapshot
+
+# What is in flight before each operation, and what the operation may leave: (tokens used) by how it ended.
+BEFORE = 10
+HELD = 20
+
+
+class World:
+    """A pool that has used 10 of 100 and holds 20 for `held`."""
+
+    def __init__(self) -> None:
+        self.pool = BudgetPool(token_cap=100, usd_cap=100)
+        self.pool.record(tokens=BEFORE, usd=BEFORE)
+        self.held: Reservation | None = self.pool.reserve(tokens=HELD, usd=HELD)
+
+    def record(self) -> None:
+        self.pool.record(tokens=5, usd=5)
+
+    def record_refused(self) -> None:
+        self.pool.record(tokens=500, usd=0.5)
+
+    def record_forced(self) -> None:
+        self.pool.record(tokens=5, usd=500, force=True)
+
+    def record_floats(self) -> None:
+        self.pool.record(tokens=5, usd=5.0)
+
+    def reserve(self) -> None:
+        self.pool.reserve(tokens=30, usd=30).release()
+
+    def reserve_refused(self) -> None:
+        self.pool.reserve(tokens=5, usd=300)
+
+    def commit(self) -> None:
+        assert self.held is not None
+        self.held.commit(tokens=15, usd=15)
+
+    def commit_over(self) -> None:
+        assert self.held is not None
+        self.held.commit(tokens=150, usd=150)
+
+    def commit_default(self) -> None:
+        assert self.held is not None
+        self.held.commit()
+
+    def release(self) -> None:
+        assert self.held is not None
+        self.held.release()
+
+    def block(self) -> None:
+        with self.pool.reserve(tokens=30, usd=30) as reservation:
+            reservation.commit(tokens=25, usd=25)
+
+    def block_left(self) -> None:
+        with self.pool.reserve(tokens=30, usd=30):
+            pass
+
+    def block_failed(self) -> None:
+        with self.pool.reserve(tokens=30, usd=30):
+            raise ValueError
+
+    def async_block(self) -> None:
+        async def call() -> None:
+            async with self.pool.reserve(tokens=30, usd=30) as reservation:
+                reservation.commit(tokens=25, usd=25)
+
+        coroutine = call()
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            pass
+        finally:
+            coroutine.close()
+
+    def snapshot(self) -> None:
+        self.pool.snapshot()
+
+    def reset(self) -> None:
+        self.pool.reset()
+
+    def reclaim(self) -> None:
+        self.held = None  # dropped outside of what is watched
+        self.pool.record(tokens=5, usd=5)
+
+
+# Operation: what may be used after it, in tokens, beside the 10 that are used before it.
+OPERATIONS: dict[str, set[int]] = {
+    "record": {BEFORE, BEFORE + 5},
+    "record_refused": {BEFORE},
+    "record_forced": {BEFORE, BEFORE + 5},
+    "record_floats": {BEFORE, BEFORE + 5},
+    "reserve": {BEFORE},
+    "reserve_refused": {BEFORE},
+    "commit": {BEFORE, BEFORE + 15},
+    "commit_over": {BEFORE, BEFORE + 150},
+    "commit_default": {BEFORE, BEFORE + HELD},
+    "release": {BEFORE},
+    "block": {BEFORE, BEFORE + 25},
+    "block_left": {BEFORE},
+    "block_failed": {BEFORE},
+    "async_block": {BEFORE, BEFORE + 25},
+    "snapshot": {BEFORE},
+    "reset": {0, BEFORE},
+    "reclaim": {BEFORE, BEFORE + 5},
+}
+FINISHED = {"commit": BEFORE + 15, "commit_over": BEFORE + 150, "commit_default": BEFORE + HELD, "reset": 0}
+WATCHED = functions_of(_pool, _money, _errors, _snapshot)
+
+
+def codes_of(name: str) -> list[types.CodeType]:
+    own = getattr(World, name).__code__
+    inner = [constant for constant in own.co_consts if isinstance(constant, types.CodeType)]
+    # `reclaim` drops a reservation itself. An interrupt that is pending at that very moment is delivered at the entry
+    # of `__del__`, where Python code cannot catch it: the one point that is left out, and tests/README.md says so.
+    return [*WATCHED, *inner] if name == "reclaim" else [*WATCHED, own, *inner]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Collections only where a test asks for one; drops without their warning; Ctrl-C as in a program."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()
+    gc.collect()
+    gc.freeze()  # a collection then looks at what the test made, and not at all of pytest
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    gc.unfreeze()
+    gc.enable()
+    signal.signal(signal.SIGINT, before)
+
+
+def is_free(pool: Any) -> bool:
+    """Tell whether nobody holds the lock; where it is an RLock, taking it in this thread would not tell."""
+    return repr(pool._lock).startswith("<unlocked")
+
+
+def check(world: World, name: str, ended: str) -> None:
+    """Hold the promises after an operation that ended somehow."""
+    pool = world.pool
+    assert is_free(pool), "the lock is held"
+    if world.held is not None and not world.held.completed:
+        world.held.release()
+    used, reserved, nanos_used, nanos_reserved, in_flight = counters(pool)
+    assert (reserved, nanos_reserved, in_flight) == (0, 0, 0), "something leaked"
+    assert used in OPERATIONS[name]
+    if name != "record_forced":
+        assert nanos_used == used * 10**9, "half a change"
+    if ended == "done" and name in FINISHED:
+        assert used == FINISHED[name], "a spend was lost"
+    pool.reset()
+    pool.record(tokens=100, usd=100)
+
+
+def every_point(name: str, points: Points, after: Callable[[World], object] = lambda _world: None) -> set[str]:
+    """Run the operation once for each of its instructions, with the action there; return the ways in which it ended."""
+    points.codes = set(codes_of(name))
+    ends = {handled(getattr(World(), name), points, -1)}
+    total = points.count
+    assert total > 20
+    for at in range(total):
+        world = World()
+        ended = handled(getattr(world, name), points, at)
+        assert points.count > at
+        after(world)
+        try:
+            check(world, name, ended)
+        except AssertionError as error:
+            raise AssertionError(f"{name}, {ended}, at instruction {at} of {total}: {error}") from error
+        ends.add(ended)
+    return ends
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_interrupt_before_any_instruction_breaks_nothing(name: str) -> None:
+    unraisable: list[Any] = []
+    before, sys.unraisablehook = sys.unraisablehook, unraisable.append
+    try:
+        assert "interrupted" in every_point(name, Points([]))
+    finally:
+        sys.unraisablehook = before
+    # Delivered where Python code cannot raise it on (in a finaliser), or a coroutine that was made and never awaited.
+    assert {item.exc_type for item in unraisable} <= {KeyboardInterrupt, RuntimeWarning}
+    unraisable.clear()
+
+
+def test_a_change_in_two_halves_would_be_noticed() -> None:
+    """Break it on purpose: with a call between two stores, some interrupt cuts the change in half."""
+    from faults import edited
+
+    halves = edited(
+        "BudgetPool.record",
+        (("self._tokens_claimed = tokens_after\n", "self._tokens_claimed = tokens_after; len('')\n"),),
+    )
+    points = Points(functions_of(halves))
+    seen = set()
+    for at in range(200):
+        pool = halves.BudgetPool()
+        handled(lambda pool=pool: pool.record(tokens=5, usd=5), points, at)  # type: ignore[misc]
+        seen.add((pool._tokens_claimed, pool._nanos_claimed))
+    assert (5, 0) in seen
+
+
+def test_a_lock_taken_by_a_call_before_the_try_would_be_noticed() -> None:
+    """Break it on purpose: the plain spelling leaves the lock held at some interrupt."""
+    from faults import edited
+
+    plain = edited("BudgetPool.snapshot", (("for _ in self._locked:\n", "self._lock.acquire()\nfor _ in (None,):\n"),))
+    points = Points(functions_of(plain))
+    left_held = 0
+    for at in range(200):
+        pool = plain.BudgetPool()
+        handled(pool.snapshot, points, at)
+        left_held += not is_free(pool)
+    assert left_held
+
+
+# ---------------------------------------------------------------- signal handlers
+
+
+def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
+    def handler(_number: int, _frame: object) -> None:
+        world_of[1:] = []  # it was run
+        pool = world_of[0].pool
+        if does == "snapshot":
+            snapshot = pool.snapshot()
+            assert snapshot.tokens_used * 10**9 == snapshot.usd_used_nanos or snapshot.usd_used_nanos > 500 * 10**9
+        elif does == "record":
+            pool.record(tokens=0, usd=0)
+        elif does == "reserve":
+            pool.reserve(tokens=1, usd=1).release()
+        elif does == "drop":
+            pool.reserve(tokens=1, usd=1)
+        elif does == "release" and world_of[0].held is not None:
+            world_of[0].held.release()
+
+    return handler
+
+
+@pytest.mark.parametrize("does", ["snapshot", "record", "reserve", "drop", "release"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_signal_handler_before_any_instruction_may_use_the_pool(name: str, does: str) -> None:
+    points = Points(codes_of(name))
+    handled(getattr(World(), name), points, -1)
+    for at in range(points.count):
+        world = World()
+        running = [world, world]
+        signal.signal(signal.SIGINT, handler_that(running, does))
+
+        def operation(world: World = world) -> None:
+            try:
+                getattr(world, name)()
+            except BudgetExceeded:
+                pass  # an overrun, or the handler's own amount did not fit after one
+
+        handled(operation, points, at)
+        assert len(running) == 1, "the handler was not run"
+        check(world, name, "interrupted")
+
+
+# ---------------------------------------------------------------- finalisers
+
+
+def garbage(pool: BudgetPool) -> None:
+    """Leave two reservations in a cycle that only the collector can free."""
+    cycle: list[Any] = [pool.reserve(tokens=1, usd=1), pool.reserve(tokens=1, usd=1)]
+    cycle.append(cycle)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_collection_before_any_instruction_frees_what_garbage_held(name: str) -> None:
+    points = Points(codes_of(name), act=gc.collect)
+    handled(getattr(World(), name), points, -1)
+    for at in range(points.count):
+        world = World()
+        garbage(world.pool)
+        ended = handled(getattr(world, name), points, at)
+        assert ended in {"done", "refused"}
+        check(world, name, "interrupted")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_collection_at_every_allocation_hangs_nothing(name: str) -> None:
+    thresholds = gc.get_threshold()
+    gc.enable()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(50):
+            world = World()
+            garbage(world.pool)
+            try:
+                getattr(world, name)()
+            except (BudgetExceeded, ValueError):
+                pass
+            gc.collect()
+            check(world, name, "interrupted")
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.disable()

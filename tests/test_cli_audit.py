@@ -1,0 +1,203 @@
+"""`cli._audit`: what the ledger notes, and that each check can fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from token_budget import BudgetExceeded, BudgetOverrun, BudgetSnapshot
+from token_budget.cli._audit import Amount, Audit, Caps, CutShort, Ledger, Outcome, audit
+from token_budget.cli._workload import Call, Fate
+
+CAPS = Caps(1000, 1.0)
+FINAL = BudgetSnapshot(120, 0.0012, 1000, 1.0)
+
+
+def make_call(number: int = 0) -> Call:
+    return Call(number, 150, 0.0015, 120, 0.0012, connect_seconds=0, answer_seconds=0, fate=Fate.ANSWERED)
+
+
+def book_finished(ledger: Ledger, number: int = 0, tokens: int = 120, usd: float = 0.0012) -> None:
+    with ledger.book(make_call(number)) as tally:
+        tally.admitted = True
+        tally.bill(tokens, usd)
+
+
+def failed(result: Audit) -> list[str]:
+    return [check.name for check in result.checks if not check.ok]
+
+
+def audit_of(
+    final: BudgetSnapshot = FINAL, *, caps: Caps = CAPS, calls: int = 1, sample: BudgetSnapshot = FINAL
+) -> Audit:
+    """Audit a run of one finished call, with something told wrongly."""
+    ledger = Ledger()
+    book_finished(ledger)
+    ledger.samples.append(sample)
+    return audit(ledger, final, caps, calls=calls, interrupted=False)
+
+
+# ---------------------------------------------------------------------- the ledger
+
+
+@pytest.mark.parametrize(
+    ("usd", "nanos"),
+    [
+        (0.1, 10**8),
+        (2.5e-9, 3),  # this float lies above the tie, and so does the next
+        (0.5e-9, 1),
+        (2**-10 + 2**-10 * 1e-9, 976563),  # 976562.5 and a little
+        (2**-10, 976562),  # a tie goes to the even one
+        (1e9, 10**18),
+        (5e-324, 0),
+    ],
+)
+def test_dollars_are_counted_exactly(usd: float, nanos: int) -> None:
+    assert Amount.of(7, usd) == (7, nanos)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "overran"),
+    [
+        (BudgetExceeded("tokens", 2, 1), Outcome.REFUSED, False),
+        (BudgetOverrun("tokens", 2, 1), Outcome.FINISHED, True),
+        (ConnectionRefusedError(), Outcome.UNSENT, False),
+        (TimeoutError(), Outcome.TIMED_OUT, False),
+    ],
+)
+def test_the_error_of_a_call_decides_how_it_is_booked(error: Exception, outcome: Outcome, *, overran: bool) -> None:
+    ledger = Ledger()
+    with ledger.book(make_call(7)):
+        raise error
+    assert [ledger.count(kind) for kind in Outcome] == [int(kind is outcome) for kind in Outcome]
+    assert ledger.tallies[outcome][0].overran is overran
+    assert ledger.begun == ledger.ended == [7]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, CutShort])
+def test_a_cancelled_call_is_booked_and_the_cancellation_goes_on(error: type[BaseException]) -> None:
+    ledger = Ledger()
+    with pytest.raises(error), ledger.book(make_call()):
+        raise error
+    assert ledger.count(Outcome.CANCELLED) == 1
+
+
+def test_an_unknown_error_passes_and_leaves_a_call_that_never_ended() -> None:
+    ledger = Ledger()
+    with pytest.raises(ZeroDivisionError), ledger.book(make_call()):
+        raise ZeroDivisionError
+    result = audit(ledger, BudgetSnapshot(0, 0, 1000, 1.0), CAPS, calls=1, interrupted=False)
+    assert failed(result) == ["every call ended exactly once"]
+
+
+def test_the_excess_is_what_was_billed_above_what_was_reserved() -> None:
+    ledger = Ledger()
+    with ledger.book(make_call()) as tally:
+        assert tally.excess == (0, 0)
+        tally.bill(120, 0.0012)
+        assert tally.excess == (0, 0)
+        tally.bill(151, 0.002)
+        assert tally.excess == (1, 500_000)
+
+
+# ---------------------------------------------------------------------- the audit
+
+
+def test_an_honest_run_agrees() -> None:
+    result = audit_of()
+    assert result.agrees
+    assert failed(result) == []
+    assert result.lines["finished"] == ("finished", 1, (120, 1_200_000))
+    assert result.lines["reserved"][1:] == (1, (150, 1_500_000))
+    assert result.lines["spent_by_ledger"].amount == result.lines["spent_by_pool"].amount
+
+
+def test_without_caps_there_is_nothing_to_pass() -> None:
+    result = audit_of(BudgetSnapshot(120, 0.0012), caps=Caps(None, None), sample=BudgetSnapshot(10**17, 10**8))
+    assert result.agrees
+
+
+@pytest.mark.parametrize(
+    ("tell", "check"),
+    [
+        (lambda: audit_of(BudgetSnapshot(121, 0.0012, 1000, 1.0)), "tokens used are what the ledger says"),
+        (lambda: audit_of(BudgetSnapshot(120, 0.001200001, 1000, 1.0)), "nanodollars used are what the ledger says"),
+        (
+            lambda: audit_of(BudgetSnapshot(120, 0.0012, 1000, 1.0, tokens_reserved=1)),
+            "nothing is reserved or in flight at the end",
+        ),
+        (
+            lambda: audit_of(BudgetSnapshot(120, 0.0012, 1000, 1.0, usd_reserved=1e-9)),
+            "nothing is reserved or in flight at the end",
+        ),
+        (
+            lambda: audit_of(BudgetSnapshot(120, 0.0012, 1000, 1.0, in_flight=1)),
+            "nothing is reserved or in flight at the end",
+        ),
+        (lambda: audit_of(calls=2), "every call ended exactly once"),
+        (lambda: audit_of(calls=0), "every call ended exactly once"),
+        (
+            lambda: audit_of(sample=BudgetSnapshot(120, 0.0012, 1001, 1.0)),
+            "used + reserved + remaining is the cap in every snapshot",
+        ),
+        (
+            lambda: audit_of(sample=BudgetSnapshot(120, 0.0012, None, 1.0)),
+            "used + reserved + remaining is the cap in every snapshot",
+        ),
+        (
+            lambda: audit_of(sample=BudgetSnapshot(120, 0.0012, 1000, 1.000000001)),
+            "used + reserved + remaining is the cap in every snapshot",
+        ),
+        (lambda: audit_of(sample=BudgetSnapshot(1001, 0, 1000, 1.0)), "never above the token cap but by overruns"),
+        (
+            lambda: audit_of(sample=BudgetSnapshot(600, 0, 1000, 1.0, tokens_reserved=401)),
+            "never above the token cap but by overruns",
+        ),
+        (lambda: audit_of(sample=BudgetSnapshot(0, 1.000000001, 1000, 1.0)), "never above the USD cap but by overruns"),
+    ],
+)
+def test_each_check_can_fail(tell: Callable[[], Audit], check: str) -> None:
+    result = tell()
+    assert failed(result) == [check]
+    assert not result.agrees
+
+
+def test_negative_amounts_are_never_right() -> None:
+    broken = BudgetSnapshot(120, 0.0012, 1000, 1.0)
+    broken._state = (-1, 0, *broken._state[2:])
+    assert failed(audit_of(sample=broken)) == ["used + reserved + remaining is the cap in every snapshot"]
+
+
+def test_overruns_allow_as_much_above_the_cap_as_they_cost_and_no_more() -> None:
+    def overrun_run(claimed: int) -> Audit:
+        ledger = Ledger()
+        with ledger.book(make_call()) as tally:  # 150 reserved, 170 billed
+            tally.admitted = True
+            tally.bill(170, 0.0012)
+            raise BudgetOverrun("tokens", 170, 160)
+        ledger.samples.append(BudgetSnapshot(claimed, 0, 160, 1.0))
+        return audit(ledger, BudgetSnapshot(170, 0.0012, 160, 1.0), Caps(160, 1.0), calls=1, interrupted=False)
+
+    assert overrun_run(180).agrees
+    assert overrun_run(180).lines["overruns"][1:] == (1, (20, 0))
+    assert failed(overrun_run(181)) == ["never above the token cap but by overruns"]
+
+
+def test_after_ctrl_c_calls_may_never_have_begun_but_none_is_lost_or_counted_twice() -> None:
+    def stopped_run(*begun: int, ended: tuple[int, ...]) -> Audit:
+        ledger = Ledger()
+        for number in ended:
+            with ledger.book(make_call(number)):
+                raise TimeoutError
+        ledger.begun = list(begun)
+        return audit(ledger, BudgetSnapshot(0, 0, 1000, 1.0), CAPS, calls=5, interrupted=True)
+
+    assert stopped_run(ended=()).agrees
+    assert stopped_run(2, 0, ended=(0, 2)).agrees
+    assert stopped_run(2, 0, ended=(0, 2)).lines["not_started"].calls == 3
+    assert not stopped_run(0, 2, ended=(0,)).agrees
+    assert not stopped_run(0, 0, ended=(0, 0)).agrees
+    assert not stopped_run(0, ended=(1,)).agrees
+    assert not stopped_run(5, ended=(5,)).agrees
