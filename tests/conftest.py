@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -53,4 +54,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_pool, "_new_lock", ModelLock)
     gc.disable()
     yield _pool
+    with warnings.catch_warnings():  # a run that was abandoned leaves reservations behind
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
     gc.enable()

@@ -66,14 +66,14 @@ class Points:
             monitoring.free_tool_id(monitoring.DEBUGGER_ID)
 
     def _instruction(self, _code: types.CodeType, _offset: int) -> object:
-        assert sys.version_info >= (3, 12)
         now = self.count
         self.count = now + 1
         if now != self.at:
             return None
         if self.act is not None:
             return self.act() and None
-        sys.monitoring.register_callback(sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION, None)
+        if sys.version_info >= (3, 12):
+            sys.monitoring.register_callback(sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION, None)
         return _SIGINT.fire
 
     def _trace(self, frame: types.FrameType, event: str, _argument: object) -> Any:

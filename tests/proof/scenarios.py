@@ -156,6 +156,33 @@ def scenario(module: Any, *bodies: list[Operation], check: Callable[[World], Non
     return Scenario(name, setup, bodies, final, check)
 
 
+def detach(world: World) -> Any:
+    return answered(world.pool.detach)
+
+
+def detach_then_reserve(world: World) -> Any:
+    world.pool.detach()
+    return reserve(world)
+
+
+def forked(module: Any, *bodies: list[Operation]) -> Scenario:
+    """Make a scenario that begins in the state of a forked child."""
+    made = scenario(module, *bodies)
+
+    def setup() -> World:
+        world = made.setup()
+        world.pool._after_fork_in_child()
+        return world  # type: ignore[no-any-return]
+
+    return Scenario(f"forked: {made.name}", setup, made.bodies, final, consistent)
+
+
+def children(module: Any) -> list[Scenario]:
+    """What can race in a forked child."""
+    others = [snapshot, reserve, release, detach, detach_then_reserve]
+    return [forked(module, [detach], [other]) for other in others]
+
+
 def pairs(module: Any) -> list[Scenario]:
     """Every pair of operations, an operation with itself included."""
     return [scenario(module, [one], [other]) for one, other in combinations_with_replacement(OPERATIONS, 2)]
@@ -163,7 +190,7 @@ def pairs(module: Any) -> list[Scenario]:
 
 def triples(module: Any) -> list[Scenario]:
     """Three threads: every three of the operations whose races differ most."""
-    chosen = [record_much, reserve, commit, release, snapshot, reset, drop]
+    chosen: list[Operation] = [record_much, reserve, commit, release, snapshot, reset, drop]
     return [scenario(module, *[[one] for one in three]) for three in combinations_with_replacement(chosen, 3)]
 
 

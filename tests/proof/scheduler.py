@@ -111,8 +111,7 @@ class Watch:
             monitoring.free_tool_id(monitoring.DEBUGGER_ID)
 
     def _instruction(self, code: types.CodeType, offset: int) -> object:
-        assert sys.version_info >= (3, 12)
-        if offset not in self.steps[code]:
+        if sys.version_info >= (3, 12) and offset not in self.steps[code]:
             return sys.monitoring.DISABLE
         callback = self._callback.get(threading.get_ident())
         if callback is not None:
