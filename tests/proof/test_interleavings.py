@@ -6,6 +6,8 @@ pairs, sequences and triples, every schedule with at most two preemptions.
 
 from __future__ import annotations
 
+import sysconfig
+
 import pytest
 
 import scenarios
@@ -13,6 +15,7 @@ from scheduler import Scenario, Watch, explore, functions_of, sample
 from token_budget import _pool
 
 FULL_MINIMUM = 150_000
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PAIRS = [*scenarios.pairs(_pool), *scenarios.children(_pool)]
 SEQUENCES, TRIPLES = scenarios.sequences(_pool), scenarios.triples(_pool)
 
@@ -35,6 +38,8 @@ def test_every_pair_of_operations(pair: Scenario, watch: Watch, full: bool) -> N
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=names(SEQUENCES))
 def test_sequences_of_operations(sequence: Scenario, watch: Watch, full: bool) -> None:
+    if FREE_THREADED and "drop" in sequence.name:
+        pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
     assert explore(sequence, watch, preemptions=2, limit=None if full else 300) >= 300
 
 

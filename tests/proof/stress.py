@@ -1,0 +1,227 @@
+"""Races at full speed, where threads run at the same time: for CPython built without the GIL.
+
+    python tests/proof/stress.py --seconds 30          each race for that long, on every free-threaded CPython found
+    python tests/proof/stress.py --here --seconds 30   on the interpreter that runs this, whatever it is
+
+The scheduler explores every interleaving of a few operations; this looks for what a model of memory might leave out.
+It exits 0 if every race held, or if there is no free-threaded CPython (and says so).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+from support import caught, counters, run_together  # noqa: E402 - after the path to it
+from token_budget import BudgetExceeded, BudgetPool, ReservationClosed  # noqa: E402
+
+THREADS = 4
+PROBE = (
+    "import sys, sysconfig; sys.exit(not (sysconfig.get_config_var('Py_GIL_DISABLED') and not sys._is_gil_enabled()))"
+)
+
+
+def oversubscription() -> None:
+    """Threads fill a cap: exactly as much as fits is admitted."""
+    pool = BudgetPool(token_cap=1000, usd_cap=1)
+    admitted = run_together(
+        *[lambda: sum(not caught(BudgetExceeded, pool.record, tokens=3, usd=0.003) for _ in range(200))] * THREADS
+    )
+    assert sum(admitted) == 333
+    assert counters(pool) == (999, 0, 999_000_000, 0, 0)
+
+
+def double_commit() -> None:
+    """Threads commit one reservation: one of them counts."""
+    pool = BudgetPool(token_cap=10**6)
+    reservations = [pool.reserve(tokens=10) for _ in range(100)]
+
+    def commit() -> int:
+        return sum(not caught(ReservationClosed, reservation.commit, tokens=7) for reservation in reservations)
+
+    assert sum(run_together(*[commit] * THREADS)) == 100
+    assert counters(pool) == (700, 0, 0, 0, 0)
+
+
+def commit_against_release() -> None:
+    """A commit and a release of one reservation: one of them counts."""
+    pool = BudgetPool(token_cap=10**6)
+    reservations = [pool.reserve(tokens=10) for _ in range(100)]
+
+    def commit() -> int:
+        return sum(not caught(ReservationClosed, reservation.commit) for reservation in reservations)
+
+    def release() -> None:
+        for reservation in reversed(reservations):
+            reservation.release()
+
+    committed, *_ = run_together(commit, release, release)
+    assert counters(pool) == (10 * committed, 0, 0, 0, 0)
+
+
+def reset_against_release() -> None:
+    """Resets among reservations and releases: no counter goes negative, nothing stays held."""
+    pool = BudgetPool(token_cap=10**6, usd_cap=10**6)
+
+    def spend() -> None:
+        for turn in range(100):
+            with pool.reserve(tokens=3, usd=3) as reservation:
+                if turn % 2:
+                    reservation.commit(tokens=2, usd=2)
+
+    def reset() -> None:
+        for _ in range(100):
+            pool.reset()
+            counters(pool)
+
+    run_together(spend, spend, reset)
+    used, reserved, nanos, nanos_reserved, in_flight = counters(pool)
+    assert nanos == used * 10**9
+    assert (reserved, nanos_reserved, in_flight) == (0, 0, 0)
+
+
+def snapshots() -> None:
+    """Snapshots while others write: each is one moment."""
+    pool = BudgetPool(token_cap=10**9, usd_cap=10**9)
+    going = True
+
+    def write() -> None:
+        for _ in range(200):
+            with pool.reserve(tokens=7, usd=7) as reservation:
+                reservation.commit(tokens=3, usd=3)
+
+    def read() -> None:
+        while going:
+            snapshot = pool.snapshot()
+            assert snapshot.tokens_reserved == 7 * snapshot.in_flight
+            assert snapshot.usd_used_nanos == snapshot.tokens_used * 10**9
+            assert snapshot.usd_reserved_nanos == snapshot.tokens_reserved * 10**9
+
+    def write_and_stop() -> None:
+        nonlocal going
+        write()
+        going = False
+
+    run_together(write, write, write_and_stop, read)
+
+
+def drops() -> None:
+    """Dropped reservations, made and reclaimed by several threads: all capacity is back."""
+    pool = BudgetPool(token_cap=10**6)
+
+    def drop() -> None:
+        for _ in range(200):
+            caught(BudgetExceeded, pool.reserve, tokens=7)
+
+    run_together(*[drop] * THREADS)
+    gc.collect()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def forks() -> None:
+    """A fork while others spend: the child's copy is whole, and refuses."""
+    if not hasattr(os, "fork"):
+        return
+    pool = BudgetPool(token_cap=10**9, usd_cap=10**9)
+    going = True
+
+    def spend() -> None:
+        while going:
+            with pool.reserve(tokens=7, usd=7) as reservation:
+                reservation.commit(tokens=3, usd=3)
+
+    def fork() -> None:
+        nonlocal going
+        try:
+            for _ in range(10):
+                child = os.fork()
+                if child == 0:
+                    try:
+                        used, reserved, nanos, nanos_reserved, in_flight = counters(pool)
+                        whole = nanos == used * 10**9 and nanos_reserved == reserved * 10**9 == 7 * in_flight * 10**9
+                        pool.detach()
+                        pool.record(tokens=1)
+                        os._exit(not whole)
+                    except BaseException:  # noqa: BLE001
+                        os._exit(2)
+                assert os.waitpid(child, 0)[1] == 0, "the child found half a change, or could not go on"
+        finally:
+            going = False
+
+    run_together(spend, spend, fork)
+
+
+RACES: list[Callable[[], None]] = [
+    oversubscription,
+    double_commit,
+    commit_against_release,
+    reset_against_release,
+    snapshots,
+    drops,
+    forks,
+]
+
+
+def stress(seconds: float) -> None:
+    """Run each race again and again for so many seconds."""
+    warnings.simplefilter("ignore")
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    print(f"CPython {sys.version.split()[0]}, GIL {'on' if gil else 'off'}, {os.cpu_count()} processors", flush=True)
+    for race in RACES:
+        rounds, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end or not rounds:
+            race()
+            rounds += 1
+        print(f"  {race.__name__}: {rounds} rounds in {seconds:g} s, every one held", flush=True)
+    assert threading.active_count() == 1
+
+
+def free_threaded() -> list[str]:
+    """Return the free-threaded CPythons of this machine."""
+    names = ["python3.13t", "python3.14t", "python3.15t", "python3t"]
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), *map(str, Path("/opt").glob("*/bin"))]
+    folders += map(str, (Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions").glob("*t/bin"))
+    candidates = [sys.executable, *(str(Path(folder) / name) for folder in folders for name in [*names, "python3"])]
+    found: dict[tuple[int, int], str] = {}
+    for path in map(Path, candidates):
+        if path.exists() and os.access(path, os.X_OK):
+            file = (path.stat().st_dev, path.stat().st_ino)
+            if file not in found and _is_free_threaded(str(path)):
+                found[file] = str(path)
+    return list(found.values())
+
+
+def _is_free_threaded(path: str) -> bool:
+    return subprocess.run([path, "-c", PROBE], capture_output=True, check=False).returncode == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30, help="for each race (30)")
+    parser.add_argument("--here", action="store_true", help="on this interpreter, whether it has a GIL or not")
+    options: Any = parser.parse_args(arguments)
+    if options.here:
+        stress(options.seconds)
+        return 0
+    found = free_threaded()
+    if not found:
+        print("no free-threaded CPython was found on this machine: nothing was stressed")
+        return 0
+    command = [__file__, "--here", "--seconds", str(options.seconds)]
+    return max(subprocess.run([python, *command], check=False).returncode for python in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
