@@ -7,7 +7,7 @@ import pytest
 import stress
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("race", stress.RACES, ids=lambda race: race.__name__)
 def test_a_race_holds(race: object) -> None:
     race()  # type: ignore[operator]
