@@ -37,13 +37,17 @@ class Ledger:
         return sum(t for t, _ in self.held.values()), sum((u for _, u in self.held.values()), Fraction(0))
 
     def over(self, amount: Amount) -> str | None:
-        """Return the first axis on which the amount does not fit on top of all that is used and reserved."""
-        tokens = self.used()[0] + self.reserved()[0] + amount[0]
-        usd = self.used()[1] + self.reserved()[1] + amount[1]
-        if self.token_cap is not None and tokens > self.token_cap:
-            return "tokens"
-        if self.usd_cap is not None and usd > self.usd_cap:
-            return "usd"
+        """Return the axis on which the amount does not fit, None if it does.
+
+        If one would not take it even if all came back, that one; else the first that is too full now.
+        """
+        for held in ((0, Fraction(0)), self.reserved()):
+            tokens = self.used()[0] + held[0] + amount[0]
+            usd = self.used()[1] + held[1] + amount[1]
+            if self.token_cap is not None and tokens > self.token_cap:
+                return "tokens"
+            if self.usd_cap is not None and usd > self.usd_cap:
+                return "usd"
         return None
 
     def overrun(self, above: Amount) -> str | None:

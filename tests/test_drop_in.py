@@ -10,6 +10,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -136,6 +137,28 @@ def test_the_names_that_the_package_exported() -> None:
     for name in ("BudgetExceeded", "BudgetPool", "BudgetSnapshot", "Reservation", "__version__"):
         assert name in token_budget.__all__
         assert hasattr(token_budget, name)
+
+
+def test_the_module_that_the_classes_were_in() -> None:
+    from token_budget import pool
+
+    assert pool.BudgetPool is BudgetPool
+    assert {*pool.__all__} == {"BudgetExceeded", "BudgetPool", "BudgetSnapshot", "Reservation"}
+
+
+def test_the_message_is_the_first_argument_of_the_error() -> None:
+    with pytest.raises(BudgetExceeded) as raised:
+        BudgetPool(token_cap=1).record(tokens=2)
+    assert raised.value.args[0].startswith("budget exceeded on tokens: attempted 2 > cap 1")
+
+
+def test_a_pool_takes_attributes_and_doubles() -> None:
+    pool: Any = BudgetPool()
+    pool.label = "x"
+    with mock.patch.object(pool, "record") as record:
+        pool.record(tokens=1)
+    record.assert_called_once_with(tokens=1)
+    assert pool.snapshot().tokens_used == 0
 
 
 def test_doubles_of_its_error_and_snapshot() -> None:

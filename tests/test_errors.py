@@ -61,6 +61,7 @@ def test_a_pool_without_a_name_is_not_named() -> None:
 def test_an_error_survives_pickle_and_copy_whole(kind: type[BudgetExceeded], duplicate: Callable[[Any], Any]) -> None:
     made_by_pool = kind._of("usd", 5, 20, 10, 15, "run")
     made_by_hand = kind("usd", 2e-8, 1.5e-8, requested=5e-9, reserved=1e-8, pool="run")
+    assert made_by_hand.args == (str(made_by_hand),)
     for error in (made_by_pool, made_by_hand):
         error.note = "kept"  # type: ignore[attr-defined]
         again = duplicate(error)
@@ -73,7 +74,7 @@ def test_an_error_survives_pickle_and_copy_whole(kind: type[BudgetExceeded], dup
 def test_an_error_made_by_hand_takes_what_token_budget_py_took() -> None:
     error = BudgetExceeded("tokens", 110, 100)
     assert (error.axis, error.attempted, error.cap, error.used, error.reserved) == ("tokens", 110, 100, 110, 0)
-    assert error.args == ("tokens", 110, 100)
+    assert error.args == (str(error),)
     assert error.exhausted
 
 
@@ -82,6 +83,34 @@ def test_an_error_made_by_hand_is_checked() -> None:
         BudgetExceeded("dollars", 1, 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="attempted must be an integer"):
         BudgetExceeded("tokens", 1.5, 1)
+    for argument in ("requested", "reserved"):
+        with pytest.raises(ValueError, match=f"^{argument} must not be negative"):
+            BudgetExceeded("usd", 1, 1, **{argument: -1})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^cap must not be negative"):
+        BudgetExceeded("usd", 1, -1)
+    with pytest.raises(TypeError, match="^pool must be a str, not int"):
+        BudgetExceeded("usd", 1, 1, pool=5)  # type: ignore[arg-type]
+
+
+def test_where_one_axis_is_busy_and_the_other_exhausted_it_is_the_exhausted_one_that_is_told() -> None:
+    pool = BudgetPool(token_cap=100, usd_cap=1)
+    pool.record(usd=1)
+    with pool.reserve(tokens=100), pytest.raises(BudgetExceeded) as raised:
+        pool.reserve(tokens=50, usd=0.5)
+    assert (raised.value.axis, raised.value.exhausted) == ("usd", True)
+    pool = BudgetPool(token_cap=100, usd_cap=1)
+    pool.record(tokens=100, usd=1)
+    with pytest.raises(BudgetExceeded) as raised:
+        pool.record(tokens=1, usd=1)
+    assert raised.value.axis == "tokens"
+
+
+def test_what_asks_for_nothing_is_not_told_to_ask_for_less() -> None:
+    pool = BudgetPool(token_cap=10)
+    with pytest.raises(BudgetOverrun):
+        pool.record(tokens=20, force=True)
+    with pytest.raises(BudgetExceeded, match=r"0 requested\); exhausted: reset\(\) the pool or give it a larger cap$"):
+        pool.record(usd=1)
 
 
 def test_the_repr_is_one_line() -> None:

@@ -12,7 +12,10 @@ def test_a_second_commit_is_refused_and_says_what_ended_it() -> None:
     pool = BudgetPool(name="run")
     reservation = pool.reserve(tokens=5)
     reservation.commit()
-    with pytest.raises(ReservationClosed, match=r"cannot commit .*5.*it was committed before"):
+    with pytest.raises(
+        ReservationClosed,
+        match=r"cannot commit .*5.*it was committed before; a call .* by record\(\.\.\., force=True\)$",
+    ):
         reservation.commit()
     assert counters(pool) == (5, 0, 0, 0, 0)
 

@@ -192,6 +192,31 @@ def test_a_detached_copy_is_a_budget_of_its_own_without_the_parents_calls_in_fli
     assert counters(pool) == (60, 0, 0, 0, 0)
 
 
+def test_what_a_child_sees_without_a_fork() -> None:
+    # The same as above in this process, where coverage and mutation tools look too.
+    pool = BudgetPool(token_cap=100, usd_cap=100, name="shared")
+    pool.record(tokens=10, usd=20)
+    inherited = pool.reserve(tokens=50, usd=30)
+    pool._after_fork_in_child()
+    with pytest.raises(PoolForked) as raised:
+        pool.record()
+    assert str(raised.value) == (
+        "this copy of pool 'shared' came by os.fork() from the process that owns the budget, and does not spend it a "
+        "second time: record in that process, make a BudgetPool of this process's own, or call detach() to make this "
+        "copy a separate budget (snapshot() works without)"
+    )
+    assert counters(pool) == (10, 50, 20 * 10**9, 30 * 10**9, 1)
+    pool.detach()
+    assert counters(pool) == (10, 0, 20 * 10**9, 0, 0)
+    assert inherited.completed
+    with pytest.raises(ReservationClosed, match="in flight at a fork; the parent holds it$"):
+        inherited.commit()
+    with pool.reserve(tokens=90) as mine:
+        assert not mine.completed
+        mine.commit()
+    assert counters(pool) == (100, 0, 20 * 10**9, 0, 0)
+
+
 def test_detaching_in_the_process_that_made_the_pool_does_nothing() -> None:
     pool = BudgetPool(token_cap=100)
     with pool.reserve(tokens=40) as reservation:
@@ -213,9 +238,17 @@ def test_pools_made_in_the_child_work() -> None:
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps, lambda thing: pickle.dumps(thing, 0)])
 def test_copies_and_pickles_are_refused_with_what_to_do_instead(duplicate: Callable[[object], object]) -> None:
     pool = BudgetPool(token_cap=10)
-    with pytest.raises(TypeError, match=r"second budget\. Pass the pool itself"):
+    with pytest.raises(
+        TypeError,
+        match=r"^a BudgetPool cannot .* would be a second budget\. Pass the pool itself to threads.* to be recorded$",
+    ):
         duplicate(pool)
-    with pool.reserve(tokens=5) as reservation, pytest.raises(TypeError, match=r"settled twice\. Settle this one"):
+    with (
+        pool.reserve(tokens=5) as reservation,
+        pytest.raises(
+            TypeError, match=r"^a Reservation cannot .* settled twice\. Settle this one, in the process that made it$"
+        ),
+    ):
         duplicate(reservation)
     assert counters(pool) == (0, 0, 0, 0, 0)
 

@@ -47,6 +47,11 @@ def test_a_pool_is_a_pool_for_subclasses_too() -> None:
     assert counters(pool)[0] == 4
 
 
+def test_a_pool_tells_its_name() -> None:
+    assert BudgetPool(name="run").name == "run"
+    assert BudgetPool().name is None
+
+
 def test_an_open_reservation_takes_at_most_200_bytes() -> None:
     pool = BudgetPool(token_cap=10**12, usd_cap=10**6)
     reservations: list[Reservation | None] = [None] * 1000

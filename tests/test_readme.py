@@ -21,7 +21,7 @@ FAN_OUT = (
     r"(\d+) done, (\d+) skipped: tokens ([\d,]+) / 20,000 \(\d+%\) \| usd 0\.0\d+ / 0\.1000 \(\d+%\) \| 0 in flight"
 )
 GATHER = r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
-PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight"
+PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight\x1b\[K"
 EXCEPT = r"0\.006"
 LAST_LINES = [FAN_OUT, GATHER, PROGRESS, EXCEPT]
 

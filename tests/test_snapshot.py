@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import pprint
 
 import pytest
 
@@ -77,9 +78,46 @@ def test_one_made_by_hand_equals_one_that_a_pool_made() -> None:
 
 
 def test_one_made_by_hand_must_add_up() -> None:
-    for amounts in ({"tokens_used": 5, "token_cap": 10, "tokens_remaining": 6}, {"tokens_reserved": 5}):
-        with pytest.raises(ValueError, match=r"on the token axis used \+ reserved \+ remaining must equal the cap"):
-            BudgetSnapshot(**{"token_cap": 10, "tokens_remaining": 6, **amounts})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^tokens_used \+ tokens_remaining must not be more than the cap$"):
+        BudgetSnapshot(tokens_used=5, token_cap=10, tokens_remaining=6)
+    assert BudgetSnapshot(token_cap=10, tokens_remaining=6, tokens_reserved=5).tokens_remaining == 5
+    assert BudgetSnapshot(token_cap=10, tokens_remaining=0).tokens_reserved == 10
+    assert BudgetSnapshot(tokens_remaining=5).tokens_reserved == 0
+
+
+@pytest.mark.parametrize("prefix", ["tokens", "usd"])
+@pytest.mark.parametrize("part", ["used", "reserved", "remaining", "cap"])
+def test_what_one_is_made_of_by_hand_is_checked_and_named(prefix: str, part: str) -> None:
+    parameter = "token_cap" if (prefix, part) == ("tokens", "cap") else f"{prefix}_{part}"
+    cap = {"token_cap": 10, "usd_cap": 10} if part == "remaining" else {}
+    with pytest.raises(TypeError, match=f"^{prefix}_{part} must be an? "):
+        BudgetSnapshot(**{**cap, parameter: True})  # type: ignore[arg-type]
+
+
+def test_the_rest_of_what_one_is_made_of_is_checked_and_named() -> None:
+    with pytest.raises(TypeError, match="^in_flight must be an integer, not str"):
+        BudgetSnapshot(in_flight="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^name must be a str, not int"):
+        BudgetSnapshot(name=1)  # type: ignore[arg-type]
+
+
+def test_the_text_stays_one_line_whatever_the_name() -> None:
+    assert str(BudgetPool(name="a\nb\x1b[2J").snapshot()).startswith(r"'a\nb\x1b[2J': tokens 0")
+
+
+def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> None:
+    pool = BudgetPool(usd_cap=10**9)
+    pool.record(usd=6_401_000.1)
+    pool.record(tokens=10**18)
+    pool.record(tokens=10**18)
+    snapshot = pool.snapshot()
+    assert pprint.pformat({"a": snapshot}, width=20).count("\n") == 0
+    assert dataclasses.replace(busy(), tokens_used=5).tokens_remaining == 9695  # type: ignore[type-var]
+    match busy():
+        case BudgetSnapshot(used, _, cap):
+            assert (used, cap) == (1200, 10_000)
+        case _:
+            pytest.fail("no match")
 
 
 def test_dataclass_tools_work_on_it_as_on_token_budget_pys() -> None:

@@ -6,13 +6,15 @@ text only when somebody reads it: a refusal is an everyday answer, and most are 
 
 from __future__ import annotations
 
-from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
+from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_text
 
 TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
 if TYPE_CHECKING:
     from decimal import Decimal
     from fractions import Fraction
     from typing import Any, Literal
+
+_NAME_CHARACTERS = 200
 
 
 class BudgetExceeded(Exception):
@@ -50,7 +52,7 @@ class BudgetExceeded(Exception):
         reserved: float | Decimal | Fraction = 0,
         pool: str | None = None,
     ) -> None:
-        super().__init__(axis, attempted, cap)
+        super().__init__()
         if axis not in {"tokens", "usd"}:
             raise ValueError('axis must be "tokens" or "usd"')
         convert: Any = to_tokens if axis == "tokens" else to_nanos
@@ -60,7 +62,7 @@ class BudgetExceeded(Exception):
             convert(attempted, "attempted"),
             convert(reserved, "reserved"),
             convert(cap, "cap"),
-            pool,
+            checked_name(pool, "pool"),
         )
 
     @classmethod
@@ -72,9 +74,27 @@ class BudgetExceeded(Exception):
         error._facts = (axis, requested, attempted, reserved, cap, pool)
         return error
 
+    @classmethod
+    def _refusal(
+        cls,
+        name: str | None,
+        tokens: tuple[int, int, int, int],
+        nanos: tuple[int, int, int, int],
+    ) -> BudgetExceeded:
+        """Make the error for the axis that has no room: the exhausted one, if one is; of two, the tokens.
+
+        Each axis is (requested, attempted, reserved, cap).
+        """
+        tokens_over = tokens[1] > tokens[3]
+        tokens_exhausted = tokens[1] - tokens[2] > tokens[3]
+        nanos_exhausted = nanos[1] - nanos[2] > nanos[3]
+        if tokens_exhausted or (tokens_over and not nanos_exhausted):
+            return cls._of("tokens", *tokens, name)
+        return cls._of("usd", *nanos, name)
+
     @property
     def axis(self) -> Literal["tokens", "usd"]:
-        """The axis that had no room. Where neither had, it is ``"tokens"``."""
+        """The axis that had no room. Where neither had: the exhausted one, and of two such ``"tokens"``."""
         return self._facts[0]
 
     @property
@@ -138,9 +158,15 @@ class BudgetExceeded(Exception):
         _axis, _requested, attempted, reserved, cap, _pool = self._facts
         return attempted - reserved > cap
 
+    @property
+    def args(self) -> tuple[str]:  # type: ignore[override]
+        """The text, as with token-budget-py; written when somebody reads it."""
+        return (str(self),)
+
     def __str__(self) -> str:
         if self.exhausted:
-            advice = "exhausted: ask for less, reset() the pool or give it a larger cap"
+            less = "ask for less, " if self._facts[1] else ""
+            advice = f"exhausted: {less}reset() the pool or give it a larger cap"
         else:
             advice = "busy: it fits when calls in flight give back what they do not use"
         return f"{self._numbers('budget exceeded')}; {advice}"
@@ -149,7 +175,7 @@ class BudgetExceeded(Exception):
         return f"<{type(self).__name__}: {self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args, self._facts), self.__dict__
+        return _restored, (type(self), self._facts), self.__dict__
 
     def _numbers(self, what: str) -> str:
         axis, requested, attempted, reserved, cap, pool = self._facts
@@ -192,7 +218,24 @@ class PoolForked(RuntimeError):
     """
 
 
-def _restored(kind: type[BudgetExceeded], args: tuple[Any, ...], facts: Any) -> BudgetExceeded:
-    error = kind.__new__(kind, *args)
+def checked_name(name: Any, argument: str = "name") -> str | None:
+    """Return the name of a pool as a plain str, or None; messages call the argument `argument`.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it has more than 200 characters.
+    """
+    if name is None:
+        return None
+    if not issubclass(type(name), str):
+        raise TypeError(f"{argument} must be a str, not {shown_type(name)}")
+    text = str.__str__(name)  # a plain str, whatever the subclass
+    if len(text) > _NAME_CHARACTERS:
+        raise ValueError(f"{argument} must have at most {_NAME_CHARACTERS} characters, got {len(text)}")
+    return text
+
+
+def _restored(kind: type[BudgetExceeded], facts: Any) -> BudgetExceeded:
+    error = kind.__new__(kind)
     error._facts = facts
     return error

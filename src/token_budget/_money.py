@@ -13,6 +13,7 @@ always holds:
 from __future__ import annotations
 
 import operator
+from math import isfinite
 
 TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def to_tokens(tokens: SupportsIndex, name: str = "tokens") -> int:
     try:
         count = operator.index(tokens)  # a plain int, also of a subclass of int, whose own methods it does not call
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {shown_type(tokens)}; round it first") from None
+        advice = "; round it first" if issubclass(type(tokens), float) else ""
+        raise TypeError(f"{name} must be an integer, not {shown_type(tokens)}{advice}") from None
     if count < 0:
         raise ValueError(f"{name} must not be negative, got {_shown_int(count)}")
     if count > MAX_TOKENS:
@@ -104,35 +106,42 @@ def _ratio(usd: Any, name: str) -> tuple[int, int]:
     """
     kind = type(usd)
     if issubclass(kind, float):
-        return _float_ratio(float.__float__(usd), name)
+        value = float.__float__(usd)
+        if not isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+        return value.as_integer_ratio()
     if issubclass(kind, int) and not issubclass(kind, bool):
         return int.__index__(usd), 1
 
     # Whoever passes one of these has imported its module already; the package itself does without them.
     from decimal import Decimal
-    from numbers import Rational, Real
+    from numbers import Real
 
     if issubclass(kind, Decimal):
         return _decimal_ratio(usd, name)
-    if not issubclass(kind, Real) or issubclass(kind, bool):
-        raise TypeError(f"{name} must be an int, float, Decimal or Fraction, not {shown_type(usd)}")
-    if issubclass(kind, Rational):
-        ratio = usd.numerator, usd.denominator
-    else:
-        ratio = _float_ratio(float(usd), name)
-        if hasattr(kind, "as_integer_ratio"):  # the number may be wider than a float (numpy.longdouble)
-            ratio = usd.as_integer_ratio()
-    numerator, denominator = map(operator.index, ratio)
-    if denominator <= 0:
-        raise ValueError(f"{name} must have a denominator above 0")
-    return numerator, denominator
+    if issubclass(kind, Real) and not issubclass(kind, bool):
+        try:
+            numerator, denominator = map(operator.index, _foreign_ratio(usd))
+        except (OverflowError, ValueError):  # infinite, NaN
+            raise ValueError(f"{name} must be finite, got a {shown_type(usd)} that is not") from None
+        except TypeError:  # registered as a number, and none (numpy.timedelta64)
+            pass
+        else:
+            if denominator <= 0:
+                raise ValueError(f"{name} must have a denominator above 0")
+            return numerator, denominator
+    raise TypeError(f"{name} must be an int, float, Decimal or Fraction, not {shown_type(usd)}")
 
 
-def _float_ratio(value: float, name: str) -> tuple[int, int]:
-    try:
-        return value.as_integer_ratio()
-    except (OverflowError, ValueError):  # infinite, NaN
-        raise ValueError(f"{name} must be finite, got {value!r}") from None
+def _foreign_ratio(usd: Any) -> tuple[Any, Any]:
+    """Return the ratio of something that is registered as a number, as it says itself."""
+    from numbers import Rational
+
+    if isinstance(usd, Rational):
+        return usd.numerator, usd.denominator
+    if hasattr(type(usd), "as_integer_ratio"):  # it may be wider than a float (numpy.longdouble)
+        return usd.as_integer_ratio()  # type: ignore[no-any-return]
+    return float(usd).as_integer_ratio()
 
 
 def _decimal_ratio(usd: Decimal, name: str) -> tuple[int, int]:

@@ -6,7 +6,8 @@ CPython switches threads, delivers signals and pending exceptions, and starts th
 So no exception can cut a change in half, no signal handler or finaliser of a thread can find the lock held by that same
 thread, and no thread loses the processor while it holds the lock. That serves speed and robustness; mutual exclusion
 itself comes from the lock alone, and holds on builds without the GIL too. (On CPython 3.10 a taken jump is such a place
-as well: see `_new_lock`.)
+as well: see `_new_lock`. And a tracer or profiler written in Python is code that runs anywhere: under one, signal
+handlers that use the pool may find the lock held.)
 
 What always holds while the lock is free, on each axis:
 
@@ -29,8 +30,8 @@ from collections import deque
 from itertools import repeat, starmap
 from weakref import WeakValueDictionary
 
-from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, ReservationClosed
-from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_text
+from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, ReservationClosed, checked_name
+from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._snapshot import BudgetSnapshot
 
 TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 _new = object.__new__
 _UNBOUNDED = 1 << 256  # stands for "no cap": 10**59 spends of the largest amount would not reach it
 _COMMON_TOKENS = 10**9  # amounts up to this are checked inline, which is quickest for ints of one digit of CPython's
-_NAME_CHARACTERS = 200
 
 # The seam through which tests put a lock of their own. CPython 3.10 also delivers signals at taken conditional jumps,
 # which the refusing branch of an operation needs: a handler may then find the lock held by its own thread, between two
@@ -97,6 +97,7 @@ class BudgetPool:
     """
 
     __slots__ = (
+        "__dict__",  # for users: subclasses' attributes, doubles in tests
         "__weakref__",
         "_dropped",
         "_in_flight",
@@ -122,9 +123,9 @@ class BudgetPool:
         name: str | None = None,
     ) -> None:
         # The terms are what people are shown, the bounds what amounts are compared with.
-        token_bound = None if token_cap is None else to_tokens(token_cap, "token_cap")
-        nano_bound = None if usd_cap is None else to_nanos(usd_cap, "usd_cap")
-        self._name = _checked_name(name)
+        token_bound = _cap(token_cap, to_tokens, "token_cap")
+        nano_bound = _cap(usd_cap, to_nanos, "usd_cap")
+        self._name = checked_name(name)
         self._terms = (token_bound, nano_bound, self._name)
         self._token_bound = _UNBOUNDED if token_bound is None else token_bound
         self._nano_bound = _UNBOUNDED if nano_bound is None else nano_bound
@@ -193,10 +194,12 @@ class BudgetPool:
             break
         if force:
             self._add(tokens, nanos)
-        elif tokens_after > token_bound:
-            raise BudgetExceeded._of("tokens", tokens, tokens_after, tokens_reserved, token_bound, self._name)
         else:
-            raise BudgetExceeded._of("usd", nanos, nanos_after, nanos_reserved, nano_bound, self._name)
+            raise BudgetExceeded._refusal(
+                self._name,
+                (tokens, tokens_after, tokens_reserved, token_bound),
+                (nanos, nanos_after, nanos_reserved, nano_bound),
+            )
 
     def reserve(self, *, tokens: SupportsIndex = 0, usd: float | Decimal | Fraction = 0) -> Reservation:
         """Hold an amount for a call that is about to be made, if it fits under both caps.
@@ -256,13 +259,20 @@ class BudgetPool:
             finally:
                 self._lock.release()
             break
-        if tokens_after > token_bound:
-            raise BudgetExceeded._of("tokens", tokens, tokens_after, tokens_reserved, token_bound, self._name)
-        raise BudgetExceeded._of("usd", nanos, nanos_after, nanos_reserved, nano_bound, self._name)
+        raise BudgetExceeded._refusal(
+            self._name,
+            (tokens, tokens_after, tokens_reserved, token_bound),
+            (nanos, nanos_after, nanos_reserved, nano_bound),
+        )
 
     try_reserve = reserve
 
     # ------------------------------------------------------------------ looking and managing
+
+    @property
+    def name(self) -> str | None:
+        """The name that it was given."""
+        return self._name
 
     def snapshot(self) -> BudgetSnapshot:
         """Return every number as of one moment. Works in a forked child too.
@@ -397,6 +407,10 @@ class Reservation:
 
     Use it as ``with`` or ``async with``, or settle it by hand, from any thread. One that is dropped unsettled is
     released at the pool's next operation, with a ResourceWarning (which says where it was made, under tracemalloc).
+
+    Two limits of Python: Ctrl-C that arrives just as the block is left, before ``__exit__`` has begun, leaves it in
+    flight until the last reference to it is gone. And Ctrl-C that arrives just as an unsettled one is dropped is lost
+    in its finaliser, and with it the capacity.
     """
 
     # What never changes, and the state, which the pool's lock guards: None before the capacity is taken; the pool's
@@ -551,23 +565,23 @@ class Reservation:
 
     def _closed(self, attempt: str) -> ReservationClosed:
         state = self._state
-        how = f"it was {state} before" if isinstance(state, str) else "it was in flight at a fork; the parent holds it"
-        return ReservationClosed(f"cannot {attempt} {self!r}: {how}")
+        if not isinstance(state, str):
+            return ReservationClosed(f"cannot {attempt} {self!r}: it was in flight at a fork; the parent holds it")
+        advice = "; a call that was billed after that is counted by record(..., force=True)"
+        return ReservationClosed(f"cannot {attempt} {self!r}: it was {state} before{advice}")
 
 
 _COMMITTED = "committed"
 _RELEASED = "released"
 
 
-def _checked_name(name: Any) -> str | None:
-    if name is None:
+def _cap(cap: Any, convert: Callable[[Any, str], int], name: str) -> int | None:
+    if cap is None:
         return None
-    if not issubclass(type(name), str):
-        raise TypeError(f"name must be a str, not {shown_type(name)}")
-    text = str.__str__(name)  # a plain str, whatever the subclass
-    if len(text) > _NAME_CHARACTERS:
-        raise ValueError(f"name must have at most {_NAME_CHARACTERS} characters, got {len(text)}")
-    return text
+    try:
+        return convert(cap, name)
+    except ValueError as error:
+        raise ValueError(f"{error}; None means no cap") from None
 
 
 def _refuse_forked(name: str | None) -> NoReturn:

@@ -6,12 +6,12 @@ one is cheap enough for every frame of a display. It never changes, and is not c
 
 from __future__ import annotations
 
+from token_budget._errors import checked_name
 from token_budget._money import to_nanos, to_tokens, to_usd
 
 TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from dataclasses import Field
     from decimal import Decimal
     from fractions import Fraction
     from typing import Any
@@ -30,13 +30,19 @@ _FIELDS = (
 )
 
 
-class _DataclassFields:
-    """Lets ``dataclasses.asdict`` and ``replace`` work, as with token-budget-py, at no cost to the import."""
+class _AsOfADataclass:
+    """An attribute as a frozen dataclass of the same fields has it.
 
-    def __get__(self, instance: object, owner: type) -> dict[str, Field[Any]]:
-        from dataclasses import fields, make_dataclass
+    With it ``dataclasses.asdict``, ``replace`` and the rest work as with token-budget-py, at no cost to the import.
+    """
 
-        return {field.name: field for field in fields(make_dataclass(owner.__name__, _FIELDS))}
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        from dataclasses import make_dataclass
+
+        return getattr(make_dataclass(owner.__name__, _FIELDS, frozen=True), self.name)
 
 
 class BudgetSnapshot:
@@ -45,8 +51,8 @@ class BudgetSnapshot:
     Tokens are int, dollars float with the exact integer of nanodollars beside them. Two snapshots are equal when all
     their numbers are. ``str()`` is one line for a progress display. Can be pickled.
 
-    ``BudgetPool.snapshot()`` makes it; the constructor is public for tests that play a pool. What ``remaining`` leaves
-    open below a cap counts as reserved.
+    ``BudgetPool.snapshot()`` makes it; the constructor is public for tests that play a pool. Remaining is computed; if
+    it is given in place of reserved, it says what is reserved.
 
     Example:
         >>> from token_budget import BudgetPool
@@ -60,7 +66,9 @@ class BudgetSnapshot:
     # claimed is used + reserved, a cap is None where the axis is unbounded
     __slots__ = ("_state",)
     _state: tuple[int, int, int, int, int, tuple[int | None, int | None, str | None]]
-    __dataclass_fields__ = _DataclassFields()
+    __dataclass_fields__ = _AsOfADataclass("__dataclass_fields__")
+    __dataclass_params__ = _AsOfADataclass("__dataclass_params__")
+    __match_args__ = ("tokens_used", "usd_used", "token_cap", "usd_cap", "tokens_remaining", "usd_remaining")
 
     def __init__(
         self,
@@ -76,9 +84,16 @@ class BudgetSnapshot:
         in_flight: int = 0,
         name: str | None = None,
     ) -> None:
-        tokens, held, bound = _account("token", to_tokens, tokens_used, tokens_reserved, tokens_remaining, token_cap)
+        tokens, held, bound = _account("tokens", to_tokens, tokens_used, tokens_reserved, tokens_remaining, token_cap)
         nanos, nanos_held, nano_cap = _account("usd", to_nanos, usd_used, usd_reserved, usd_remaining, usd_cap)
-        self._state = (tokens, held, nanos, nanos_held, to_tokens(in_flight, "in_flight"), (bound, nano_cap, name))
+        self._state = (
+            tokens,
+            held,
+            nanos,
+            nanos_held,
+            to_tokens(in_flight, "in_flight"),
+            (bound, nano_cap, checked_name(name)),
+        )
 
     @property
     def tokens_used(self) -> int:
@@ -156,7 +171,7 @@ class BudgetSnapshot:
 
     def __str__(self) -> str:
         tokens_claimed, _, nanos_claimed, _, in_flight, (token_cap, nano_cap, name) = self._state
-        title = "" if name is None else f"{name}: "
+        title = "" if name is None else f"{name if name.isprintable() else repr(name)}: "
         tokens = _axis_text(self.tokens_used, self.tokens_reserved, token_cap, tokens_claimed, token_cap, ",")
         usd = _axis_text(self.usd_used, self.usd_reserved, self.usd_cap, nanos_claimed, nano_cap, ",.4f")
         return f"{title}tokens {tokens} | usd {usd} | {in_flight} in flight"
@@ -183,16 +198,19 @@ def _restored(state: Any) -> BudgetSnapshot:
 def _account(
     axis: str, convert: Callable[..., int], used: Any, reserved: Any, remaining: Any, cap: Any
 ) -> tuple[int, int, int | None]:
-    """Return (claimed, reserved, cap) of one axis in integers, with what is left out computed from the rest."""
-    used_units = convert(used, f"{axis} used")
-    cap_units = None if cap is None else convert(cap, f"{axis} cap")
-    if cap_units is None or remaining is None:
-        reserved_units = 0 if reserved is None else convert(reserved, f"{axis} reserved")
+    """Return (claimed, reserved, cap) of one axis in integers. Reserved, if left out, follows from remaining."""
+    used_units = convert(used, f"{axis}_used")
+    cap_units = None if cap is None else convert(cap, f"{axis}_cap")
+    if reserved is not None:
+        reserved_units = convert(reserved, f"{axis}_reserved")
+    elif cap_units is None or remaining is None:
+        reserved_units = 0
     else:
         sign = -1 if remaining < 0 else 1  # an overrun
-        reserved_units = cap_units - used_units - sign * convert(sign * remaining, f"{axis} remaining")
-        if reserved_units < 0 or (reserved is not None and reserved_units != convert(reserved, f"{axis} reserved")):
-            raise ValueError(f"on the {axis} axis used + reserved + remaining must equal the cap")
+        left = convert(remaining if sign == 1 else -remaining, f"{axis}_remaining")
+        reserved_units = cap_units - used_units - sign * left
+        if reserved_units < 0:
+            raise ValueError(f"{axis}_used + {axis}_remaining must not be more than the cap")
     return used_units + reserved_units, reserved_units, cap_units
 
 
