@@ -37,10 +37,11 @@ class BudgetExceeded(Exception):
         tokens 110 100 run True
     """
 
-    # A slot: most refusals never need the `__dict__` that an exception may have.
-    # (axis, requested, attempted, reserved, cap, pool), in tokens or nanodollars
-    __slots__ = ("_facts",)
-    _facts: tuple[Literal["tokens", "usd"], int, int, int, int, str | None]
+    # What was decided on, in integers of tokens or nanodollars: for one axis (axis, requested, attempted, reserved, cap,
+    # pool), or for both (pool, then requested, attempted, reserved, cap of the tokens, and of the dollars), of which
+    # `_facts` tells the one that matters. A slot, since most refusals never need an exception's `__dict__`.
+    __slots__ = ("_decision",)
+    _decision: tuple[Any, ...]
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class BudgetExceeded(Exception):
         if axis not in {"tokens", "usd"}:
             raise ValueError('axis must be "tokens" or "usd"')
         convert: Any = to_tokens if axis == "tokens" else to_nanos
-        self._facts = (
+        self._decision = (
             axis,
             convert(requested, "requested"),
             convert(attempted, "attempted"),
@@ -71,26 +72,27 @@ class BudgetExceeded(Exception):
     ) -> BudgetExceeded:
         """Make the error from the pool's own integers: tokens, or nanodollars."""
         error = cls.__new__(cls)
-        error._facts = (axis, requested, attempted, reserved, cap, pool)
+        error._decision = (axis, requested, attempted, reserved, cap, pool)
         return error
 
     @classmethod
-    def _refusal(
-        cls,
-        name: str | None,
-        tokens: tuple[int, int, int, int],
-        nanos: tuple[int, int, int, int],
-    ) -> BudgetExceeded:
-        """Make the error for the axis that has no room: the exhausted one, if one is; of two, the tokens.
+    def _refusal(cls, *decision: Any) -> BudgetExceeded:
+        """Make the error from the pool's numbers on both axes; which of them to tell is found when somebody asks."""
+        error = cls.__new__(cls)
+        error._decision = decision
+        return error
 
-        Each axis is (requested, attempted, reserved, cap).
-        """
-        tokens_over = tokens[1] > tokens[3]
-        tokens_exhausted = tokens[1] - tokens[2] > tokens[3]
-        nanos_exhausted = nanos[1] - nanos[2] > nanos[3]
-        if tokens_exhausted or (tokens_over and not nanos_exhausted):
-            return cls._of("tokens", *tokens, name)
-        return cls._of("usd", *nanos, name)
+    @property
+    def _facts(self) -> tuple[Literal["tokens", "usd"], int, int, int, int, str | None]:
+        """Return (axis, requested, attempted, reserved, cap, pool) of the axis to tell: an exhausted one, if there is."""
+        decision: Any = self._decision
+        if len(decision) == 6:
+            return decision  # type: ignore[no-any-return]
+        pool, tokens, nanos = decision[0], decision[1:5], decision[5:]
+        exhausted = [attempted - reserved > cap for _requested, attempted, reserved, cap in (tokens, nanos)]
+        if exhausted[0] or (tokens[1] > tokens[3] and not exhausted[1]):
+            return ("tokens", *tokens, pool)
+        return ("usd", *nanos, pool)
 
     @property
     def axis(self) -> Literal["tokens", "usd"]:
@@ -175,7 +177,7 @@ class BudgetExceeded(Exception):
         return f"<{type(self).__name__}: {self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self._facts), self.__dict__
+        return _restored, (type(self), self._decision), self.__dict__
 
     def _numbers(self, what: str) -> str:
         axis, requested, attempted, reserved, cap, pool = self._facts
@@ -235,7 +237,7 @@ def checked_name(name: Any, argument: str = "name") -> str | None:
     return text
 
 
-def _restored(kind: type[BudgetExceeded], facts: Any) -> BudgetExceeded:
+def _restored(kind: type[BudgetExceeded], decision: tuple[Any, ...]) -> BudgetExceeded:
     error = kind.__new__(kind)
-    error._facts = facts
+    error._decision = decision
     return error

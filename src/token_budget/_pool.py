@@ -197,9 +197,9 @@ class BudgetPool:
         else:
             raise BudgetExceeded._refusal(
                 self._name,
-                (tokens, tokens_after, tokens_reserved, token_bound),
-                (nanos, nanos_after, nanos_reserved, nano_bound),
-            )
+                tokens, tokens_after, tokens_reserved, token_bound,
+                nanos, nanos_after, nanos_reserved, nano_bound,
+            )  # fmt: skip
 
     def reserve(self, *, tokens: SupportsIndex = 0, usd: float | Decimal | Fraction = 0) -> Reservation:
         """Hold an amount for a call that is about to be made, if it fits under both caps.
@@ -261,9 +261,9 @@ class BudgetPool:
             break
         raise BudgetExceeded._refusal(
             self._name,
-            (tokens, tokens_after, tokens_reserved, token_bound),
-            (nanos, nanos_after, nanos_reserved, nano_bound),
-        )
+            tokens, tokens_after, tokens_reserved, token_bound,
+            nanos, nanos_after, nanos_reserved, nano_bound,
+        )  # fmt: skip
 
     try_reserve = reserve
 

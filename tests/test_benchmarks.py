@@ -1,0 +1,157 @@
+"""Each benchmark runs at its tiny size and prints every row it should, with and without the reference installed.
+
+No test looks at a time: what the machine is doing is not the code's. What memory a reservation takes is.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = "token-budget-py 0.1.0"
+TWO_AXES = "two adds, two compares"
+ONE_COUNTER = "one counter"
+
+# A stand-in that is loaded the way the reference is, since tests install nothing.
+STAND_IN = """
+from benchmarks.references import Refused as BudgetExceeded
+from benchmarks.references import TwoAxes as BudgetPool
+"""
+
+OPERATIONS = [
+    "record",
+    "record, amounts that vary",
+    "with reserve + commit",
+    "reserve + release",
+    "refused record",
+    "snapshot",
+]
+GROWTH = ["record", "reserve + release", "snapshot"]
+THREADS = ["2 threads", "8 threads", "32 threads"]
+
+Row = dict[str, str]
+
+
+@pytest.fixture(params=["with the reference", "without the reference"])
+def reference(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return the folder in which the benchmarks look for the reference."""
+    if request.param == "with the reference":
+        package = tmp_path / "token_budget"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "pool.py").write_text(STAND_IN, encoding="utf-8")
+    return tmp_path
+
+
+def test_single_has_every_operation_against_every_reference(reference: Path) -> None:
+    (rows,) = tables("single", reference)
+    expected = {(operation, each) for operation in OPERATIONS for each in references(reference)}
+    assert keys(rows, "operation", "ours / theirs") == expected - {("refused record", ONE_COUNTER)}
+    assert_ratios(rows)
+    goals = {row["operation"]: row["must / aim"] for row in rows if row["ours / theirs"] == REFERENCE}
+    assert all("/" in goal for goal in goals.values())
+    assert bool(goals) == is_installed(reference)
+
+
+def test_threads_has_every_number_of_threads_twice(reference: Path) -> None:
+    throughput, latency = tables("threads", reference)
+    for rows in (throughput, latency):
+        assert keys(rows, "", "ours / theirs") == {(each, name) for each in THREADS for name in references(reference)}
+        assert_ratios(rows)
+
+
+def test_growth_compares_crowded_pools_with_one_that_is_not(reference: Path) -> None:
+    (rows,) = tables("growth", reference)
+    expected = {(operation, f"{count} open / 1 open") for operation in GROWTH for count in (10, 100)}
+    assert keys(rows, "operation", "compared") == expected
+    assert_ratios(rows)
+
+
+def test_memory_of_a_reservation_is_bounded_and_goes_with_it(reference: Path) -> None:
+    (rows,) = tables("memory", reference)
+    names = {"token_budget", *references(reference)} - {ONE_COUNTER}
+    whats = ["an open reservation", "a finished call"]
+    assert keys(rows, "what is kept", "by") == {(what, name) for what in whats for name in names}
+    ratios = [row["ours / theirs"] for row in rows if row["by"] != "token_budget" and row["what is kept"] == whats[0]]
+    assert all(is_positive(ratio) for ratio in ratios)
+    kept = {row["what is kept"]: float(row["bytes each"]) for row in rows if row["by"] == "token_budget"}
+    assert 0 < kept["an open reservation"] <= 200
+    assert kept["a finished call"] < 1
+
+
+def test_import_takes_nothing_from_outside_the_standard_library(reference: Path) -> None:
+    times, found = tables("import_time", reference)
+    against = {"json (standard library)"} | ({REFERENCE} if is_installed(reference) else set())
+    assert keys(times, "", "ours / theirs") == {("import token_budget", each) for each in against}
+    assert_ratios(times)
+    results = {row[""]: row["found"] for row in found}
+    assert is_positive(results["median ms above a bare interpreter"])
+    assert results["modules outside the standard library"] == "none"
+
+
+def test_without_the_reference_it_says_how_to_install_it(tmp_path: Path) -> None:
+    assert f"pip install --no-deps --target benchmarks/.reference {REFERENCE.replace(' ', '==')}" in printed(
+        "memory", tmp_path
+    )
+
+
+def test_an_unknown_name_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no benchmark nothing" in done.stderr
+
+
+def is_installed(reference: Path) -> bool:
+    return (reference / "token_budget").exists()
+
+
+def references(reference: Path) -> list[str]:
+    """Return what ours is compared with."""
+    return [*([REFERENCE] if is_installed(reference) else []), TWO_AXES, ONE_COUNTER]
+
+
+def printed(name: str, reference: Path) -> str:
+    """Run a benchmark as a user does, and return what it prints."""
+    command = [sys.executable, "benchmarks", name, "--size", "tiny", "--reference", str(reference)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def tables(name: str, reference: Path) -> list[list[Row]]:
+    """Return the tables that a benchmark prints, each row by its column's title."""
+    found = []
+    for block in printed(name, reference).split("\n## ")[1:]:
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        header, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+        found.append([dict(zip(header, row, strict=True)) for row in rows])
+    return found
+
+
+def keys(rows: list[Row], *columns: str) -> set[tuple[str, ...]]:
+    """Return what stands in those columns, which names a row."""
+    found = [tuple(row[column] for column in columns) for row in rows]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def assert_ratios(rows: list[Row]) -> None:
+    """Check that every ratio of every row is a positive number, and each spread goes up."""
+    assert rows
+    for row in rows:
+        assert is_positive(row["median"])
+        assert is_positive(row["best"])
+        for spread in (row["quartiles"], row["range"]):
+            low, high = spread.split("..")
+            assert is_positive(low)
+            assert is_positive(high)
+            assert float(low) <= float(high)
+
+
+def is_positive(text: str) -> bool:
+    return 0 < float(text) < math.inf
