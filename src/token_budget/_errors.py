@@ -37,9 +37,9 @@ class BudgetExceeded(Exception):
         tokens 110 100 run True
     """
 
-    # What was decided on, in integers of tokens or nanodollars: for one axis (axis, requested, attempted, reserved, cap,
-    # pool), or for both (pool, then requested, attempted, reserved, cap of the tokens, and of the dollars), of which
-    # `_facts` tells the one that matters. A slot, since most refusals never need an exception's `__dict__`.
+    # What was decided on, in integers of tokens or nanodollars. For one axis: (axis, requested, attempted, reserved,
+    # cap, pool). For both: (pool, then requested, attempted, reserved, cap of the tokens, then of the dollars), of
+    # which `_facts` tells the one that matters. A slot, since most refusals never need an exception's `__dict__`.
     __slots__ = ("_decision",)
     _decision: tuple[Any, ...]
 
@@ -84,7 +84,7 @@ class BudgetExceeded(Exception):
 
     @property
     def _facts(self) -> tuple[Literal["tokens", "usd"], int, int, int, int, str | None]:
-        """Return (axis, requested, attempted, reserved, cap, pool) of the axis to tell: an exhausted one, if there is."""
+        """Return (axis, requested, attempted, reserved, cap, pool) of the axis to tell, exhausted ones first."""
         decision: Any = self._decision
         if len(decision) == 6:
             return decision  # type: ignore[no-any-return]
