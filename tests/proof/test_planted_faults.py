@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import faults
 import scenarios
 from scheduler import ModelLock, Scenario, Watch, explore, functions_of
 
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 REFERENCE = Path(__file__).parents[2] / "benchmarks" / ".reference" / "token_budget" / "pool.py"
 
 
@@ -24,6 +26,8 @@ def scenario_of(fault: faults.Fault, module: Any) -> Scenario:
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
+    if FREE_THREADED and "drop_then_record" in fault.found_by:
+        pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
     module = faults.planted(fault)
     module._new_lock = ModelLock
     started = time.perf_counter()
