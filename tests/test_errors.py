@@ -79,7 +79,7 @@ def test_an_error_made_by_hand_takes_what_token_budget_py_took() -> None:
 
 
 def test_an_error_made_by_hand_is_checked() -> None:
-    with pytest.raises(ValueError, match='axis must be "tokens" or "usd"'):
+    with pytest.raises(ValueError, match='^axis must be "tokens" or "usd"$'):
         BudgetExceeded("dollars", 1, 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="attempted must be an integer"):
         BudgetExceeded("tokens", 1.5, 1)

@@ -66,13 +66,15 @@ def test_an_overrun_tells_what_was_there_and_what_is_there_now() -> None:
 
 
 def test_a_forced_record_is_added_whatever_the_cap_and_raises_only_past_it() -> None:
-    pool = BudgetPool(token_cap=100, usd_cap=1)
-    pool.record(tokens=100, usd=1, force=True)
+    pool = BudgetPool(token_cap=100, usd_cap=1, name="run")
+    pool.record(tokens=100, usd=0.5, force=True)
     with pytest.raises(BudgetOverrun) as tokens:
         pool.record(tokens=5, usd=0, force=True)
+    pool.record(usd=0.5, force=True)  # up to the cap, while the other axis is over
     with pytest.raises(BudgetOverrun) as usd:
         pool.record(usd=0.5, force=True)
     assert (tokens.value.axis, usd.value.axis) == ("tokens", "usd")
+    assert (tokens.value.pool, usd.value.pool) == ("run", "run")
     pool.record(force=True)  # nothing was spent, so nothing passed a cap
     assert counters(pool) == (105, 0, 1_500_000_000, 0, 0)
 

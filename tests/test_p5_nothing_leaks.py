@@ -178,17 +178,35 @@ def test_many_drops_in_many_threads_all_come_back() -> None:
 def test_reclaiming_goes_on_where_another_thread_was_faster() -> None:
     pool = BudgetPool(token_cap=10)
     pool.reserve(tokens=4)
-    (dropped,) = pool._dropped
-    release = Reservation.release
+    pool.reserve(tokens=3)
+    dropped = pool._dropped
 
     class Faster:
-        """Stands in the list in front of the dropped one; another thread takes both away during its release."""
+        """Stands first in the list. While it is released, another thread takes it and the next one away."""
 
         def release(self) -> None:
-            release(dropped)
-            pool._dropped.clear()
+            dropped.popleft()
+            dropped[0].release()
+            dropped.popleft()
 
-    pool._dropped.appendleft(Faster())  # type: ignore[arg-type]
+    dropped.appendleft(Faster())  # type: ignore[arg-type]
+    assert counters(pool) == NOTHING
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_reclaiming_ends_where_another_thread_took_the_last() -> None:
+    class Emptied(list[Reservation]):
+        def __bool__(self) -> bool:
+            return not self.looked
+
+        looked = False
+
+        def __getitem__(self, _index: object) -> Reservation:  # type: ignore[override]
+            self.looked = True
+            raise IndexError
+
+    pool = BudgetPool()
+    pool._dropped = Emptied()  # type: ignore[assignment]
     assert counters(pool) == NOTHING
 
 

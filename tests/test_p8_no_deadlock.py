@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support import HookedLock, caught, counters
-from token_budget import BudgetPool, PoolForked, Reservation, ReservationClosed, _pool
+from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,10 +211,20 @@ def test_what_a_child_sees_without_a_fork() -> None:
     assert inherited.completed
     with pytest.raises(ReservationClosed, match="in flight at a fork; the parent holds it$"):
         inherited.commit()
+    assert repr(inherited) == "<Reservation in 'shared' tokens 50 | usd 30 | closed by a fork>"
+    assert caught(BudgetExceeded, pool.reserve, tokens=91)
+    assert counters(pool) == (10, 0, 20 * 10**9, 0, 0)
     with pool.reserve(tokens=90) as mine:
         assert not mine.completed
         mine.commit()
     assert counters(pool) == (100, 0, 20 * 10**9, 0, 0)
+
+
+def test_a_forked_pool_without_a_name_is_not_named() -> None:
+    pool = BudgetPool()
+    pool._after_fork_in_child()
+    with pytest.raises(PoolForked, match=r"^this copy of pool came by os\.fork\(\) from"):
+        pool.reserve()
 
 
 def test_detaching_in_the_process_that_made_the_pool_does_nothing() -> None:

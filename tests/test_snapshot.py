@@ -40,6 +40,7 @@ def test_after_an_overrun_remaining_is_negative() -> None:
     snapshot = pool.snapshot()
     assert (snapshot.tokens_remaining, snapshot.usd_remaining) == (-5, -0.15)
     assert str(snapshot) == "tokens 15 / 10 (150%) | usd 0.2500 / 0.1000 (250%) | 0 in flight"
+    assert BudgetSnapshot(15, 0.25, 10, 0.1, -5, -0.15) == snapshot
     assert dataclasses.replace(snapshot) == snapshot  # type: ignore[type-var]
 
 
@@ -58,7 +59,7 @@ def test_the_text_is_one_line_for_a_display(snapshot: BudgetSnapshot, text: str)
 
 def test_it_is_a_value() -> None:
     assert busy() == busy()
-    assert hash(busy()) == hash(busy())
+    assert hash(busy()) == hash(busy()) != hash(BudgetPool().snapshot())
     assert busy() != BudgetPool().snapshot()
     assert busy() != "run"
     assert pickle.loads(pickle.dumps(busy())) == busy()
@@ -113,6 +114,7 @@ def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> Non
     snapshot = pool.snapshot()
     assert pprint.pformat({"a": snapshot}, width=20).count("\n") == 0
     assert dataclasses.replace(busy(), tokens_used=5).tokens_remaining == 9695  # type: ignore[type-var]
+    assert snapshot.__dataclass_params__.frozen
     match busy():
         case BudgetSnapshot(used, _, cap):
             assert (used, cap) == (1200, 10_000)

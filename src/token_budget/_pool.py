@@ -537,7 +537,8 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Do what ``__exit__`` does; never suspends."""
-        self.__exit__(kind, error, traceback)
+        if self._state is self._pool._open:
+            self.release()
 
     def __del__(self) -> None:
         """Hand what was never settled to the pool. Runs anywhere, so it takes no lock."""
