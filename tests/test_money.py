@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import numbers
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -50,6 +51,22 @@ def test_the_callers_decimal_context_plays_no_part() -> None:
         context.traps[decimal.Subnormal] = True
         assert _money.to_nanos(Decimal("123.4567891234")) == 123_456_789_123
         assert _money.to_nanos(Decimal("1e-999999")) == 0
+
+
+def test_the_default_decimal_context_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decimal.DefaultContext, "prec", 2)
+    monkeypatch.setattr(decimal.DefaultContext, "rounding", decimal.ROUND_UP)
+    monkeypatch.setitem(decimal.DefaultContext.traps, decimal.Inexact, True)
+    assert _money.to_nanos(Decimal("123.4567891234")) == 123_456_789_123
+
+
+def test_what_is_registered_as_a_real_number_counts_by_its_float() -> None:
+    class Quarter:
+        def __float__(self) -> float:
+            return 0.25
+
+    numbers.Real.register(Quarter)
+    assert _money.to_nanos(Quarter()) == 250_000_000  # type: ignore[arg-type]
 
 
 @given(strategies.tokens)

@@ -17,13 +17,13 @@ REFUSED = [
 @pytest.mark.parametrize(("amounts", "axis"), REFUSED)
 @pytest.mark.parametrize("method", ["record", "reserve", "try_reserve"])
 def test_a_refusal_changes_no_axis(method: str, amounts: dict[str, float], axis: str) -> None:
-    pool = BudgetPool(token_cap=100, usd_cap=1)
+    pool = BudgetPool(token_cap=100, usd_cap=1, name="run")
     pool.record(tokens=30, usd=0.3)
     with pool.reserve(tokens=30, usd=0.3):
         before = counters(pool)
         with pytest.raises(BudgetExceeded) as raised:
             getattr(pool, method)(**amounts)
-        assert raised.value.axis == axis
+        assert (raised.value.axis, raised.value.pool) == (axis, "run")
         assert counters(pool) == before == (30, 30, 300_000_000, 300_000_000, 1)
 
 

@@ -48,6 +48,17 @@ def test_a_commit_within_its_reservation_is_no_error_even_in_a_pool_that_others_
     assert counters(pool) == (1020, 0, 600_000_000, 0, 0)
 
 
+def test_a_commit_of_just_what_was_reserved_is_no_error_where_others_overran_the_dollars() -> None:
+    pool = BudgetPool(usd_cap=1, name="run")
+    mine, more = pool.reserve(usd=0.25), pool.reserve(usd=0.25)
+    with pytest.raises(BudgetOverrun):
+        pool.record(usd=5, force=True)
+    mine.commit(usd=0.25)
+    with pytest.raises(BudgetOverrun) as raised:
+        more.commit(usd=0.5)
+    assert (raised.value.axis, raised.value.pool) == ("usd", "run")
+
+
 def test_an_overrun_tells_what_was_there_and_what_is_there_now() -> None:
     pool = BudgetPool(token_cap=100, name="run")
     pool.record(tokens=20)

@@ -131,6 +131,7 @@ def test_the_warning_names_where_it_was_made_under_tracemalloc() -> None:
             warnings.simplefilter("always")
             pool.reserve(tokens=1)
         (warning,) = seen
+        assert warning.filename == __file__  # who dropped it
         traceback = tracemalloc.get_object_traceback(warning.source)
         assert traceback is not None
         assert any(frame.filename == __file__ for frame in traceback)
