@@ -549,7 +549,7 @@ class Reservation:
             return
         if dropped:
             pool._dropped.append(self)
-            if not sys.is_finalizing():
+            if not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
                 warnings.warn(f"{self!r} was dropped: commit() or release() it", ResourceWarning, 2, source=self)
 
     def __repr__(self) -> str:
@@ -598,10 +598,10 @@ def _refuse_forked(name: str | None) -> NoReturn:
 _pools: WeakValueDictionary[int, BudgetPool] = WeakValueDictionary()
 
 
-def _after_fork_in_child() -> None:
+def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured
     for pool in list(_pools.values()):
         pool._after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
