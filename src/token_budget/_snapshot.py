@@ -66,8 +66,8 @@ class BudgetSnapshot:
     # claimed is used + reserved, a cap is None where the axis is unbounded
     __slots__ = ("_state",)
     _state: tuple[int, int, int, int, int, tuple[int | None, int | None, str | None]]
-    __dataclass_fields__ = _AsOfADataclass("__dataclass_fields__")
-    __dataclass_params__ = _AsOfADataclass("__dataclass_params__")
+    __dataclass_fields__: _AsOfADataclass = _AsOfADataclass("__dataclass_fields__")
+    __dataclass_params__: _AsOfADataclass = _AsOfADataclass("__dataclass_params__")
     __match_args__ = ("tokens_used", "usd_used", "token_cap", "usd_cap", "tokens_remaining", "usd_remaining")
 
     def __init__(
