@@ -34,7 +34,7 @@ from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, Rese
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._snapshot import BudgetSnapshot
 
-TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from decimal import Decimal
@@ -55,9 +55,9 @@ _new_lock: Callable[[], Any] = threading.RLock if sys.version_info < (3, 11) els
 def _taking(lock: Any) -> Iterator[object]:
     """Return an endless iterator whose every step takes the lock: the one trick of this module.
 
-    ``for _ in self._locked: try: ... finally: self._lock.release()``, then
-    ``break``, does what ``with lock:`` does, and every operation here
-    is built on it, for `with` looks up and calls two methods and makes the whole of `record` a quarter slower.
+    ``for _ in self._locked: try: ... finally: self._lock.release()``, then ``break``, does what ``with lock:`` does, and
+    every operation here is built on it, for `with` looks up and calls two methods and makes the whole of `record` a
+    third slower (benchmarks/README.md).
     ``lock.acquire()`` before a ``try`` would be as fast and wrong: an exception delivered between the two (Ctrl-C, a
     cancelled thread) leaves the lock held for ever. Between a step of an iterator written in C and the ``try`` in the
     loop's body CPython delivers none. The body runs once: it ends in ``return`` or ``break``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from token_budget._errors import checked_name
 from token_budget._money import to_nanos, to_tokens, to_usd
 
-TYPE_CHECKING = False  # `typing` costs a quarter of the package's import time; type checkers know this name
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
