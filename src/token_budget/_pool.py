@@ -55,8 +55,8 @@ _new_lock: Callable[[], Any] = threading.RLock if sys.version_info < (3, 11) els
 def _taking(lock: Any) -> Iterator[object]:
     """Return an endless iterator whose every step takes the lock: the one trick of this module.
 
-    ``for _ in self._locked: try: ... finally: self._lock.release()``, then ``break``, does what ``with lock:`` does, and
-    every operation here is built on it, for `with` looks up and calls two methods and makes the whole of `record` a
+    ``for _ in self._locked: try: ... finally: self._lock.release()``, then ``break``, does what ``with lock:`` does.
+    Every operation here is built on it, for `with` looks up and calls two methods and makes the whole of `record` a
     third slower (benchmarks/README.md).
     ``lock.acquire()`` before a ``try`` would be as fast and wrong: an exception delivered between the two (Ctrl-C, a
     cancelled thread) leaves the lock held for ever. Between a step of an iterator written in C and the ``try`` in the
