@@ -220,6 +220,14 @@ def test_what_a_child_sees_without_a_fork() -> None:
     assert counters(pool) == (100, 0, 20 * 10**9, 0, 0)
 
 
+def test_every_pool_of_the_process_refuses_in_the_child() -> None:
+    pools = [BudgetPool(token_cap=1), BudgetPool(token_cap=2)]
+    _pool._after_fork_in_child()  # what os.fork() calls there
+    for pool in pools:
+        with pytest.raises(PoolForked):
+            pool.record(tokens=1)
+
+
 def test_a_forked_pool_without_a_name_is_not_named() -> None:
     pool = BudgetPool()
     pool._after_fork_in_child()
