@@ -45,10 +45,19 @@ def full(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full"))
 
 
+_EXPLORED: dict[str, int] = {}
+
+
 @pytest.fixture(scope="session")
 def explored() -> dict[str, int]:
     """How many schedules were explored, by scenario."""
-    return {}
+    return _EXPLORED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _EXPLORED:
+        total = sum(_EXPLORED.values())
+        terminalreporter.write_line(f"{total:,} schedules of {len(_EXPLORED)} scenarios were explored")
 
 
 @pytest.fixture
