@@ -64,9 +64,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The pool's module with the scheduler's lock in its seam; collections happen between tests only."""
     from scheduler import ModelLock
-    from token_budget import _pool
+    from token_budget import _family, _pool, _waiting
 
-    monkeypatch.setattr(_pool, "_new_lock", ModelLock)
+    monkeypatch.setattr(_family, "_new_lock", ModelLock)
+    monkeypatch.setattr(_waiting, "_new_lock", ModelLock)
     gc.disable()
     yield _pool
     with warnings.catch_warnings():  # a run that was abandoned leaves reservations behind

@@ -17,7 +17,12 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 LAYER = {
     "_errors.py": 0,
     "_money.py": 0,
+    "_events.py": 0,
     "_snapshot.py": 0,
+    "_window.py": 0,
+    "_waiting.py": 1,
+    "_family.py": 2,
+    "_keyed.py": 2,
     "_pool.py": 2,
     "__init__.py": 2,
     "pool.py": 2,
@@ -65,7 +70,8 @@ def test_importing_the_package_loads_neither_the_front_nor_anything_foreign() ->
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
     ours = {name for name in loaded if name.startswith("token_budget")}
-    assert ours == {"token_budget", *(f"token_budget.{name}" for name in ("_errors", "_money", "_pool", "_snapshot"))}
+    modules = ("_errors", "_events", "_family", "_money", "_pool", "_snapshot", "_waiting", "_window")
+    assert ours == {"token_budget", *(f"token_budget.{name}" for name in modules)}
     assert {name.split(".")[0] for name in loaded} - {"token_budget"} <= sys.stdlib_module_names
     assert not {"typing", "dataclasses", "decimal", "fractions", "asyncio"} & set(loaded)
 

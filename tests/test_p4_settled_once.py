@@ -78,7 +78,6 @@ def test_of_racing_commits_one_counts() -> None:
 
 @pytest.mark.usefixtures("racing")
 def test_of_a_racing_commit_and_release_one_counts() -> None:
-    ends = set()
     for _ in range(300):
         pool = BudgetPool(token_cap=100)
         reservation = pool.reserve(tokens=10)
@@ -88,8 +87,6 @@ def test_of_a_racing_commit_and_release_one_counts() -> None:
 
         committed, *_ = run_together(commit, reservation.release, reservation.release)
         assert counters(pool) == (10 if committed else 0, 0, 0, 0, 0)
-        ends.add(committed)
-    assert ends
 
 
 @pytest.mark.usefixtures("racing")

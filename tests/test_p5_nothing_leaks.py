@@ -11,11 +11,12 @@ import sys
 import threading
 import tracemalloc
 import warnings
+from typing import Any
 
 import pytest
 
 from support import caught, counters
-from token_budget import BudgetExceeded, BudgetPool, Reservation
+from token_budget import BudgetExceeded, BudgetPool, Reservation, _family
 
 NOTHING = (0, 0, 0, 0, 0)
 
@@ -178,21 +179,22 @@ def test_many_drops_in_many_threads_all_come_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_reclaiming_goes_on_where_another_thread_was_faster() -> None:
+def test_reclaiming_goes_on_where_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
-    pool.reserve(tokens=4)
-    pool.reserve(tokens=3)
-    dropped = pool._dropped
+    for amount in (4, 3, 2):
+        pool.reserve(tokens=amount)
+    family = pool._family
+    release = family._release
 
-    class Faster:
-        """Stands first in the list. While it is released, another thread takes it and the next one away."""
+    def faster(*arguments: Any) -> None:
+        """While the first is released, another thread takes it and the next one away."""
+        monkeypatch.setattr(_family.Family, "_release", release_of)
+        for reservation in list(family.dropped)[:2]:
+            release(pool._scopes(), reservation, "drop")
+            family.dropped.remove(reservation)
 
-        def release(self) -> None:
-            dropped.popleft()
-            dropped[0].release()
-            dropped.popleft()
-
-    dropped.appendleft(Faster())  # type: ignore[arg-type]
+    release_of = _family.Family._release
+    monkeypatch.setattr(_family.Family, "_release", lambda _self, *arguments: faster(*arguments))
     assert counters(pool) == NOTHING
 
 
@@ -209,7 +211,8 @@ def test_reclaiming_ends_where_another_thread_took_the_last() -> None:
             raise IndexError
 
     pool = BudgetPool()
-    pool._dropped = Emptied()  # type: ignore[assignment]
+    pool._family.dropped = Emptied()  # type: ignore[assignment]
+    pool._pending = True
     assert counters(pool) == NOTHING
 
 
@@ -244,7 +247,7 @@ def test_no_memory_is_kept_for_finished_calls() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 1000  # bytes, over two thousand calls
-    assert not pool._dropped
+    assert not pool._family.dropped
 
 
 def test_a_pool_that_nobody_uses_any_more_is_freed() -> None:

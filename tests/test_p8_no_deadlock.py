@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support import HookedLock, caught, counters
-from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _pool
+from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _family, _pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[BudgetPool, H
     def make(token_cap: int) -> tuple[BudgetPool, HookedLock]:
         lock = HookedLock()
         with monkeypatch.context() as patch:
-            patch.setattr(_pool, "_new_lock", lambda: lock)
+            patch.setattr(_family, "_new_lock", lambda: lock)
             return BudgetPool(token_cap), lock
 
     return make

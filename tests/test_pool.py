@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from support import HookedLock, counters
-from token_budget import BudgetPool, BudgetSnapshot, Reservation, _pool
+from token_budget import BudgetPool, BudgetSnapshot, Reservation, _family
 
 
 def test_the_repr_of_a_pool_is_one_line_of_one_moment() -> None:
@@ -74,7 +74,7 @@ def test_an_open_reservation_takes_at_most_200_bytes() -> None:
 )
 def test_every_operation_takes_the_lock_once_and_lets_it_go(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     lock = HookedLock()
-    monkeypatch.setattr(_pool, "_new_lock", lambda: lock)
+    monkeypatch.setattr(_family, "_new_lock", lambda: lock)
     pool = BudgetPool(token_cap=10)
     reservation = pool.reserve(tokens=1)
     operations = {

@@ -134,5 +134,8 @@ def test_dataclass_tools_work_on_it_as_on_token_budget_pys() -> None:
         "usd_reserved": 0.0009,
         "in_flight": 1,
         "name": "run",
+        "window_start": None,
+        "resets_at": None,
+        "children": (),
     }
     assert dataclasses.replace(busy(), name="other").name == "other"  # type: ignore[type-var]

@@ -8,19 +8,33 @@ with pool.reserve(tokens=2_000, usd=0.012) as reservation:  # raises BudgetExcee
     reservation.commit(tokens=answer.total_tokens, usd=answer.cost)
 """
 
-from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, ReservationClosed
-from token_budget._pool import BudgetPool, Reservation
+from token_budget._errors import (
+    BudgetExceeded,
+    BudgetOverrun,
+    BudgetTimeout,
+    PoolClosed,
+    PoolForked,
+    ReservationClosed,
+)
+from token_budget._events import BudgetEvent
+from token_budget._pool import AsyncReserve, BudgetPool, Reservation
 from token_budget._snapshot import BudgetSnapshot
+from token_budget._window import Window
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncReserve",
+    "BudgetEvent",
     "BudgetExceeded",
     "BudgetOverrun",
     "BudgetPool",
     "BudgetSnapshot",
+    "BudgetTimeout",
+    "PoolClosed",
     "PoolForked",
     "Reservation",
     "ReservationClosed",
+    "Window",
     "__version__",
 ]

@@ -39,8 +39,7 @@ class BudgetExceeded(Exception):
 
     # What was decided on, in integers of tokens or nanodollars. For one axis: (axis, requested, attempted, reserved,
     # cap, pool). For both: (pool, then requested, attempted, reserved, cap of the tokens, then of the dollars), of
-    # which `_facts` tells the one that matters. A slot, since most refusals never need an exception's `__dict__`.
-    __slots__ = ("_decision",)
+    # which `_facts` tells the one that matters.
     _decision: tuple[Any, ...]
 
     def __init__(
@@ -90,7 +89,9 @@ class BudgetExceeded(Exception):
             return decision  # type: ignore[no-any-return]
         pool, tokens, nanos = decision[0], decision[1:5], decision[5:]
         exhausted = [attempted - reserved > cap for _requested, attempted, reserved, cap in (tokens, nanos)]
-        if exhausted[0] or (tokens[1] > tokens[3] and not exhausted[1]):
+        full = [attempted > cap for _requested, attempted, _reserved, cap in (tokens, nanos)]
+        # Neither is full where others wait for room: then the axis of which something is asked for.
+        if exhausted[0] or (full[0] and not exhausted[1]) or (not any(full) and tokens[0]):
             return ("tokens", *tokens, pool)
         return ("usd", *nanos, pool)
 
@@ -171,6 +172,8 @@ class BudgetExceeded(Exception):
             advice = f"exhausted: {less}reset() the pool or give it a larger cap"
         else:
             advice = "busy: it fits when calls in flight give back what they do not use"
+            if self.attempted <= self.cap:
+                advice = "busy: others wait for room, and it is their turn"
         return f"{self._numbers('budget exceeded')}; {advice}"
 
     def __repr__(self) -> str:
@@ -184,7 +187,7 @@ class BudgetExceeded(Exception):
         text = str if axis == "tokens" else usd_text
         where = f" in pool {pool!r}" if pool is not None else ""
         return (
-            f"{what} on {axis}{where}: attempted {text(attempted)} > cap {text(cap)} "
+            f"{what} on {axis}{where}: attempted {text(attempted)} {'>' if attempted > cap else '<='} cap {text(cap)} "
             f"({text(attempted - reserved - requested)} used, {text(reserved)} reserved, {text(requested)} requested)"
         )
 
@@ -202,14 +205,26 @@ class BudgetOverrun(BudgetExceeded):
     what was there before (without the reservation that is being committed), ``attempted`` is what there is now.
     """
 
-    __slots__ = ()
-
     def __str__(self) -> str:
         return f"{self._numbers('budget overrun')}; the spend is recorded: do not commit it again"
 
 
+class BudgetTimeout(BudgetExceeded, TimeoutError):
+    """A reservation was waited for until its time-out, and no room came. Nothing was changed.
+
+    Its numbers are those of the scope at which it waited, as of the moment at which it gave up.
+    """
+
+    def __str__(self) -> str:
+        return f"{self._numbers('budget timeout')}; no room came in time: wait longer, ask for less, or set larger caps"
+
+
 class ReservationClosed(RuntimeError):
     """The reservation was committed or released before; the text says which. Nothing was changed."""
+
+
+class PoolClosed(RuntimeError):
+    """The pool, or one above it, was closed: it lets calls in flight settle, and begins none. Nothing was changed."""
 
 
 class PoolForked(RuntimeError):

@@ -24,48 +24,34 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import warnings
-from collections import deque
-from itertools import repeat, starmap
 from weakref import WeakValueDictionary
 
-from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolForked, ReservationClosed, checked_name
+from token_budget._errors import BudgetExceeded, BudgetOverrun, ReservationClosed, checked_name
+from token_budget._family import COMMITTED, RELEASED, Account, Family, Threshold
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._snapshot import BudgetSnapshot
+from token_budget._waiting import GRANTED, LoopBell, ThreadBell, Waiter
+from token_budget._window import Window
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Mapping
     from decimal import Decimal
     from fractions import Fraction
     from types import TracebackType
     from typing import Any, NoReturn, SupportsIndex
 
+    from token_budget._events import BudgetEvent
+    from token_budget._family import Chain
+    from token_budget._keyed import KeyedPools
+
 _new = object.__new__
-_UNBOUNDED = 1 << 256  # stands for "no cap": 10**59 spends of the largest amount would not reach it
 _COMMON_TOKENS = 10**9  # amounts up to this are checked inline, which is quickest for ints of one digit of CPython's
-
-# The seam through which tests put a lock of their own. CPython 3.10 also delivers signals at taken conditional jumps,
-# which the refusing branch of an operation needs: a handler may then find the lock held by its own thread, between two
-# operations of that thread as it were, and may enter.
-_new_lock: Callable[[], Any] = threading.RLock if sys.version_info < (3, 11) else threading.Lock
+_UNCHANGED: Any = type("Unchanged", (), {"__repr__": lambda _: "..."})()  # stands for a cap that is left as it is
 
 
-def _taking(lock: Any) -> Iterator[object]:
-    """Return an endless iterator whose every step takes the lock: the one trick of this module.
-
-    ``for _ in self._locked: try: ... finally: self._lock.release()``, then ``break``, does what ``with lock:`` does.
-    Every operation here is built on it, for `with` looks up and calls two methods and makes the whole of `record` a
-    third slower (benchmarks/README.md).
-    ``lock.acquire()`` before a ``try`` would be as fast and wrong: an exception delivered between the two (Ctrl-C, a
-    cancelled thread) leaves the lock held for ever. Between a step of an iterator written in C and the ``try`` in the
-    loop's body CPython delivers none. The body runs once: it ends in ``return`` or ``break``.
-    """
-    return starmap(lock.acquire, repeat(()))
-
-
-class BudgetPool:
+class BudgetPool(Account):
     """A budget of tokens and dollars that any number of threads and tasks spend from at once, and never oversell.
 
     Ask before you spend (`reserve`), then say what it really cost (`Reservation.commit`) or give it back (leave the
@@ -99,20 +85,16 @@ class BudgetPool:
     __slots__ = (
         "__dict__",  # for users: subclasses' attributes, doubles in tests
         "__weakref__",
-        "_dropped",
-        "_in_flight",
+        "_chain",
+        "_family",
         "_lock",
         "_locked",
-        "_name",
         "_nano_bound",
-        "_nanos_claimed",
-        "_nanos_reserved",
         "_open",
+        "_pending",
         "_spending",
-        "_terms",
+        "_three",
         "_token_bound",
-        "_tokens_claimed",
-        "_tokens_reserved",
     )
 
     def __init__(
@@ -121,33 +103,46 @@ class BudgetPool:
         usd_cap: float | Decimal | Fraction | None = None,
         *,
         name: str | None = None,
+        window: Window | None = None,
     ) -> None:
-        # The terms are what people are shown, the bounds what amounts are compared with.
-        token_bound = _cap(token_cap, to_tokens, "token_cap")
-        nano_bound = _cap(usd_cap, to_nanos, "usd_cap")
-        self._name = checked_name(name)
-        self._terms = (token_bound, nano_bound, self._name)
-        self._token_bound = _UNBOUNDED if token_bound is None else token_bound
-        self._nano_bound = _UNBOUNDED if nano_bound is None else nano_bound
-
-        # The lock guards the five counters below, and the `_state` of every reservation of this pool. `_locked` takes
-        # it for anyone, `_spending` for whoever spends: the same, but in a forked child.
-        self._lock = _new_lock()
-        self._locked = _taking(self._lock)
-        self._spending = self._locked
-        self._tokens_claimed = 0
-        self._tokens_reserved = 0
-        self._nanos_claimed = 0
-        self._nanos_reserved = 0
-        self._in_flight = 0
-
+        self._open_account(*_caps(token_cap, usd_cap), checked_name(name), _checked_window(window))
+        self._family = family = Family()
+        family.windowed = window is not None
+        # The scopes that an operation counts against, this one's first and the family's first pool last; empty stands
+        # for this pool alone, which would else hold itself and wait for the collector.
+        self._chain: Chain = ()
+        self._three: Chain = ()  # what `Family.record` needs of a chain of two or three
         # A reservation is in flight while its `_state` is this very object. `detach` makes a new one.
-        self._open = object()
-        # Reservations that were collected unsettled wait here to be released: their finaliser may run anywhere, also
-        # where its own thread holds the lock, so it only appends, which is one step. Every operation that answers
-        # from the counters empties it first.
-        self._dropped: deque[Reservation] = deque()
+        self._open = family.opened
+
+        # Copies of what the family has, for the operations that this pool does by itself. The lock guards the account,
+        # the bounds and the `_state` of every reservation. `_locked` takes it for anyone, `_spending` for whoever spends:
+        # the same, but in a forked child.
+        self._lock = family.lock
+        self._locked = family.locked
+        self._spending = family.spending
+        # This pool does an operation by itself if `_pending` is empty. Else the family does it: there is something dropped
+        # to be released first, or more to it than this account (`Family.regate`), or someone is inside the family's
+        # longer way. Then the bounds are such that nothing fits, for those who looked at `_pending` before.
+        self._pending: object = family.dropped
+        self._token_bound = self._token_limit
+        self._nano_bound = self._nano_limit
+        if window is not None:
+            family.regate(self)
+            self._pending = family.idle
         _pools[id(self)] = self
+
+    @classmethod
+    def _below(cls, account: Account, chain: Chain, family: Family) -> BudgetPool:
+        """Make a pool that counts against an account of its own and all of a chain."""
+        pool = BudgetPool.__new__(BudgetPool)
+        pool._name = account._name
+        pool._family = family
+        pool._chain = (account, *chain)
+        pool._three = (account, *chain, family.void)[:3] if len(chain) < 3 else ()
+        pool._open = family.opened
+        pool._pending = True
+        return pool
 
     # ------------------------------------------------------------------ spending
 
@@ -175,8 +170,8 @@ class BudgetPool:
         if type(tokens) is not int or not 0 <= tokens <= _COMMON_TOKENS:
             tokens = to_tokens(tokens)
         nanos = to_nanos(usd)
-        if self._dropped:
-            self._reclaim()
+        if self._pending:
+            return self._family.record(self, tokens, nanos, force)
         for _ in self._spending:
             try:
                 tokens_after = self._tokens_claimed + tokens
@@ -184,7 +179,7 @@ class BudgetPool:
                 if tokens_after <= self._token_bound and nanos_after <= self._nano_bound:
                     self._tokens_claimed = tokens_after
                     self._nanos_claimed = nanos_after
-                    return
+                    return None
                 tokens_reserved = self._tokens_reserved
                 nanos_reserved = self._nanos_reserved
                 token_bound = self._token_bound
@@ -192,29 +187,41 @@ class BudgetPool:
             finally:
                 self._lock.release()
             break
+        if token_bound < 0:
+            return self._family.record(self, tokens, nanos, force)
         if force:
-            self._add(tokens, nanos)
-        else:
-            raise BudgetExceeded._refusal(
-                self._name,
-                tokens, tokens_after, tokens_reserved, token_bound,
-                nanos, nanos_after, nanos_reserved, nano_bound,
-            )  # fmt: skip
+            return self._add(tokens, nanos)
+        raise BudgetExceeded._refusal(
+            self._name,
+            tokens, tokens_after, tokens_reserved, token_bound,
+            nanos, nanos_after, nanos_reserved, nano_bound,
+        )  # fmt: skip
 
-    def reserve(self, *, tokens: SupportsIndex = 0, usd: float | Decimal | Fraction = 0) -> Reservation:
+    def reserve(
+        self,
+        *,
+        tokens: SupportsIndex = 0,
+        usd: float | Decimal | Fraction = 0,
+        timeout: float | None = 0,
+    ) -> Reservation:
         """Hold an amount for a call that is about to be made, if it fits under both caps.
 
-        Never waits. Use the answer as ``with pool.reserve(...) as reservation:`` (or ``async with``), and
+        Waits only if it is told to (a thread; tasks use `areserve`). Use the answer as ``with pool.reserve(...) as reservation:`` (or ``async with``), and
         `Reservation.commit` in the block; leaving it without gives the amount back. Or keep it and settle it anywhere
         else, from any thread, exactly once.
 
         Args:
             tokens: the most tokens that the call may use: its input and the largest output asked for.
             usd: the most dollars that it may cost.
+            timeout: how many seconds to wait for room, first come, first served; 0 does not wait, None waits on. Within
+                one pool a large request that waits holds up smaller ones that come after it.
 
         Raises:
-            BudgetExceeded: it does not fit; nothing was changed.
-            TypeError, ValueError: bad amounts (see the class); nothing was changed.
+            BudgetExceeded: it does not fit; with a timeout: it would not, even if all that is in flight came back.
+                Nothing was changed.
+            BudgetTimeout: no room came in time; nothing was changed.
+            TypeError, ValueError: bad amounts (see the class) or a bad timeout; nothing was changed.
+            PoolClosed: this pool or one above it is closed.
             PoolForked: in a forked child, before `detach`.
 
         Example:
@@ -228,8 +235,8 @@ class BudgetPool:
         if type(tokens) is not int or not 0 <= tokens <= _COMMON_TOKENS:
             tokens = to_tokens(tokens)
         nanos = to_nanos(usd)
-        if self._dropped:
-            self._reclaim()
+        if timeout:
+            timeout = _checked_timeout(timeout)
         # The reservation exists before its capacity is taken: from the taking on, whoever is interrupted drops an
         # object that gives it back. Its slots are filled here, `_state` last, since calling an `__init__` costs more.
         reservation = Reservation()
@@ -237,6 +244,8 @@ class BudgetPool:
         reservation._tokens = tokens
         reservation._nanos = nanos
         reservation._state = None
+        if self._pending:
+            return self._reserve(reservation, timeout)
         for _ in self._spending:
             try:
                 tokens_after = self._tokens_claimed + tokens
@@ -259,13 +268,73 @@ class BudgetPool:
             finally:
                 self._lock.release()
             break
+        if timeout != 0 or token_bound < 0:
+            return self._reserve(reservation, timeout)
         raise BudgetExceeded._refusal(
             self._name,
             tokens, tokens_after, tokens_reserved, token_bound,
             nanos, nanos_after, nanos_reserved, nano_bound,
         )  # fmt: skip
 
-    try_reserve = reserve
+    def try_reserve(self, *, tokens: SupportsIndex = 0, usd: float | Decimal | Fraction = 0) -> Reservation:
+        """Do what `reserve` does, and never wait."""
+        return self.reserve(tokens=tokens, usd=usd)
+
+    def areserve(
+        self,
+        *,
+        tokens: SupportsIndex = 0,
+        usd: float | Decimal | Fraction = 0,
+        timeout: float | None = None,
+    ) -> AsyncReserve:
+        """Hold an amount, and let this asyncio task wait for room: ``await`` the answer, or use it as ``async with``.
+
+        Tasks and threads wait in one line. A task that is cancelled while it waits gets nothing, or gives it back. Room may
+        come from a commit in any thread or event loop.
+
+        Args:
+            tokens: as `reserve`.
+            usd: as `reserve`.
+            timeout: as `reserve`; None waits on.
+
+        Raises:
+            What `reserve` does: for bad arguments at once, else when it is awaited.
+
+        Example:
+            >>> import asyncio
+            >>> async def main():
+            ...     pool = BudgetPool(token_cap=1000)
+            ...     async def call():
+            ...         async with pool.areserve(tokens=800) as reservation:
+            ...             reservation.commit(tokens=150)
+            ...     await asyncio.gather(call(), call())  # the second waits until the first has committed
+            ...     return pool.snapshot().tokens_used
+            >>> asyncio.run(main())
+            300
+        """
+        reservation = Reservation()
+        reservation._pool = self
+        reservation._tokens = to_tokens(tokens)
+        reservation._nanos = to_nanos(usd)
+        reservation._state = None
+        return AsyncReserve(reservation, _checked_timeout(timeout))
+
+    def _reserve(self, reservation: Reservation, timeout: float | None) -> Reservation:
+        """Take what the reservation is for by the family's way, and let the thread wait if need be."""
+        family = self._family
+        if timeout == 0:
+            family.reserve(reservation, None)
+            return reservation
+        waiter = Waiter(self._scopes(), reservation, ThreadBell())
+        try:
+            family.reserve(reservation, waiter)
+            if waiter.ticket:
+                waiter.bell.wait(timeout)
+                family.withdraw(waiter)
+        except BaseException:
+            family.abandon(waiter)
+            raise
+        return _outcome(waiter)
 
     # ------------------------------------------------------------------ looking and managing
 
@@ -274,8 +343,12 @@ class BudgetPool:
         """The name that it was given."""
         return self._name
 
-    def snapshot(self) -> BudgetSnapshot:
+    def snapshot(self, tree: bool = False) -> BudgetSnapshot:  # noqa: FBT001, FBT002 - keyword-only is dearer to call
         """Return every number as of one moment. Works in a forked child too.
+
+        Args:
+            tree: with all child pools (and theirs) as ``children``, as of the same moment. What this takes grows with
+                the number of pools of the family.
 
         Example:
             >>> pool = BudgetPool(token_cap=1000, name="batch")
@@ -283,8 +356,10 @@ class BudgetPool:
             >>> print(pool.snapshot())
             batch: tokens 250 / 1,000 (25%) | usd 0.0000 | 0 in flight
         """
-        if self._dropped:
-            self._reclaim()
+        if tree:
+            return self._family.tree(self._scopes())
+        if self._pending:
+            return self._family.snapshot(self._scopes())
         snapshot = _new(BudgetSnapshot)
         for _ in self._locked:
             try:
@@ -293,10 +368,11 @@ class BudgetPool:
                 nanos_claimed = self._nanos_claimed
                 nanos_reserved = self._nanos_reserved
                 in_flight = self._in_flight
+                terms = self._terms
             finally:
                 self._lock.release()
             break
-        snapshot._state = (tokens_claimed, tokens_reserved, nanos_claimed, nanos_reserved, in_flight, self._terms)
+        snapshot._state = (tokens_claimed, tokens_reserved, nanos_claimed, nanos_reserved, in_flight, terms, ())
         return snapshot
 
     def reset(self) -> None:
@@ -307,15 +383,47 @@ class BudgetPool:
         Raises:
             PoolForked: in a forked child, before `detach`.
         """
-        if self._dropped:
-            self._reclaim()
+        if self._pending:
+            return self._family.reset(self._scopes())
         for _ in self._spending:
             try:
-                self._tokens_claimed = self._tokens_reserved
-                self._nanos_claimed = self._nanos_reserved
+                barred = self._token_bound < 0
+                if not barred:
+                    self._tokens_claimed = self._tokens_reserved
+                    self._nanos_claimed = self._nanos_reserved
             finally:
                 self._lock.release()
             break
+        return self._family.reset(self._scopes()) if barred else None
+
+    def set_caps(
+        self,
+        *,
+        token_cap: SupportsIndex | None = _UNCHANGED,
+        usd_cap: float | Decimal | Fraction | None = _UNCHANGED,
+    ) -> None:
+        """Change caps while calls are in flight. What is left out stays; None means no cap.
+
+        Larger caps serve those who wait, at once. Smaller ones may be below what is used and reserved: then remaining is
+        negative, nothing new fits, and calls in flight keep what they hold.
+
+        Raises:
+            TypeError, ValueError: a bad cap (see the class); nothing was changed.
+            PoolClosed: the pool is closed.
+            PoolForked: in a forked child, before `detach`.
+
+        Example:
+            >>> pool = BudgetPool(token_cap=1000)
+            >>> pool.set_caps(token_cap=2000)
+            >>> pool.snapshot().token_cap
+            2000
+        """
+        caps: dict[str, int | None] = {}
+        if token_cap is not _UNCHANGED:
+            caps["tokens"] = _cap(token_cap, to_tokens, "token_cap")
+        if usd_cap is not _UNCHANGED:
+            caps["usd"] = _cap(usd_cap, to_nanos, "usd_cap")
+        self._family.set_caps(self._scopes(), caps)
 
     def detach(self) -> None:
         """After ``os.fork()``, in the child: make this copy a budget of its own.
@@ -328,22 +436,218 @@ class BudgetPool:
             >>> pool = BudgetPool(token_cap=1000)
             >>> pool.detach()  # this process made the pool: nothing happens
         """
-        opened = object()
-        for _ in self._locked:
+        self._family.detach(self._scopes())
+
+    # ------------------------------------------------------------------ scopes
+
+    def child(
+        self,
+        token_cap: SupportsIndex | None = None,
+        usd_cap: float | Decimal | Fraction | None = None,
+        *,
+        name: str | None = None,
+        window: Window | None = None,
+    ) -> BudgetPool:
+        """Return a new pool below this one: what it spends counts against it, this one, and all above, or none.
+
+        A refusal names the scope that had no room (`BudgetExceeded.pool`). Use it as ``with pool.child(...) as run:`` or
+        `close` it. Arguments and errors are those of the class.
+
+        Raises:
+            PoolClosed: this pool or one above it is closed.
+            PoolForked: in a forked child, before `detach`.
+
+        Example:
+            >>> day = BudgetPool(usd_cap=10, name="day")
+            >>> with day.child(usd_cap=1, name="run") as run:
+            ...     run.record(usd=0.25)
+            >>> day.snapshot().usd_used
+            0.25
+        """
+        account = Account()
+        account._open_account(*_caps(token_cap, usd_cap), checked_name(name), _checked_window(window))
+        above = self._scopes()
+        account._parent = above[0]
+        pool = self._below(account, above, self._family)
+        self._family.adopt(pool._chain, pool)
+        return pool
+
+    @staticmethod
+    def join(*pools: BudgetPool, name: str | None = None) -> BudgetPool:
+        """Return a pool without caps of its own that counts against all of these and what is above them, each once.
+
+        For a call that belongs to a user, a project and the whole at the same moment. All must descend from one pool. It
+        stands in no tree. Under a join, one who waits for one of the scopes may find that another has been filled
+        meanwhile by those who do not need the first.
+
+        Raises:
+            TypeError: something is no pool.
+            ValueError: no pools, or pools that do not descend from one.
+
+        Example:
+            >>> total = BudgetPool(usd_cap=100)
+            >>> user, project = total.child(usd_cap=1, name="ann"), total.child(usd_cap=5, name="atlas")
+            >>> BudgetPool.join(user, project).record(usd=0.5)
+            >>> user.snapshot().usd_used, project.snapshot().usd_used, total.snapshot().usd_used
+            (0.5, 0.5, 0.5)
+        """
+        for pool in pools:
+            if not isinstance(pool, BudgetPool):
+                raise TypeError(f"only pools can be joined, not {type(pool).__name__}")
+        if not pools or any(pool._family is not pools[0]._family for pool in pools):
+            raise ValueError("join at least one pool, and only pools that descend from one: make them with child()")
+        scopes = dict.fromkeys(account for pool in pools for account in pool._scopes()[:-1])
+        account = Account()
+        account._open_account(None, None, checked_name(name), None)
+        joined = BudgetPool._below(account, (*scopes, pools[0]._scopes()[-1]), pools[0]._family)
+        joined._family.adopt(joined._chain, joined)
+        return joined
+
+    def keyed(
+        self,
+        token_cap: SupportsIndex | None = None,
+        usd_cap: float | Decimal | Fraction | None = None,
+        *,
+        name: str | None = None,
+        window: Window | None = None,
+    ) -> KeyedPools:
+        """Return child pools by key, each with these caps and this window: for users, projects or runs.
+
+        Arguments and errors are those of the class. The name of a key's pool is the key, after this name and a colon if
+        one is given.
+
+        Example:
+            >>> pool = BudgetPool(usd_cap=1000)
+            >>> users = pool.keyed(usd_cap=10)
+            >>> users["user-123"].record(usd=4)
+            >>> users["user-123"].snapshot().usd_remaining
+            6.0
+        """
+        from token_budget._keyed import KeyedPools
+
+        caps = _caps(token_cap, usd_cap)
+        return KeyedPools(self, caps, checked_name(name), _checked_window(window))
+
+    def close(self) -> None:
+        """Refuse new operations, here and below, and let those in flight settle. What is spent stays in the pools above.
+
+        Those who wait here are refused. Closing twice does nothing. Closed for good: make another.
+        """
+        self._family.close(self._scopes())
+
+    def __enter__(self) -> BudgetPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # ------------------------------------------------------------------ events
+
+    def subscribe(self, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back with a `BudgetEvent` for everything that happens to this pool, and return how to end it.
+
+        That is all that is done on this pool and the pools below it. The callback runs in the thread that did it, after
+        the lock is free, in order for one thread; it may use the pool. What it raises is logged (logger
+        ``token_budget``). While somebody is subscribed, operations take longer.
+
+        Raises:
+            TypeError: it cannot be called.
+
+        Example:
+            >>> pool = BudgetPool(token_cap=1000, name="run")
+            >>> unsubscribe = pool.subscribe(lambda event: print(event.kind, event.tokens, event.snapshot))
+            >>> pool.record(tokens=250)
+            record 250 run: tokens 250 / 1,000 (25%) | usd 0.0000 | 0 in flight
+            >>> unsubscribe()
+        """
+        if not callable(callback):
+            raise TypeError("callback must be a function of one argument, the event")
+        chain = self._scopes()
+        self._family.subscribe(chain, callback)
+        return lambda: self._family.unsubscribe(chain, callback)
+
+    def on_threshold(
+        self, share: float | Decimal | Fraction, callback: Callable[[BudgetEvent], object]
+    ) -> Callable[[], None]:
+        """Call back once when used + reserved comes to a share of a cap, and return how to end it.
+
+        Once in each period of the pool's window: `reset` and the end of a period arm it anew. It looks after each
+        operation; a pool that is past the share already calls back after the next. The rest is as with `subscribe`; the
+        event's kind is ``"threshold"``.
+
+        Args:
+            share: of the cap, above 0: 0.8 is 80 %.
+            callback: gets the event.
+
+        Raises:
+            TypeError: the share is no number, or the callback cannot be called.
+            ValueError: the share is not above 0, or not finite.
+
+        Example:
+            >>> pool = BudgetPool(usd_cap=10, name="day")
+            >>> _ = pool.on_threshold(0.8, lambda event: print("80 %:", event.snapshot))
+            >>> pool.record(usd=8.5)
+            80 %: day: tokens 0 | usd 8.5000 / 10.0000 (85%) | 0 in flight
+        """
+        nanos = to_nanos(share, "share")
+        if nanos == 0:
+            raise ValueError("share must be above 0")
+        if not callable(callback):
+            raise TypeError("callback must be a function of one argument, the event")
+        threshold = Threshold(nanos, callback)
+        chain = self._scopes()
+        self._family.watch(chain, threshold)
+        return lambda: self._family.unsubscribe(chain, threshold)
+
+    # ------------------------------------------------------------------ from the environment
+
+    @classmethod
+    def from_env(
+        cls, prefix: str = "TOKEN_BUDGET_", *, environ: Mapping[str, str] | None = None
+    ) -> BudgetPool:
+        """Make a pool of what environment variables say: ``TOKEN_CAP``, ``USD_CAP``, ``NAME``, ``WINDOW``, after the prefix.
+
+        What is not set, or empty, is left out. Caps are plain decimal numbers (``1_000_000``, ``12.50``), the window is
+        what `Window.parse` reads (``daily Europe/Berlin``).
+
+        Args:
+            prefix: what the names begin with.
+            environ: where to look; ``os.environ`` if it is left out.
+
+        Raises:
+            ValueError: a variable says nothing that can be read; the error names it.
+
+        Example:
+            >>> BudgetPool.from_env(environ={"TOKEN_BUDGET_USD_CAP": "12.50", "TOKEN_BUDGET_NAME": "batch"})
+            <BudgetPool batch: tokens 0 | usd 0.0000 / 12.5000 (0%) | 0 in flight>
+        """
+        from decimal import Decimal
+
+        found = os.environ if environ is None else environ
+
+        def read(name: str, convert: Callable[[str], Any], wanted: str) -> Any:
+            text = found.get(prefix + name, "").strip()
+            if not text:
+                return None
             try:
-                if self._spending is not self._locked:
-                    tokens_used = self._tokens_claimed - self._tokens_reserved
-                    nanos_used = self._nanos_claimed - self._nanos_reserved
-                    self._tokens_claimed = tokens_used
-                    self._nanos_claimed = nanos_used
-                    self._tokens_reserved = 0
-                    self._nanos_reserved = 0
-                    self._in_flight = 0
-                    self._open = opened
-                    self._spending = self._locked
-            finally:
-                self._lock.release()
-            break
+                return convert(text)
+            except (ArithmeticError, ValueError):
+                raise ValueError(f"{prefix}{name} must be {wanted}, got {text[:60]!r}") from None
+
+        def usd(text: str) -> Decimal:
+            value = Decimal(text)
+            to_nanos(value)
+            return value
+
+        return cls(
+            read("TOKEN_CAP", lambda text: to_tokens(int(text)), "a whole number of tokens, at most 10**18"),
+            read("USD_CAP", usd, "a number of dollars, at most 10**9"),
+            name=read("NAME", checked_name, "at most 200 characters"),
+            window=read("WINDOW", Window.parse, "a window: daily, weekly or monthly and a time zone, or every 5h"),
+        )
 
     def __repr__(self) -> str:
         return f"<BudgetPool {self.snapshot()}>"
@@ -356,16 +660,12 @@ class BudgetPool:
 
     # ------------------------------------------------------------------ inside
 
-    def _after_fork_in_child(self) -> None:
-        """Refuse to spend: this copy's parent goes on spending the same budget.
+    def _scopes(self) -> Chain:
+        """Return the accounts that an operation counts against, this pool's own first."""
+        return self._chain or (self,)
 
-        The lock is new, since a thread that is not in this process may hold the old one. The counters are whole:
-        ``os.fork()`` runs while the other threads wait for the GIL or, on builds without it, have been stopped, both
-        only where an operation is not in the middle of its stores.
-        """
-        self._lock = _new_lock()
-        self._locked = _taking(self._lock)
-        self._spending = starmap(_refuse_forked, repeat((self._name,)))
+    def _after_fork_in_child(self) -> None:
+        self._family.fork(self)
 
     def _add(self, tokens: int, nanos: int) -> None:
         """Add a spend that happened already, then raise BudgetOverrun if a cap is passed."""
@@ -377,29 +677,64 @@ class BudgetPool:
                 nanos_reserved = self._nanos_reserved
                 token_bound = self._token_bound
                 nano_bound = self._nano_bound
-                self._tokens_claimed = tokens_after
-                self._nanos_claimed = nanos_after
+                if token_bound >= 0:
+                    self._tokens_claimed = tokens_after
+                    self._nanos_claimed = nanos_after
             finally:
                 self._lock.release()
             break
+        if token_bound < 0:
+            return self._family.record(self, tokens, nanos, force=True)
         if tokens and tokens_after > token_bound:
             raise BudgetOverrun._of("tokens", tokens, tokens_after, tokens_reserved, token_bound, self._name)
         if nanos and nanos_after > nano_bound:
             raise BudgetOverrun._of("usd", nanos, nanos_after, nanos_reserved, nano_bound, self._name)
+        return None
 
-    def _reclaim(self) -> None:
-        """Release what was dropped. Several threads may do it at once, and any may be interrupted anywhere.
 
-        A reservation leaves the list only after its release, which is done once whoever asks.
-        """
-        dropped = self._dropped
-        while dropped:
-            try:
-                reservation = dropped[0]
-                reservation.release()
-                dropped.remove(reservation)
-            except (IndexError, ValueError):  # noqa: PERF203 - another thread was faster: look again
-                continue
+class AsyncReserve:
+    """What ``BudgetPool.areserve`` returns: await it for a `Reservation`, or enter it with ``async with``. Once."""
+
+    __slots__ = ("_reservation", "_timeout", "_used")
+
+    def __init__(self, reservation: Reservation, timeout: float | None) -> None:
+        self._reservation = reservation
+        self._timeout = timeout
+        self._used = False
+
+    def __await__(self) -> Generator[Any, Any, Reservation]:
+        return self._take().__await__()
+
+    async def __aenter__(self) -> Reservation:
+        return await self._take()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block; never suspends."""
+        self._reservation.__exit__(kind, error, traceback)
+
+    async def _take(self) -> Reservation:
+        import asyncio
+
+        if self._used:
+            raise RuntimeError("areserve() is awaited or entered once: call it again for another reservation")
+        self._used = True
+        reservation = self._reservation
+        family = reservation._pool._family
+        if self._timeout == 0:
+            family.reserve(reservation, None)
+            return reservation
+        waiter = Waiter(reservation._pool._scopes(), reservation, LoopBell(asyncio.get_running_loop()))
+        try:
+            family.reserve(reservation, waiter)
+            if waiter.ticket:
+                await waiter.bell.wait(self._timeout)
+                family.withdraw(waiter)
+        except BaseException:  # cancelled, interrupted, or the loop is gone
+            family.abandon(waiter)
+            raise
+        return _outcome(waiter)
 
 
 class Reservation:
@@ -414,7 +749,7 @@ class Reservation:
     """
 
     # What never changes, and the state, which the pool's lock guards: None before the capacity is taken; the pool's
-    # `_open` while it is held; then _COMMITTED or _RELEASED.
+    # `_open` while it is held; then COMMITTED or RELEASED.
     __slots__ = ("_nanos", "_pool", "_state", "_tokens")
     _pool: BudgetPool
     _tokens: int
@@ -441,34 +776,35 @@ class Reservation:
         elif type(tokens) is not int or not 0 <= tokens <= _COMMON_TOKENS:
             tokens = to_tokens(tokens)
         nanos = held_nanos if usd is None else to_nanos(usd)
-        if pool._dropped:
-            pool._reclaim()
+        if pool._pending:
+            return pool._family.commit(self, tokens, nanos)
         for _ in pool._spending:
             try:
-                settled = self._state is not pool._open
+                token_bound = pool._token_bound
+                settled = self._state is not pool._open or token_bound < 0
                 if not settled:
                     tokens_after = pool._tokens_claimed - held_tokens + tokens
                     nanos_after = pool._nanos_claimed - held_nanos + nanos
                     tokens_reserved = pool._tokens_reserved - held_tokens
                     nanos_reserved = pool._nanos_reserved - held_nanos
                     in_flight = pool._in_flight - 1
-                    token_bound = pool._token_bound
                     nano_bound = pool._nano_bound
                     pool._tokens_claimed = tokens_after
                     pool._nanos_claimed = nanos_after
                     pool._tokens_reserved = tokens_reserved
                     pool._nanos_reserved = nanos_reserved
                     pool._in_flight = in_flight
-                    self._state = _COMMITTED
+                    self._state = COMMITTED
             finally:
                 pool._lock.release()
             break
         if settled:
-            raise self._closed("commit")
+            return pool._family.commit(self, tokens, nanos)
         if tokens > held_tokens and tokens_after > token_bound:
             raise BudgetOverrun._of("tokens", tokens, tokens_after, tokens_reserved, token_bound, pool._name)
         if nanos > held_nanos and nanos_after > nano_bound:
             raise BudgetOverrun._of("usd", nanos, nanos_after, nanos_reserved, nano_bound, pool._name)
+        return None
 
     def release(self) -> None:
         """Give back what is reserved: the call was not made. Does nothing when it is settled already.
@@ -476,11 +812,14 @@ class Reservation:
         Works in a forked child, on that child's copy.
         """
         pool = self._pool
+        if pool._pending:
+            return pool._family.release(self)
         held_tokens = self._tokens
         held_nanos = self._nanos
         for _ in pool._locked:
             try:
-                if self._state is pool._open:
+                barred = pool._token_bound < 0
+                if self._state is pool._open and not barred:
                     tokens_claimed = pool._tokens_claimed - held_tokens
                     nanos_claimed = pool._nanos_claimed - held_nanos
                     tokens_reserved = pool._tokens_reserved - held_tokens
@@ -491,10 +830,11 @@ class Reservation:
                     pool._tokens_reserved = tokens_reserved
                     pool._nanos_reserved = nanos_reserved
                     pool._in_flight = in_flight
-                    self._state = _RELEASED
+                    self._state = RELEASED
             finally:
                 pool._lock.release()
             break
+        return pool._family.release(self) if barred else None
 
     @property
     def reserved_tokens(self) -> int:
@@ -548,7 +888,9 @@ class Reservation:
         except AttributeError:  # whoever was making it was interrupted
             return
         if dropped:
-            pool._dropped.append(self)
+            pool._family.dropped.append(self)
+            if pool._family.waiters:
+                pool._family.prod(pool._scopes()[-1])
             if not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
                 warnings.warn(f"{self!r} was dropped: commit() or release() it", ResourceWarning, 2, source=self)
 
@@ -572,10 +914,6 @@ class Reservation:
         return ReservationClosed(f"cannot {attempt} {self!r}: it was {state} before{advice}")
 
 
-_COMMITTED = "committed"
-_RELEASED = "released"
-
-
 def _cap(cap: Any, convert: Callable[[Any, str], int], name: str) -> int | None:
     if cap is None:
         return None
@@ -585,16 +923,41 @@ def _cap(cap: Any, convert: Callable[[Any, str], int], name: str) -> int | None:
         raise ValueError(f"{error}; None means no cap") from None
 
 
-def _refuse_forked(name: str | None) -> NoReturn:
-    named = "" if name is None else f" {name!r}"
-    raise PoolForked(
-        f"this copy of pool{named} came by os.fork() from the process that owns the budget, and does not spend it a "
-        "second time: record in that process, make a BudgetPool of this process's own, or call detach() to make this "
-        "copy a separate budget (snapshot() works without)"
-    )
+def _caps(token_cap: Any, usd_cap: Any) -> tuple[int | None, int | None]:
+    return _cap(token_cap, to_tokens, "token_cap"), _cap(usd_cap, to_nanos, "usd_cap")
 
 
-# Every pool that is alive, for the hook that a forked child runs.
+def _checked_window(window: Any) -> Window | None:
+    if window is not None and not isinstance(window, Window):
+        raise TypeError(f"window must be a Window (Window.daily() and so on), not {type(window).__name__}")
+    return window
+
+
+def _checked_timeout(timeout: Any) -> float | None:
+    """Return a number of seconds, or None for no end.
+
+    Raises:
+        TypeError: it is no int or float.
+        ValueError: it is NaN or negative.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds from 0 on, got {timeout!r}")
+    return timeout
+
+
+def _outcome(waiter: Waiter) -> Reservation:
+    """Return the reservation of a waiter that got it, at once or later, or raise what it got instead."""
+    if waiter.ticket == 0 or waiter.state is GRANTED:
+        return waiter.reservation  # type: ignore[no-any-return]
+    assert waiter.refusal is not None
+    raise waiter.refusal()
+
+
+# Every pool that is alive and the first of its family, for the hook that a forked child runs.
 _pools: WeakValueDictionary[int, BudgetPool] = WeakValueDictionary()
 
 
@@ -604,4 +967,6 @@ def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked childre
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    # Twice, and it may be repeated: CPython drops an exception that ends a hook, and Ctrl-C may end one of them.
+    os.register_at_fork(after_in_child=_after_fork_in_child)
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,6 +12,7 @@ from token_budget._money import to_nanos, to_tokens, to_usd
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from decimal import Decimal
     from fractions import Fraction
     from typing import Any
@@ -27,6 +28,9 @@ _FIELDS = (
     "usd_reserved",
     "in_flight",
     "name",
+    "window_start",
+    "resets_at",
+    "children",
 )
 
 
@@ -62,10 +66,19 @@ class BudgetSnapshot:
         tokens 1,200 / 10,000 (12%) | usd 0.0036 / 0.5000 (0%) | 0 in flight
     """
 
-    # (tokens claimed, tokens reserved, nanos claimed, nanos reserved, in flight, (token cap, nano cap, name));
-    # claimed is used + reserved, a cap is None where the axis is unbounded
+    # (tokens claimed, tokens reserved, nanos claimed, nanos reserved, in flight, terms, children); the terms are
+    # (token cap, nano cap, name, start and end of the period as POSIX timestamps). Claimed is used + reserved, a cap is
+    # None where the axis is unbounded, start and end are None without a window.
     __slots__ = ("_state",)
-    _state: tuple[int, int, int, int, int, tuple[int | None, int | None, str | None]]
+    _state: tuple[
+        int,
+        int,
+        int,
+        int,
+        int,
+        tuple[int | None, int | None, str | None, float | None, float | None],
+        tuple[BudgetSnapshot, ...],
+    ]
     __dataclass_fields__: _AsOfADataclass = _AsOfADataclass("__dataclass_fields__")
     __dataclass_params__: _AsOfADataclass = _AsOfADataclass("__dataclass_params__")
     __match_args__ = ("tokens_used", "usd_used", "token_cap", "usd_cap", "tokens_remaining", "usd_remaining")
@@ -83,6 +96,9 @@ class BudgetSnapshot:
         usd_reserved: float | Decimal | Fraction | None = None,
         in_flight: int = 0,
         name: str | None = None,
+        window_start: datetime | None = None,
+        resets_at: datetime | None = None,
+        children: tuple[BudgetSnapshot, ...] = (),
     ) -> None:
         tokens, held, bound = _account("tokens", to_tokens, tokens_used, tokens_reserved, tokens_remaining, token_cap)
         nanos, nanos_held, nano_cap = _account("usd", to_nanos, usd_used, usd_reserved, usd_remaining, usd_cap)
@@ -92,7 +108,14 @@ class BudgetSnapshot:
             nanos,
             nanos_held,
             to_tokens(in_flight, "in_flight"),
-            (bound, nano_cap, checked_name(name)),
+            (
+                bound,
+                nano_cap,
+                checked_name(name),
+                None if window_start is None else window_start.timestamp(),
+                None if resets_at is None else resets_at.timestamp(),
+            ),
+            tuple(children),
         )
 
     @property
@@ -169,8 +192,23 @@ class BudgetSnapshot:
         """The name of the pool, None if it has none."""
         return self._state[5][2]
 
+    @property
+    def window_start(self) -> datetime | None:
+        """When the current period began, in UTC; None without a window."""
+        return _moment(self._state[5][3])
+
+    @property
+    def resets_at(self) -> datetime | None:
+        """When what is used is set back to 0, in UTC; None without a window."""
+        return _moment(self._state[5][4])
+
+    @property
+    def children(self) -> tuple[BudgetSnapshot, ...]:
+        """The child pools as of the same moment, oldest first: of ``snapshot(tree=True)``, else empty."""
+        return self._state[6]
+
     def __str__(self) -> str:
-        tokens_claimed, _, nanos_claimed, _, in_flight, (token_cap, nano_cap, name) = self._state
+        tokens_claimed, _, nanos_claimed, _, in_flight, (token_cap, nano_cap, name, _, _), _ = self._state
         title = "" if name is None else f"{name if name.isprintable() else repr(name)}: "
         tokens = _axis_text(self.tokens_used, self.tokens_reserved, token_cap, tokens_claimed, token_cap, ",")
         usd = _axis_text(self.usd_used, self.usd_reserved, self.usd_cap, nanos_claimed, nano_cap, ",.4f")
@@ -187,6 +225,14 @@ class BudgetSnapshot:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self._state,)
+
+
+def _moment(timestamp: float | None) -> datetime | None:
+    if timestamp is None:
+        return None
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(timestamp, timezone.utc)
 
 
 def _restored(state: Any) -> BudgetSnapshot:

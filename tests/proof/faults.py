@@ -14,7 +14,8 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-from token_budget import _pool
+from scheduler import functions_of
+from token_budget import _family, _pool, _waiting
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,14 @@ FAULTS = [
 
 
 def edited(where: str, edits: tuple[tuple[str, str], ...]) -> types.ModuleType:
-    """Return `_pool.py` as a module of its own, with the edits made in the function `where` (``Class.method``)."""
-    source = inspect.getsource(_pool)
-    tree = ast.parse(source)
+    """Return `_pool.py` as a module of its own, with the edits made in the function `where` (``Class.method``).
+
+    Where that is a function of `_family.py`, the module works with an edited copy of it.
+    """
     owner_name, name = where.split(".")
+    edited_module = _pool if inspect.getsource(_pool).count(f"\nclass {owner_name}") else _family
+    source = inspect.getsource(edited_module)
+    tree = ast.parse(source)
     (owner,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == owner_name]
     (function,) = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == name]
     lines = source.splitlines(keepends=True)
@@ -182,11 +187,30 @@ def edited(where: str, edits: tuple[tuple[str, str], ...]) -> types.ModuleType:
         first, *rest = new.splitlines(keepends=True)
         deeper = indent + " " * 4 if first.rstrip().endswith(":") and old == first else indent
         text = text[:start] + first + textwrap.indent("".join(rest), deeper) + text[start + len(old) :]
-    module = types.ModuleType("planted")
-    sys.modules["planted"] = module
     whole = "".join(lines[: function.lineno - 1]) + text + "".join(lines[function.end_lineno :])
-    exec(compile(whole, "planted.py", "exec"), vars(module))
+    if edited_module is _pool:
+        return _module("planted", whole)
+    family = _module("planted_family", whole)
+    pool = _module("planted", inspect.getsource(_pool).replace("from token_budget._family", "from planted_family"))
+    pool.family = family  # type: ignore[attr-defined]
+    return pool
+
+
+def _module(name: str, source: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, f"{name}.py", "exec"), vars(module))
     return module
+
+
+def family_of(module: types.ModuleType) -> types.ModuleType:
+    """Return the module of families that a pool's module, edited or not, works with."""
+    return sys.modules[module.Family.__module__]  # type: ignore[no-any-return, attr-defined]
+
+
+def watched(module: types.ModuleType) -> list[types.CodeType]:
+    """Return the code whose steps count: of a pool's module, and of what it works with."""
+    return functions_of(module, family_of(module), _waiting)
 
 
 def planted(fault: Fault) -> Any:

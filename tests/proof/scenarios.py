@@ -30,6 +30,40 @@ class World:
         self.pool.record(tokens=10, usd=10)
         self.held = [self.pool.reserve(tokens=HELD, usd=HELD) for _ in range(2)]
         self.taken: list[Any] = []
+        self.accounts = [self.pool]
+
+
+class Tree(World):
+    """The same on the pool of a user, below that of a project, below the whole."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.held.clear()
+        self.root = module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
+        project = self.root.child(token_cap=120, usd_cap=120, name="project")
+        self.pool = project.child(token_cap=CAP, usd_cap=CAP, name="user")
+        self.pool.record(tokens=10, usd=10)
+        self.held += [self.pool.reserve(tokens=HELD, usd=HELD) for _ in range(2)]
+        self.accounts = [pool._scopes()[0] for pool in (self.pool, project, self.root)]
+
+
+class Full(World):
+    """A pool with room for 10 only: who wants HELD must wait."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.pool.record(tokens=40, usd=40)
+
+
+class FullTree(Tree):
+    """The pool of a user that is full, below a whole that is full too."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.pool.record(tokens=40, usd=40)
+        self.root.record(tokens=50, usd=50)
+        self.other = self.root.child(name="other")
+        self.accounts.append(self.other._scopes()[0])
 
 
 def numbers(snapshot: Any) -> tuple[int, ...]:
@@ -125,35 +159,62 @@ OPERATIONS: list[Operation] = [
 
 
 def final(world: World) -> Any:
-    """Read the pool, then settle all that is open: nothing may be left held, and no counter negative."""
-    outcome = numbers(world.pool.snapshot())
+    """Read the pools, then settle all that is open: nothing may be left held, and no counter negative."""
+    world.pool.snapshot()
+    outcome = [numbers(account._shown()) for account in world.accounts]
     for reservation in [*world.held, *world.taken]:
         reservation.release()
-    after = numbers(world.pool.snapshot())
-    assert after[1] == after[3] == after[4] == 0, f"something stays held: {after}"
+    world.pool.snapshot()
+    after = [numbers(account._shown()) for account in world.accounts]
+    for state in after:
+        assert state[1] == state[3] == state[4] == 0, f"something stays held: {after}"
+    assert not world.pool._family.waiters
+    assert all(account._queue is None for account in world.accounts)
     return (outcome, after)
 
 
 def consistent(world: World) -> None:
     """Hold at every step at which nobody has the lock (P1, P2, P4, P7): see the module."""
-    pool = world.pool
-    if pool._lock.holder is not None:
+    family = world.pool._family
+    if family.lock.holder is not None:
         return
-    claimed, reserved = pool._tokens_claimed, pool._tokens_reserved
-    assert (claimed * NANOS, reserved * NANOS) == (pool._nanos_claimed, pool._nanos_reserved), "the axes differ"
-    assert reserved == HELD * pool._in_flight, "what is reserved is not what is in flight"
-    assert 0 <= reserved <= claimed, "a counter is negative"
+    for account in world.accounts:
+        claimed, reserved = account._tokens_claimed, account._tokens_reserved
+        assert (claimed * NANOS, reserved * NANOS) == (account._nanos_claimed, account._nanos_reserved), "the axes differ"
+        assert reserved == HELD * account._in_flight, "what is reserved is not what is in flight"
+        assert 0 <= reserved <= claimed, "a counter is negative"
+    if family.waiters:
+        assert family.journal is None
+        wake_complete(family, world.accounts)
 
 
-def scenario(module: Any, *bodies: list[Operation], check: Callable[[World], None] = consistent) -> Scenario:
+def wake_complete(family: Any, accounts: Any) -> None:
+    """Hold that the oldest waiter of each scope is blocked there, and that nobody waits for what can never come."""
+    for account in accounts:
+        queue = account._queue
+        if queue is None:
+            continue
+        head = queue.head(account)
+        if head is not None:
+            blocker = family._blocker(head.chain, head.tokens, head.nanos, head.ticket)
+            assert blocker is account, "the lock was let go, and the head of the queue would fit"
+        for waiter in queue.members.values():
+            assert family._hopeless(waiter.chain, waiter.tokens, waiter.nanos) is None, "one waits for what cannot come"
+
+
+def scenario(
+    module: Any, *bodies: list[Operation], world: type[World] = World, serial: bool = True
+) -> Scenario:
     """Make the scenario in which each body is a thread that does its operations one after the other."""
     name = " | ".join("; ".join(operation.__name__ for operation in body) for body in bodies)
+    if world is not World:
+        name = f"{world.__name__}: {name}"
 
     def setup() -> World:
         warnings.simplefilter("ignore", ResourceWarning)
-        return World(module)
+        return world(module)
 
-    return Scenario(name, setup, bodies, final, check)
+    return Scenario(name, setup, bodies, final, consistent, serial)
 
 
 def detach(world: World) -> Any:
@@ -202,6 +263,100 @@ def sequences(module: Any) -> list[Scenario]:
         scenario(module, [commit, reset, record], [release, release_other, snapshot]),
         scenario(module, [reset, reserve], [commit_more, reserve]),
     ]
+
+
+# ---------------------------------------------------------------- scopes
+
+
+def record_above(world: Any) -> Any:
+    return answered(lambda: world.root.record(tokens=45, usd=45))
+
+
+def reset_above(world: Any) -> Any:
+    return answered(world.root.reset)
+
+
+def tree(world: Any) -> Any:
+    """Read all scopes at once: what the lower two have is what went through them."""
+    top = world.root.snapshot(tree=True)
+    found = [top]
+    while found[-1].children:
+        found.append(found[-1].children[0])
+    return [numbers(snapshot) for snapshot in found]
+
+
+def lower_caps(world: Any) -> Any:
+    return answered(lambda: world.pool.set_caps(token_cap=40, usd_cap=40))
+
+
+def close(world: Any) -> Any:
+    return answered(world.pool.close)
+
+
+def nested_pairs(module: Any) -> list[Scenario]:
+    """Pairs of operations on a chain of three scopes."""
+    chosen = [record_much, force, reserve, commit, release, drop, reset_above, record_above, tree, lower_caps, close]
+    pairs = combinations_with_replacement(chosen, 2)
+    return [scenario(module, [one], [other], world=Tree) for one, other in pairs]
+
+
+# ---------------------------------------------------------------- waiting
+
+
+def wait(world: World) -> Any:
+    """Wait for room for ever: a wake-up that is lost is a deadlock."""
+    return answered(lambda: world.taken.append(world.pool.reserve(tokens=HELD, usd=HELD, timeout=None)))
+
+
+def wait_a_while(world: World) -> Any:
+    """Wait until the time is over, which may be at any step."""
+    return answered(lambda: world.taken.append(world.pool.reserve(tokens=HELD, usd=HELD, timeout=5)))
+
+
+def wait_elsewhere(world: Any) -> Any:
+    return answered(lambda: world.taken.append(world.other.reserve(tokens=HELD, usd=HELD, timeout=None)))
+
+
+def commit_little(world: World) -> Any:
+    return answered(lambda: world.held[0].commit(tokens=5, usd=5))
+
+
+def raise_caps(world: World) -> Any:
+    world.pool.set_caps(token_cap=CAP + HELD, usd_cap=CAP + HELD)
+    return None if world.pool is world.accounts[0] else world.root.set_caps(token_cap=None, usd_cap=None)  # type: ignore[attr-defined]
+
+
+def force_much(world: World) -> Any:
+    return answered(lambda: world.pool.record(tokens=70, usd=70, force=True))
+
+
+def waits(module: Any) -> list[Scenario]:
+    """One waits, and something happens that ends its waiting."""
+    enders = [[release], [commit_little], [leave], [drop], [reset], [raise_caps], [force_much], [close]]
+    return [
+        *[scenario(module, [one], other, world=Full, serial=False) for one in (wait, wait_a_while) for other in enders],
+        *[
+            scenario(module, [wait], other, world=FullTree, serial=False)
+            for other in ([release], [drop], [raise_caps], [force_much], [close])
+        ],
+        scenario(module, [wait_a_while], [release], world=FullTree, serial=False),
+    ]
+
+
+def queues(module: Any) -> list[Scenario]:
+    """Two wait, or one waits and another would like to pass."""
+    return [
+        scenario(module, [wait], [wait], [release, release_other], world=Full, serial=False),
+        scenario(module, [wait_a_while], [wait], [release, release_other], world=Full, serial=False),
+        scenario(module, [wait_a_while], [wait_a_while], [release], world=Full, serial=False),
+        scenario(module, [wait], [reserve], [release], world=Full, serial=False),
+        scenario(module, [wait], [wait_elsewhere], [release, release_other], world=FullTree, serial=False),
+    ]
+
+
+def all_small(module: Any) -> list[Scenario]:
+    """What is small enough to be explored for every lock that is taken away, quickest first."""
+    return [*pairs(module), *children(module), *waits(module), *nested_pairs(module)]
 
 
 __all__ = ["CAP", "HELD", "ModelLock", "Operation", "World", "pairs", "scenario", "sequences", "triples"]

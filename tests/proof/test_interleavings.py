@@ -11,7 +11,8 @@ import sysconfig
 import pytest
 
 import scenarios
-from scheduler import Scenario, Watch, explore, functions_of, sample
+from faults import watched
+from scheduler import Scenario, Watch, explore, sample
 from token_budget import _pool
 
 FULL_MINIMUM = 150_000
@@ -26,7 +27,7 @@ def names(items: list[Scenario]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def watch() -> Watch:
-    return Watch(functions_of(_pool))
+    return Watch(watched(_pool))
 
 
 @pytest.mark.usefixtures("model")

@@ -18,7 +18,22 @@ import pytest
 from points import Points, handled
 from scheduler import functions_of
 from support import counters
-from token_budget import BudgetExceeded, BudgetPool, Reservation, _errors, _money, _pool, _snapshot
+from token_budget import (
+    BudgetExceeded,
+    BudgetPool,
+    PoolForked,
+    Reservation,
+    ReservationClosed,
+    Window,
+    _errors,
+    _events,
+    _family,
+    _keyed,
+    _money,
+    _pool,
+    _snapshot,
+    _waiting,
+)
 
 # What is in flight before each operation, and what the operation may leave: (tokens used) by how it ended.
 BEFORE = 10
@@ -124,7 +139,7 @@ OPERATIONS: dict[str, set[int]] = {
     "reclaim": {BEFORE, BEFORE + 5},
 }
 FINISHED = {"commit": BEFORE + 15, "commit_over": BEFORE + 150, "commit_default": BEFORE + HELD, "reset": 0}
-WATCHED = functions_of(_pool, _money, _errors, _snapshot)
+WATCHED = functions_of(_pool, _family, _keyed, _waiting, _events, _money, _errors, _snapshot)
 
 
 def codes_of(name: str) -> list[types.CodeType]:

@@ -4,54 +4,52 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from typing import Any
 
 import pytest
 
 import scenarios
-from faults import edited
-from scheduler import ModelLock, Watch, explore, functions_of
-from token_budget import _pool
+from faults import edited, family_of, watched
+from scheduler import ModelLock, Watch, explore
+from token_budget import _family, _pool
+
+
+TAKING = re.compile(r"for \w+ in (?:(\w+)\._?(?:locked|spending)|takes|starmap\(lock\.acquire, .*\)):\n")
 
 
 def locked_functions() -> list[str]:
-    """Return the name (``Class.method``) of every function in `_pool.py` that takes the lock, found by its loop."""
+    """Return the name (``Class.method``) of every function that takes the lock, found by its loop."""
     return [
         f"{owner.name}.{function.name}"
-        for owner in ast.parse(inspect.getsource(_pool)).body
+        for module in (_pool, _family)
+        for owner in ast.parse(inspect.getsource(module)).body
         if isinstance(owner, ast.ClassDef)
         for function in owner.body
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, ast.For)
-        and isinstance(node.iter, ast.Attribute)
-        and node.iter.attr in {"_locked", "_spending"}
+        if isinstance(function, ast.FunctionDef) and TAKING.search(inspect.getsource(_member(owner.name, function.name)))
     ]
 
 
 def without_lock(name: str) -> Any:
-    owner = "pool" if name.startswith("Reservation.") else "self"
-    (taking,) = [
-        f"for _ in {owner}.{attribute}:\n"
-        for attribute in ("_locked", "_spending")
-        if f"for _ in {owner}.{attribute}:\n" in inspect.getsource(_member(name))
-    ]
-    edits = ((taking, "for _ in (None,):\n"), (f"{owner}._lock.release()\n", "pass\n"))
-    return edited(name, edits)
+    source = inspect.getsource(_member(*name.split(".")))
+    (taking,) = TAKING.finditer(source)
+    (release,) = set(re.findall(r"[\w.]*lock\.release\(\)\n", source))
+    loop = re.sub(r" in .*:", " in (True,):", taking[0])
+    return edited(name, ((taking[0], loop), (release, "pass\n")))
 
 
-def _member(name: str) -> Any:
-    owner, _, function = name.partition(".")
-    return getattr(getattr(_pool, owner), function)
+def _member(owner: str, function: str) -> Any:
+    member = getattr(getattr(_pool, owner, None) or getattr(_family, owner), function)
+    return member.fget if isinstance(member, property) else member
 
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("name", locked_functions())
 def test_no_lock_can_be_taken_away(name: str) -> None:
     module = without_lock(name)
-    module._new_lock = ModelLock
-    watch = Watch(functions_of(module))
-    for scenario in [*scenarios.pairs(module), *scenarios.children(module)]:
+    family_of(module)._new_lock = ModelLock
+    watch = Watch(watched(module))
+    for scenario in scenarios.all_small(module):
         try:
             explore(scenario, watch, preemptions=1)
         except AssertionError as error:
@@ -61,5 +59,9 @@ def test_no_lock_can_be_taken_away(name: str) -> None:
 
 
 def test_every_operation_that_takes_the_lock_is_here() -> None:
-    names = {name.partition(".")[2] for name in locked_functions()}
-    assert names == {"record", "_add", "reserve", "snapshot", "reset", "detach", "commit", "release"}
+    pool = {"record", "_add", "reserve", "snapshot", "reset"}
+    assert set(locked_functions()) == {
+        *(f"BudgetPool.{name}" for name in pool),
+        *("Reservation.commit", "Reservation.release"),
+        *("Family.run", "Family.record", "Family._quietly", "Family.prod"),
+    }

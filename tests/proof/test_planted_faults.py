@@ -29,16 +29,16 @@ def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
     if FREE_THREADED and "drop_then_record" in fault.found_by:
         pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
     module = faults.planted(fault)
-    module._new_lock = ModelLock
+    faults.family_of(module)._new_lock = ModelLock
     started = time.perf_counter()
     with pytest.raises(AssertionError, match="schedule|stays held"):
-        explore(scenario_of(fault, module), Watch(functions_of(module)), preemptions=1)
+        explore(scenario_of(fault, module), Watch(faults.watched(module)), preemptions=1)
     print(f"found in {time.perf_counter() - started:.3f} s: {fault.name}")
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
 def test_there_is_no_alarm_where_the_fault_is_not(fault: faults.Fault, model: Any) -> None:
-    assert explore(scenario_of(fault, model), Watch(functions_of(model)), preemptions=1) >= 2
+    assert explore(scenario_of(fault, model), Watch(faults.watched(model)), preemptions=1) >= 2
 
 
 def test_there_are_as_many_faults_as_promised() -> None:
