@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("single", "threads", "growth", "memory", "import_time")
+NAMES = ("single", "threads", "growth", "waiting", "memory", "import_time")
 
 
 def main() -> None:

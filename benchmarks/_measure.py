@@ -47,6 +47,7 @@ class Table(NamedTuple):
 
 
 RATIO_HEADER = ("median", "best", "quartiles", "range")
+AGAINST_HEADER = ("operation", "compared", *RATIO_HEADER, "the second, ns")
 
 
 def own_copy(loop: Loop) -> Loop:
@@ -72,6 +73,16 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> 
                 costs[name].append(cost)
         order.append(order.pop(0))
     return costs
+
+
+def against_first(
+    operation: str, contenders: Mapping[str, Callable[[], float]], calls: int, repeats: int
+) -> list[list[str]]:
+    """Time the contenders; return a row for each but the first, which all are compared with, under AGAINST_HEADER."""
+    costs = interleaved(contenders, repeats)
+    first, *others = costs
+    ns = f"{statistics.median(costs[first]) / calls:.0f}"
+    return [[operation, f"{each} / {first}", *ratio_cells(costs[each], costs[first]), ns] for each in others]
 
 
 def ratio_cells(above: Sequence[float], below: Sequence[float]) -> list[str]:

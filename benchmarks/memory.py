@@ -1,4 +1,7 @@
-"""The bytes that an open reservation holds, its own integers included, and what a finished call leaves behind."""
+"""The bytes that an open reservation holds, its own integers included, and what a finished call leaves behind.
+
+And those of a key of ``pool.keyed(...)`` that has spent, whose pool nobody holds: its text and its counters included.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import tracemalloc
 
 from benchmarks._measure import Options, Table, number
 from benchmarks.references import OURS, TOKEN_CAP, TWO_AXES, USD_CAP, Contender, Held, load_reference
+from token_budget import BudgetPool
 
 BYTES_GOAL = "200"
 
@@ -25,6 +29,7 @@ def run(options: Options) -> list[Table]:
             theirs = measure(each, count)
             ratio = number(ours / theirs) if measure is _open else ""
             rows.append([what, each.name, f"{theirs:.2f}", ratio, ""])
+    rows.append(["a key", OURS.name, f"{_key(count):.2f}", "", ""])
     tracemalloc.stop()
     header = ["what is kept", "by", "bytes each", "ours / theirs", "must"]
     return [Table(f"Memory: over {count:,} of each, smaller is better", header, rows)]
@@ -42,6 +47,19 @@ def _open(contender: Contender, count: int) -> float:
     for reservation in reservations:
         if reservation is not None:
             reservation.release()
+    return kept / count
+
+
+def _key(count: int) -> float:
+    """Let that many keys spend, and hold none of their pools."""
+    users = BudgetPool(TOKEN_CAP, USD_CAP).keyed(TOKEN_CAP, USD_CAP)
+    users["user"].record(tokens=1)
+    before = _bytes_in_use()
+    for index in range(count):
+        tokens = 1_000 + index % 1_000
+        users[f"user-{index}"].record(tokens=tokens, usd=tokens * 3e-6)
+    kept = _bytes_in_use() - before
+    assert len(users) == count + 1
     return kept / count
 
 

@@ -31,7 +31,14 @@ OPERATIONS = [
     "refused record",
     "snapshot",
 ]
-GROWTH = ["record", "reserve + release", "snapshot"]
+SPENDING = ["record", "with reserve + commit"]
+GROWTH = [*SPENDING, "reserve + release", "snapshot"]
+BY_KEY = [
+    "look up a pool that nobody holds, record",
+    "look up a pool that is held, record",
+    "record, pool held",
+]
+WAITING = ["hand-over by a release", "wait, give up", "a release that lets all in, for each", "tasks in turn"]
 THREADS = ["2 threads", "8 threads", "32 threads"]
 
 Row = dict[str, str]
@@ -65,18 +72,36 @@ def test_threads_has_every_number_of_threads_twice(reference: Path) -> None:
         assert_ratios(rows)
 
 
-def test_growth_compares_crowded_pools_with_one_that_is_not(reference: Path) -> None:
-    (rows,) = tables("growth", reference)
+def test_growth_compares_each_kind_with_the_smallest(tmp_path: Path) -> None:
+    deep, crowded, keyed = tables("growth", tmp_path)
+    pools = ["depth 1, with a child", "depth 2", "depth 3", "depth 5"]
+    assert keys(deep, "operation", "compared") == {(each, f"{pool} / depth 1") for each in SPENDING for pool in pools}
+    assert {(row["operation"], row["compared"]) for row in deep if row["must"]} == {("record", "depth 3 / depth 1")}
     expected = {(operation, f"{count} open / 1 open") for operation in GROWTH for count in (10, 100)}
-    assert keys(rows, "operation", "compared") == expected
-    assert_ratios(rows)
+    assert keys(crowded, "operation", "compared") == expected
+    expected = {(operation, f"{count} keys / 1 key") for operation in BY_KEY for count in (10, 100)}
+    assert keys(keyed, "operation", "compared") == expected
+    for rows in (deep, crowded, keyed):
+        assert_ratios(rows)
+
+
+def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None:
+    line, beside = tables("waiting", tmp_path)
+    expected = {(operation, f"{count} waiting / 1 waiting") for operation in WAITING for count in (5, 20)}
+    assert keys(line, "operation", "compared") == expected
+    expected = {(operation, f"{count} waiting / 1 waiting") for operation in SPENDING for count in (0, 5, 20)}
+    assert keys(beside, "operation", "compared") == expected
+    for rows in (line, beside):
+        assert_ratios(rows)
 
 
 def test_memory_of_a_reservation_is_bounded_and_goes_with_it(reference: Path) -> None:
     (rows,) = tables("memory", reference)
     names = {"token_budget", *references(reference)} - {ONE_COUNTER}
     whats = ["an open reservation", "a finished call"]
-    assert keys(rows, "what is kept", "by") == {(what, name) for what in whats for name in names}
+    assert keys(rows, "what is kept", "by") == {(what, name) for what in whats for name in names} | {
+        ("a key", "token_budget")
+    }
     ratios = [row["ours / theirs"] for row in rows if row["by"] != "token_budget" and row["what is kept"] == whats[0]]
     assert all(is_positive(ratio) for ratio in ratios)
     kept = {row["what is kept"]: float(row["bytes each"]) for row in rows if row["by"] == "token_budget"}

@@ -26,11 +26,12 @@ class Fault:
     where: str
     found_by: tuple[str, str]
     edits: tuple[tuple[str, str], ...]
+    world: str = "World"  # of `scenarios.py`
 
 
-def reopened(owner: str, then: str = "") -> str:
+def reopened(owner: str, then: str = "", lock: str = "_lock") -> str:
     """Return code that lets the lock go and takes it again."""
-    return f"{owner}._lock.release(); {owner}._lock.acquire(); {then}"
+    return f"{owner}.{lock}.release(); {owner}.{lock}.acquire(); {then}"
 
 
 TAKE = "for _ in self._spending:\n"
@@ -106,7 +107,7 @@ FAULTS = [
         "Reservation.commit",
         ("commit", "commit"),
         (
-            ("settled = self._state is not pool._open\n", "pass\n"),
+            ("settled = self._state is not pool._open or token_bound < 0\n", "pass\n"),
             ("for _ in pool._spending:\n", "settled = self._state is not pool._open\nfor _ in pool._spending:\n"),
         ),
     ),
@@ -114,7 +115,7 @@ FAULTS = [
         "commit marks itself committed after it let the lock go",
         "Reservation.commit",
         ("commit", "release"),
-        (("self._state = _COMMITTED\n", reopened("pool", "self._state = _COMMITTED\n")),),
+        (("self._state = COMMITTED\n", reopened("pool", "self._state = COMMITTED\n")),),
     ),
     Fault(
         "commit gives back what it held, lets the lock go, then adds what it cost",
@@ -132,7 +133,7 @@ FAULTS = [
         "Reservation.release",
         ("release", "commit"),
         (
-            ("if self._state is pool._open:\n", "if still_open:\n"),
+            ("if self._state is pool._open and not barred:\n", "if still_open:\n"),
             ("for _ in pool._locked:\n", "still_open = self._state is pool._open\nfor _ in pool._locked:\n"),
         ),
     ),
@@ -141,19 +142,21 @@ FAULTS = [
         "Reservation.release",
         ("release", "snapshot"),
         (("tokens_claimed = pool._tokens_claimed - held_tokens\n",
-          "self._state = _RELEASED; " + reopened("pool", "tokens_claimed = pool._tokens_claimed - held_tokens\n")),
+          "self._state = RELEASED; " + reopened("pool", "tokens_claimed = pool._tokens_claimed - held_tokens\n")),
          ("pool._in_flight = in_flight\n", reopened("pool", "pool._in_flight = in_flight\n"))),
     ),
     Fault(
         "what was dropped is given back without the lock",
-        "BudgetPool._reclaim",
+        "Family._quietly",
         ("record", "drop_then_record"),
         (
             (
-                "reservation.release()\n",
-                "self._tokens_claimed -= reservation._tokens; self._tokens_reserved -= reservation._tokens; "
-                "self._nanos_claimed -= reservation._nanos; self._nanos_reserved -= reservation._nanos; "
-                "self._in_flight -= 1; reservation._state = _RELEASED\n",
+                "for _ in self.locked:\n",
+                "for _ in (None,):\n",
+            ),
+            (
+                "lock.release()\n",
+                "pass\n",
             ),
         ),
     ),
@@ -161,7 +164,63 @@ FAULTS = [
         "a dropped reservation is forgotten",
         "Reservation.__del__",
         ("drop", "snapshot"),
-        (("pool._dropped.append(self)\n", "pass\n"),),
+        (("pool._family.dropped.append(self)\n", "pass\n"),),
+    ),
+    Fault(
+        "a record on a child looks, lets the lock go, then adds",
+        "Family.record",
+        ("record_much", "record_much"),
+        (("first._tokens_claimed = first_tokens\n", reopened("self", "first._tokens_claimed = first_tokens\n", "lock")),),
+        "Tree",
+    ),
+    Fault(
+        "a release gives back to the child and not to those above",
+        "Family._release",
+        ("release", "snapshot"),
+        (("self._publish(chain, -tokens", "self._publish(chain[:1], -tokens"),),
+        "Tree",
+    ),
+    Fault(
+        "a child's spend is added to one scope after the other, with the lock let go in between",
+        "Family._apply",
+        ("commit", "tree"),
+        (("account._mark = mark\n", reopened("self", "account._mark = mark\n", "lock")),),
+        "Tree",
+    ),
+    Fault(
+        "nobody looks who waits when room comes",
+        "Family._publish",
+        ("wait", "release"),
+        (("self.touched = (*self.touched, *chain)\n", "pass\n"),),
+        "Full",
+    ),
+    Fault(
+        "one who was given room is not woken",
+        "Family._apply",
+        ("wait", "release"),
+        (("self.granted.append(waiter)\n", "pass\n"),),
+        "Full",
+    ),
+    Fault(
+        "who has timed out stays in the line",
+        "Family._apply",
+        ("wait_a_while", "release"),
+        (("self._forget(waiter)\n", "pass\n"),),
+        "Full",
+    ),
+    Fault(
+        "a drop wakes nobody",
+        "Reservation.__del__",
+        ("wait", "drop"),
+        (("if pool._family.waiters:\n", "if False:\n"),),
+        "Full",
+    ),
+    Fault(
+        "a reset of a pool that began to be waited for meanwhile serves nobody",
+        "BudgetPool.reset",
+        ("wait", "reset"),
+        (("barred = self._token_bound < 0\n", "barred = False\n"),),
+        "Full",
     ),
 ]  # fmt: skip
 

@@ -133,6 +133,15 @@ def drop(world: World) -> Any:
     return answered(lambda: world.held.pop(1) and None)
 
 
+def drop_all(world: World) -> Any:
+    world.held.clear()
+
+
+def refused_usd(world: World) -> Any:
+    """Ask for more dollars than there are, and no tokens."""
+    return answered(lambda: world.pool.reserve(tokens=0, usd=200))
+
+
 def reserve_after_release(world: World) -> Any:
     world.held[0].release()
     return reserve(world)
@@ -168,8 +177,8 @@ def final(world: World) -> Any:
     after = [numbers(account._shown()) for account in world.accounts]
     for state in after:
         assert state[1] == state[3] == state[4] == 0, f"something stays held: {after}"
-    assert not world.pool._family.waiters
-    assert all(account._queue is None for account in world.accounts)
+    assert not world.pool._family.waiters, "somebody stays in line"
+    assert all(account._queue is None for account in world.accounts), "a line stays"
     return (outcome, after)
 
 
@@ -240,13 +249,16 @@ def forked(module: Any, *bodies: list[Operation]) -> Scenario:
 
 def children(module: Any) -> list[Scenario]:
     """What can race in a forked child."""
-    others = [snapshot, reserve, release, detach, detach_then_reserve]
+    others = [snapshot, reserve, record, release, leave, commit, reset, detach, detach_then_reserve]
     return [forked(module, [detach], [other]) for other in others]
 
 
 def pairs(module: Any) -> list[Scenario]:
-    """Every pair of operations, an operation with itself included."""
-    return [scenario(module, [one], [other]) for one, other in combinations_with_replacement(OPERATIONS, 2)]
+    """Every pair of operations, an operation with itself included, and what is refused on dollars with each."""
+    return [
+        *[scenario(module, [one], [other]) for one, other in combinations_with_replacement(OPERATIONS, 2)],
+        *[scenario(module, [refused_usd], [other]) for other in OPERATIONS],
+    ]
 
 
 def triples(module: Any) -> list[Scenario]:
@@ -262,6 +274,7 @@ def sequences(module: Any) -> list[Scenario]:
         scenario(module, [drop, record], [snapshot, reserve]),
         scenario(module, [commit, reset, record], [release, release_other, snapshot]),
         scenario(module, [reset, reserve], [commit_more, reserve]),
+        scenario(module, [drop_all, record], [snapshot, reserve, snapshot]),
     ]
 
 
@@ -313,6 +326,15 @@ def wait_a_while(world: World) -> Any:
     return answered(lambda: world.taken.append(world.pool.reserve(tokens=HELD, usd=HELD, timeout=5)))
 
 
+def try_and_give_back(world: World) -> Any:
+    """Come late and do not wait: must not get past who waits, and hand on what it got before they did."""
+
+    def attempt() -> None:
+        world.pool.reserve(tokens=HELD, usd=HELD).release()
+
+    return answered(attempt)
+
+
 def wait_elsewhere(world: Any) -> Any:
     return answered(lambda: world.taken.append(world.other.reserve(tokens=HELD, usd=HELD, timeout=None)))
 
@@ -349,14 +371,9 @@ def queues(module: Any) -> list[Scenario]:
         scenario(module, [wait], [wait], [release, release_other], world=Full, serial=False),
         scenario(module, [wait_a_while], [wait], [release, release_other], world=Full, serial=False),
         scenario(module, [wait_a_while], [wait_a_while], [release], world=Full, serial=False),
-        scenario(module, [wait], [reserve], [release], world=Full, serial=False),
+        scenario(module, [wait], [try_and_give_back], [release], world=Full, serial=False),
         scenario(module, [wait], [wait_elsewhere], [release, release_other], world=FullTree, serial=False),
     ]
-
-
-def all_small(module: Any) -> list[Scenario]:
-    """What is small enough to be explored for every lock that is taken away, quickest first."""
-    return [*pairs(module), *children(module), *waits(module), *nested_pairs(module)]
 
 
 __all__ = ["CAP", "HELD", "ModelLock", "Operation", "World", "pairs", "scenario", "sequences", "triples"]

@@ -1,6 +1,9 @@
 """P5 and P8 at every bytecode: an interrupt, a collection or a signal handler before each instruction of an operation.
 
-After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working.
+After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working. Each
+operation is done on a pool that stands alone, and on one below two others with a window and subscribers, which does it
+by the family's way. There, without `--full`, interrupts are tried before every second instruction, the rest before every
+eleventh.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -40,13 +44,72 @@ BEFORE = 10
 HELD = 20
 
 
+class HandLock:
+    """Stands for the lock of a waiting thread's bell: to wait on it lets `world.meanwhile` happen."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def __init__(self) -> None:
+        self.made = self.rung = False
+
+    def acquire(self, *_: object) -> bool:
+        if self.made and not self.rung:
+            HandLock.meanwhile()
+        self.made = True
+        return self.rung
+
+    def release(self) -> None:
+        if self.rung:
+            raise RuntimeError
+        self.rung = True
+
+
 class World:
     """A pool that has used 10 of 100 and holds 20 for `held`."""
 
     def __init__(self) -> None:
-        self.pool = BudgetPool(token_cap=100, usd_cap=100)
+        self.root = self.pool = self.make()
         self.pool.record(tokens=BEFORE, usd=BEFORE)
         self.held: Reservation | None = self.pool.reserve(tokens=HELD, usd=HELD)
+        self.second = False  # whether `behind` is waited for
+        self.behind: list[Any] = []
+
+    def make(self) -> BudgetPool:
+        return BudgetPool(token_cap=100, usd_cap=100)
+
+    def prepare(self, name: str) -> None:
+        """Do what must be done before the operation."""
+        HandLock.meanwhile = staticmethod(lambda: None)
+        if name.startswith("wait"):
+            self.filler = self.pool.reserve(tokens=60, usd=60)
+        if name == "wait_granted":
+            HandLock.meanwhile = staticmethod(self.filler.release)
+        if name == "wait_in_front":
+            HandLock.meanwhile = staticmethod(self.wait_behind)
+        if name in {"detach", "fork"}:
+            self.filler = self.pool.reserve(tokens=HELD, usd=HELD)
+        if name == "detach":
+            self.root._after_fork_in_child()
+        if name == "settled":
+            assert self.held is not None
+            self.held.release()
+
+    def finish(self) -> None:
+        """Undo what the operation was done among."""
+        for waiter in self.behind:
+            assert waiter.state is _waiting.GRANTED, "the next in line was not served"
+            waiter.reservation.release()
+        if hasattr(self, "filler"):
+            self.filler.release()
+
+    def wait_behind(self) -> None:
+        """Let another wait, who would fit and is behind."""
+        reservation = Reservation()
+        reservation._pool, reservation._tokens, reservation._nanos, reservation._state = self.pool, 5, 5 * 10**9, None
+        waiter = _waiting.Waiter(self.pool._scopes(), reservation, _waiting.ThreadBell())
+        self.pool._family.reserve(reservation, waiter)
+        assert waiter.ticket, "it was served before its turn"
+        self.behind.append(waiter)
 
     def record(self) -> None:
         self.pool.record(tokens=5, usd=5)
@@ -107,6 +170,41 @@ class World:
         finally:
             coroutine.close()
 
+    def block_named(self) -> None:
+        self.kept = self.pool.reserve(tokens=30, usd=30)
+        try:
+            with self.kept as reservation:
+                reservation.commit(tokens=25, usd=25)
+        finally:  # the name outlives the block, and so whoever interrupts __exit__ leaves it in flight
+            self.kept.release()
+
+    def settled(self) -> None:
+        assert self.held is not None
+        try:
+            with self.held:
+                pytest.fail("it was entered")
+        except ReservationClosed:
+            self.held.commit()
+
+    def wait_granted(self) -> None:
+        self.pool.reserve(tokens=30, usd=30, timeout=None).release()
+
+    def wait_timed_out(self) -> None:
+        self.pool.reserve(tokens=30, usd=30, timeout=5)
+
+    def wait_in_front(self) -> None:
+        self.pool.reserve(tokens=30, usd=30, timeout=5)
+
+    def set_caps(self) -> None:
+        self.pool.set_caps(token_cap=100, usd_cap=100)
+
+    def fork(self) -> None:
+        _pool._after_fork_in_child()
+        _pool._after_fork_in_child()
+
+    def detach(self) -> None:
+        self.pool.detach()
+
     def snapshot(self) -> None:
         self.pool.snapshot()
 
@@ -117,6 +215,42 @@ class World:
         self.held = None  # dropped outside of what is watched
         self.pool.record(tokens=5, usd=5)
 
+
+class Below(World):
+    """The same on a pool below two others, one of which has a window, with subscribers on all."""
+
+    def make(self) -> BudgetPool:
+        root = BudgetPool(token_cap=100, usd_cap=100, window=Window.every(timedelta(hours=1), clock=lambda: 0.0))
+        project = root.child(token_cap=100, usd_cap=100)
+        pool = project.child(token_cap=100, usd_cap=100)
+        for scope in (root, project, pool):
+            scope.subscribe(lambda _event: None)
+        root.on_threshold(0.5, lambda _event: None)
+        self.above = [root, project]
+        return pool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = self.above[0]
+
+    def finish(self) -> None:
+        super().finish()
+        if self.held is not None:
+            self.held.release()
+        expected = counters(self.pool)
+        for scope in self.above:
+            if not self.was_reset:
+                assert counters(scope) == expected, "half a change"
+            scope.reset()
+
+    was_reset = False
+
+    def reset(self) -> None:
+        self.was_reset = True
+        super().reset()
+
+
+WORLDS: dict[str, type[World]] = {"alone": World, "below": Below}
 
 # Operation: what may be used after it, in tokens, beside the 10 that are used before it.
 OPERATIONS: dict[str, set[int]] = {
@@ -133,6 +267,14 @@ OPERATIONS: dict[str, set[int]] = {
     "block": {BEFORE, BEFORE + 25},
     "block_left": {BEFORE},
     "block_failed": {BEFORE},
+    "block_named": {BEFORE, BEFORE + 25},
+    "settled": {BEFORE},
+    "wait_granted": {BEFORE},
+    "wait_timed_out": {BEFORE},
+    "wait_in_front": {BEFORE},
+    "set_caps": {BEFORE},
+    "fork": {BEFORE},
+    "detach": {BEFORE},
     "async_block": {BEFORE, BEFORE + 25},
     "snapshot": {BEFORE},
     "reset": {0, BEFORE},
@@ -151,9 +293,10 @@ def codes_of(name: str) -> list[types.CodeType]:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Collections only where a test asks for one; drops without their warning; Ctrl-C as in a program."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(_waiting, "_new_lock", HandLock)
     gc.disable()
     gc.collect()
     gc.freeze()  # a collection then looks at what the test made, and not at all of pytest
@@ -167,13 +310,16 @@ def quiet() -> Iterator[None]:
 
 def is_free(pool: Any) -> bool:
     """Tell whether nobody holds the lock; where it is an RLock, taking it in this thread would not tell."""
-    return repr(pool._lock).startswith("<unlocked")
+    return repr(pool._family.lock).startswith("<unlocked")
 
 
 def check(world: World, name: str, ended: str) -> None:
     """Hold the promises after an operation that ended somehow."""
     pool = world.pool
     assert is_free(pool), "the lock is held"
+    if name in {"fork", "detach"}:
+        check_forked(world, name, ended)
+    world.finish()
     if world.held is not None and not world.held.completed:
         world.held.release()
     used, reserved, nanos_used, nanos_reserved, in_flight = counters(pool)
@@ -187,17 +333,47 @@ def check(world: World, name: str, ended: str) -> None:
     pool.record(tokens=100, usd=100)
 
 
-def every_point(name: str, points: Points, after: Callable[[World], object] = lambda _world: None) -> set[str]:
-    """Run the operation once for each of its instructions, with the action there; return the ways in which it ended."""
+def check_forked(world: World, name: str, ended: str) -> None:
+    """Hold that the copy refuses or was detached, one of the two, and detach it."""
+    try:
+        world.pool.record(tokens=0)
+        assert ended != "done" or name == "detach", "the child spends its parent's budget"
+    except PoolForked:
+        assert ended != "done" or name == "fork"
+    world.pool.detach()
+    if world.pool._family.spending is world.pool._family.locked and counters(world.pool)[4]:
+        world.root._after_fork_in_child()  # interrupted before the hook had begun
+        world.pool.detach()
+    assert counters(world.pool)[1:] == (0, BEFORE * 10**9, 0, 0), "the parent's calls hold something here"
+
+
+def prepared(kind: str, name: str, *, littered: bool = False) -> World:
+    world = WORLDS[kind]()
+    if littered:
+        garbage(world.pool)
+    world.prepare(name)
+    return world
+
+
+def count(kind: str, name: str, points: Points) -> int:
+    """Return how many instructions the operation has."""
+    world = prepared(kind, name)
+    handled(getattr(world, name), points, -1)
+    if name == "fork":
+        world.pool.detach()
+    return points.count
+
+
+def every_point(kind: str, name: str, points: Points, step: int) -> set[str]:
+    """Run the operation once for each `step`-th of its instructions, with the action there; return how it ended."""
     points.codes = set(codes_of(name))
-    ends = {handled(getattr(World(), name), points, -1)}
-    total = points.count
+    ends = set()
+    total = count(kind, name, points)
     assert total > 20
-    for at in range(total):
-        world = World()
+    for at in range(0, total, step):
+        world = prepared(kind, name)
         ended = handled(getattr(world, name), points, at)
         assert points.count > at
-        after(world)
         try:
             check(world, name, ended)
         except AssertionError as error:
@@ -207,11 +383,12 @@ def every_point(name: str, points: Points, after: Callable[[World], object] = la
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_interrupt_before_any_instruction_breaks_nothing(name: str) -> None:
+@pytest.mark.parametrize("kind", WORLDS)
+def test_an_interrupt_before_any_instruction_breaks_nothing(kind: str, name: str, full: bool) -> None:
     unraisable: list[Any] = []
     before, sys.unraisablehook = sys.unraisablehook, unraisable.append
     try:
-        assert "interrupted" in every_point(name, Points([]))
+        assert "interrupted" in every_point(kind, name, Points([]), 1 if full or kind == "alone" else 2)
     finally:
         sys.unraisablehook = before
     # Delivered where Python code cannot raise it on (in a finaliser), or a coroutine that was made and never awaited.
@@ -260,37 +437,36 @@ def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
         if does == "snapshot":
             snapshot = pool.snapshot()
             assert snapshot.tokens_used * 10**9 == snapshot.usd_used_nanos or snapshot.usd_used_nanos > 500 * 10**9
-        elif does == "record":
-            pool.record(tokens=0, usd=0)
-        elif does == "reserve":
-            pool.reserve(tokens=1, usd=1).release()
-        elif does == "drop":
-            pool.reserve(tokens=1, usd=1)
-        elif does == "release" and world_of[0].held is not None:
-            world_of[0].held.release()
+        try:
+            if does == "record":
+                pool.record(tokens=0, usd=0)
+            elif does == "reserve":
+                pool.reserve(tokens=1, usd=1).release()
+            elif does == "drop":
+                pool.reserve(tokens=1, usd=1)
+            elif does == "release" and world_of[0].held is not None:
+                world_of[0].held.release()
+        except (BudgetExceeded, PoolForked):
+            pass  # an overrun before, others that wait, or a copy
+        except RuntimeError as error:
+            assert "inside this pool already" in str(error)  # noqa: PT017
 
     return handler
 
 
 @pytest.mark.parametrize("does", ["snapshot", "record", "reserve", "drop", "release"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_signal_handler_before_any_instruction_may_use_the_pool(name: str, does: str) -> None:
+@pytest.mark.parametrize("kind", WORLDS)
+def test_a_signal_handler_before_any_instruction_may_use_the_pool(kind: str, name: str, does: str, full: bool) -> None:
     points = Points(codes_of(name))
-    handled(getattr(World(), name), points, -1)
-    for at in range(points.count):
-        world = World()
+    total = count(kind, name, points)
+    for at in range(0, total, 1 if full or kind == "alone" else 11):
+        world = prepared(kind, name)
         running = [world, world]
         signal.signal(signal.SIGINT, handler_that(running, does))
-
-        def operation(world: World = world) -> None:
-            try:
-                getattr(world, name)()
-            except BudgetExceeded:
-                pass  # an overrun, or the handler's own amount did not fit after one
-
-        handled(operation, points, at)
+        ended = handled(getattr(world, name), points, at)
         assert len(running) == 1, "the handler was not run"
-        check(world, name, "interrupted")
+        check(world, name, ended if does == "snapshot" else "interrupted")
 
 
 # ---------------------------------------------------------------- finalisers
@@ -303,29 +479,29 @@ def garbage(pool: BudgetPool) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_collection_before_any_instruction_frees_what_garbage_held(name: str) -> None:
+@pytest.mark.parametrize("kind", WORLDS)
+def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, name: str, full: bool) -> None:
     points = Points(codes_of(name), act=gc.collect)
-    handled(getattr(World(), name), points, -1)
-    for at in range(points.count):
-        world = World()
-        garbage(world.pool)
+    total = count(kind, name, points)
+    for at in range(0, total, 1 if full or kind == "alone" else 11):
+        world = prepared(kind, name, littered=True)
         ended = handled(getattr(world, name), points, at)
         assert ended in {"done", "refused"}
-        check(world, name, "interrupted")
+        check(world, name, ended)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_collection_at_every_allocation_hangs_nothing(name: str) -> None:
+@pytest.mark.parametrize("kind", WORLDS)
+def test_a_collection_at_every_allocation_hangs_nothing(kind: str, name: str) -> None:
     thresholds = gc.get_threshold()
     gc.enable()
     gc.set_threshold(1, 1, 1)
     try:
-        for _ in range(50):
-            world = World()
-            garbage(world.pool)
+        for _ in range(20):
+            world = prepared(kind, name, littered=True)
             try:
                 getattr(world, name)()
-            except (BudgetExceeded, ValueError):
+            except (BudgetExceeded, ValueError, ReservationClosed):
                 pass
             gc.collect()
             check(world, name, "interrupted")

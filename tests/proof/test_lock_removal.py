@@ -44,12 +44,15 @@ def _member(owner: str, function: str) -> Any:
 
 
 @pytest.mark.usefixtures("model")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what goes wrong in a finaliser
 @pytest.mark.parametrize("name", locked_functions())
 def test_no_lock_can_be_taken_away(name: str) -> None:
     module = without_lock(name)
     family_of(module)._new_lock = ModelLock
     watch = Watch(watched(module))
-    for scenario in scenarios.all_small(module):
+    nested, waits = scenarios.nested_pairs(module), scenarios.waits(module)
+    first = {"Family.record": nested, "Family.prod": waits, "Family.run": waits}.get(name, [])
+    for scenario in [*first, *scenarios.pairs(module), *scenarios.children(module), *waits, *nested]:
         try:
             explore(scenario, watch, preemptions=1)
         except AssertionError as error:
