@@ -122,7 +122,11 @@ def _tasks_in_turn(waiting: int, calls: int) -> int:
                     times.append(perf_counter_ns())
 
     async def main() -> None:
-        await asyncio.gather(*[spend() for _ in range(waiting + 1)])
+        with pool.reserve(tokens=TOKENS, usd=0.0045):
+            tasks = [asyncio.create_task(spend()) for _ in range(waiting + 1)]
+            await asyncio.sleep(0)  # they come as far as they can
+            assert len(pool._family.waiters) == len(tasks)
+        await asyncio.gather(*tasks)
 
     asyncio.run(main())
     begin, end = times

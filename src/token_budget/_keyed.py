@@ -75,7 +75,7 @@ class KeyedPools:
             held = known._pool_ref()
             if held is not None:
                 return held
-            pool._chain = (known, *chain)
+            pool._bind(known, chain)
             known._pool_ref = ref(pool)
         else:
             account = pool._scopes()[0]
@@ -115,4 +115,5 @@ class KeyedPools:
         return key in self._accounts
 
     def __repr__(self) -> str:
-        return f"<KeyedPools {self._name or ''} {len(self)} keys>"
+        named = "" if self._name is None else f" {self._name}"
+        return f"<KeyedPools{named} {len(self)} keys>"

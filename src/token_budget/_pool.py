@@ -136,13 +136,16 @@ class BudgetPool(Account):
     def _below(cls, account: Account, chain: Chain, family: Family) -> BudgetPool:
         """Make a pool that counts against an account of its own and all of a chain."""
         pool = BudgetPool.__new__(BudgetPool)
-        pool._name = account._name
         pool._family = family
-        pool._chain = (account, *chain)
-        pool._three = (account, *chain, family.void)[:3] if len(chain) < 3 else ()
         pool._open = family.opened
         pool._pending = True
+        pool._bind(account, chain)
         return pool
+
+    def _bind(self, account: Account, chain: Chain) -> None:
+        self._name = account._name
+        self._chain = (account, *chain)
+        self._three = (account, *chain, self._family.void)[:3] if len(chain) < 3 else ()
 
     # ------------------------------------------------------------------ spending
 

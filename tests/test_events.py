@@ -1,0 +1,274 @@
+"""Events: one for each thing that happens, after it, in order; thresholds; what callbacks may do."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from support import caught, counters
+from token_budget import BudgetEvent, BudgetExceeded, BudgetOverrun, BudgetPool, BudgetTimeout, Window
+
+NANOS = 10**9
+
+
+class Heard:
+    """A subscriber that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[BudgetEvent] = []
+
+    def __call__(self, event: BudgetEvent) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[tuple[str, str | None, int, int]]:
+        """Return (kind, pool, tokens, what is used and reserved after) of what was heard since."""
+        taken = [
+            (event.kind, event.pool, event.tokens, event.snapshot.tokens_used + event.snapshot.tokens_reserved)
+            for event in self.events
+        ]
+        self.events.clear()
+        return taken
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_there_is_one_event_for_each_thing_that_happens() -> None:
+    pool, heard = BudgetPool(token_cap=100, name="run"), Heard()
+    pool.subscribe(heard)
+    pool.record(tokens=10)
+    assert heard.take() == [("record", "run", 10, 10)]
+    held = pool.reserve(tokens=20)
+    assert heard.take() == [("reserve", "run", 20, 30)]
+    held.commit(tokens=5)
+    assert heard.take() == [("commit", "run", 5, 15)]
+    with pool.reserve(tokens=3):
+        pass
+    assert heard.take() == [("reserve", "run", 3, 18), ("release", "run", 3, 15)]
+    assert caught(BudgetExceeded, pool.record, tokens=86)
+    assert heard.take() == [("refusal", "run", 86, 15)]
+    assert caught(BudgetOverrun, pool.record, tokens=86, force=True)
+    assert heard.take() == [("record", "run", 86, 101), ("overrun", "run", 86, 101)]
+    pool.reset()
+    assert heard.take() == [("reset", "run", 0, 0)]
+    held = pool.reserve(tokens=1)
+    assert caught(BudgetOverrun, held.commit, tokens=200)
+    assert heard.take()[1:] == [("commit", "run", 200, 200), ("overrun", "run", 200, 200)]
+    pool.set_caps(token_cap=1000)
+    held = pool.reserve(tokens=9)
+    del held
+    gc.collect()
+    pool.snapshot()
+    assert heard.take() == [("reserve", "run", 9, 209), ("drop", "run", 9, 200)]
+
+
+def test_what_changes_nothing_tells_nothing() -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+    held = pool.reserve(tokens=1)
+    pool.subscribe(heard)
+    pool.snapshot()
+    held.release()
+    held.release()
+    assert caught(ValueError, pool.record, tokens=-1)
+    assert caught(RuntimeError, held.commit)
+    assert [kind for kind, *_ in heard.take()] == ["release"]
+
+
+def test_an_event_has_exact_amounts_and_never_changes() -> None:
+    pool, heard = BudgetPool(usd_cap=1, name="run"), Heard()
+    pool.subscribe(heard)
+    pool.record(tokens=1200, usd=0.1)
+    (event,) = heard.events
+    assert (event.usd, event.usd_nanos, event.snapshot.usd_used_nanos) == (0.1, NANOS // 10, NANOS // 10)
+    with pytest.raises(AttributeError, match="never changes"):
+        event.kind = "reset"  # type: ignore[misc]
+    with pytest.raises(TypeError, match="a pool makes its events"):
+        BudgetEvent()
+    assert repr(event) == (
+        "<BudgetEvent record in 'run' tokens 1,200 | usd 0.1 | "
+        "after: run: tokens 1,200 | usd 0.1000 / 1.0000 (10%) | 0 in flight>"
+    )
+    pool.record(tokens=1200, usd=0.1)
+    assert event != heard.events[1]
+    assert event != 5
+    assert len({event, heard.events[0], heard.events[1]}) == 2
+    nameless, other = BudgetPool(), Heard()
+    nameless.subscribe(other)
+    nameless.record()
+    assert repr(other.events[0]).startswith("<BudgetEvent record tokens 0")
+
+
+def test_a_subscriber_hears_of_its_own_pool_and_of_those_below() -> None:
+    total, above, below = BudgetPool(token_cap=100, name="total"), Heard(), Heard()
+    child = total.child(token_cap=10, name="child")
+    total.subscribe(above)
+    child.subscribe(below)
+    total.record(tokens=50)
+    assert (above.take(), below.take()) == ([("record", "total", 50, 50)], [])
+    child.record(tokens=4)
+    assert (above.take(), below.take()) == ([("record", "child", 4, 54)], [("record", "child", 4, 4)])
+    assert caught(BudgetExceeded, child.record, tokens=7)
+    assert (above.take(), below.take()) == ([("refusal", "child", 7, 54)], [("refusal", "child", 7, 4)])
+
+
+def test_who_unsubscribes_hears_no_more_and_the_pool_is_quick_again() -> None:
+    pool, heard, other = BudgetPool(token_cap=100), Heard(), Heard()
+    ends = [pool.subscribe(heard), pool.subscribe(heard), pool.subscribe(other)]
+    pool.record(tokens=1)
+    assert (len(heard.take()), len(other.take())) == (2, 1)
+    ends[0]()
+    pool.record(tokens=1)
+    assert (len(heard.take()), len(other.take())) == (1, 1)
+    for end in [*ends, *ends]:
+        end()
+    pool.record(tokens=1)
+    assert (heard.take(), other.take()) == ([], [])
+    assert pool._token_bound == 100
+    assert not pool._family.watched
+
+
+def test_a_callback_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+
+    def bad(_event: BudgetEvent) -> None:
+        raise ValueError("the subscriber's own")
+
+    pool.subscribe(bad)
+    pool.subscribe(heard)
+    with caplog.at_level(logging.ERROR, logger="token_budget"):
+        pool.record(tokens=5)
+    assert [record.name for record in caplog.records] == ["token_budget"]
+    assert "the subscriber's own" in caplog.text
+    assert len(heard.take()) == 1
+    assert counters(pool)[0] == 5
+
+
+def test_a_callback_may_use_the_pool() -> None:
+    pool = BudgetPool(token_cap=100)
+    seen = []
+
+    def spend(event: BudgetEvent) -> None:
+        seen.append((event.kind, event.tokens))
+        if event.kind == "record" and event.tokens == 5:
+            with pool.reserve(tokens=7) as reservation:
+                reservation.commit()
+            pool.snapshot(tree=True)
+            pool.child().record(tokens=1)
+
+    pool.subscribe(spend)
+    pool.record(tokens=5)
+    assert seen == [("record", 5), ("reserve", 7), ("commit", 7), ("record", 1)]
+    assert counters(pool) == (13, 0, 0, 0, 0)
+
+
+def test_events_come_after_the_lock_is_free() -> None:
+    pool = BudgetPool(token_cap=100)
+    elsewhere: list[int] = []
+
+    def look(_event: BudgetEvent) -> None:
+        thread = threading.Thread(target=lambda: elsewhere.append(pool.snapshot().tokens_used))
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+
+    pool.subscribe(look)
+    pool.record(tokens=5)
+    assert elsewhere == [5]
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="callback must be a function"):
+        BudgetPool().subscribe(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="callback must be a function"):
+        BudgetPool().on_threshold(0.5, "x")  # type: ignore[arg-type]
+
+
+def test_those_who_wait_are_told_of_when_they_get_something_and_when_not() -> None:
+    pool, heard = BudgetPool(token_cap=10, name="run"), Heard()
+    pool.subscribe(heard)
+
+    async def main() -> None:
+        held = pool.reserve(tokens=10)
+        with pytest.raises(BudgetTimeout):
+            await pool.areserve(tokens=2, timeout=0.001)
+        large, small = (asyncio.ensure_future(pool.areserve(tokens=n)._take()) for n in (9, 3))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert heard.take() == [("reserve", "run", 10, 10), ("refusal", "run", 2, 10)]
+        held.commit(tokens=3)
+        assert heard.take() == [("commit", "run", 3, 3), ("refusal", "run", 9, 3), ("reserve", "run", 3, 6)]
+        with pytest.raises(BudgetExceeded):
+            await large
+        (await small).release()
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- windows and thresholds
+
+
+def test_a_roll_over_is_told_before_what_caused_it() -> None:
+    now = [0.0]
+    pool = BudgetPool(token_cap=100, name="hour", window=Window.every(timedelta(hours=1), clock=lambda: now[0]))
+    child, heard = pool.child(name="child"), Heard()
+    pool.subscribe(heard)
+    child.record(tokens=60)
+    now[0] = 3600.0
+    child.record(tokens=70)
+    assert heard.take() == [("record", "child", 60, 60), ("roll-over", "hour", 0, 0), ("record", "child", 70, 70)]
+
+
+def test_a_threshold_fires_once_until_it_is_armed_anew() -> None:
+    now = [0.0]
+    window = Window.every(timedelta(hours=1), clock=lambda: now[0])
+    pool, heard, other = BudgetPool(token_cap=100, usd_cap=1, name="hour", window=window), Heard(), Heard()
+    pool.on_threshold(0.8, heard)
+    end = pool.on_threshold(Decimal("0.5"), other)
+    pool.record(tokens=50)
+    assert (heard.take(), other.take()) == ([], [("threshold", "hour", 0, 50)])
+    held = pool.reserve(tokens=30)  # used + reserved
+    assert heard.take() == [("threshold", "hour", 0, 80)]
+    held.release()
+    pool.record(usd=0.9)
+    pool.record(tokens=40)
+    assert heard.take() == other.take() == []
+    now[0] = 3600.0
+    pool.record(tokens=79)
+    assert (heard.take(), other.take()) == ([], [("threshold", "hour", 0, 79)])
+    pool.record(usd=0.8)
+    assert heard.take() == [("threshold", "hour", 0, 79)]
+    pool.reset()
+    end()
+    pool.record(tokens=100)
+    assert (heard.take(), other.take()) == ([("threshold", "hour", 0, 100)], [])
+
+
+def test_a_threshold_looks_at_what_comes_through_children_too() -> None:
+    total, heard = BudgetPool(usd_cap=10, name="total"), Heard()
+    total.on_threshold(0.8, heard)
+    child = total.child(usd_cap=9)
+    child.record(usd=7.9)
+    assert heard.take() == []
+    child.record(usd=0.1)
+    assert [kind for kind, *_ in heard.take()] == ["threshold"]
+
+
+@pytest.mark.parametrize("share", [0, -0.5, float("nan"), float("inf"), "0.8", True, None])
+def test_a_bad_share_is_refused(share: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="share"):
+        BudgetPool().on_threshold(share, print)
+
+
+def test_a_pool_without_caps_has_no_shares() -> None:
+    pool, heard = BudgetPool(), Heard()
+    pool.on_threshold(0.1, heard)
+    pool.record(tokens=10**9, usd=10**6)
+    assert heard.take() == []
+    pool.set_caps(usd_cap=10**7)
+    pool.record()
+    assert [kind for kind, *_ in heard.take()] == ["threshold"]

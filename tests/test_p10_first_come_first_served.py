@@ -1,0 +1,700 @@
+"""P10: first come, first served among those who wait; nobody waits for what can never come.
+
+Tasks of one event loop make every order deterministic: each is let run until nothing more happens, then the next thing
+is done. Threads are waited for until they stand in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from support import caught, counters, run_together
+from token_budget import (
+    BudgetExceeded,
+    BudgetPool,
+    BudgetTimeout,
+    PoolClosed,
+    PoolForked,
+    Reservation,
+    ReservationClosed,
+    _family,
+    _waiting,
+)
+
+
+async def settle() -> None:
+    """Let every task run until nothing more happens."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def in_line(pool: BudgetPool, count: int) -> None:
+    """Wait until so many stand in line; for threads, which come when they come."""
+    deadline = time.monotonic() + 20
+    while len(pool._family.waiters) != count:
+        assert time.monotonic() < deadline, f"{len(pool._family.waiters)} stand in line, not {count}"
+        time.sleep(0)
+
+
+class Line:
+    """Tasks that wait for reservations, by name, and the order in which they got them."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.tasks: dict[str, asyncio.Task[Reservation]] = {}
+
+    async def wait(self, name: str, pool: BudgetPool, tokens: int, timeout: float | None = None) -> None:
+        async def call() -> Reservation:
+            reservation = await pool.areserve(tokens=tokens, timeout=timeout)
+            self.order.append(name)
+            return reservation
+
+        self.tasks[name] = asyncio.create_task(call())
+        await settle()
+
+    async def give_back(self, *names: str) -> None:
+        for name in names:
+            (await self.tasks.pop(name)).release()
+            await settle()
+
+
+def run(main: Callable[[Line], Awaitable[None]]) -> None:
+    asyncio.run(main(Line()))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- the order
+
+
+def test_who_waits_is_served_in_the_order_of_arrival() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = [pool.reserve(tokens=5) for _ in range(2)]
+        for name, tokens in {"a": 8, "b": 1, "c": 5}.items():
+            await line.wait(name, pool, tokens)
+        held[0].release()
+        await settle()
+        assert line.order == []  # 5 are free: b and c would fit, and a is first
+        held[1].commit(tokens=1)
+        await settle()
+        assert line.order == ["a", "b"]
+        await line.give_back("a")
+        assert line.order == ["a", "b", "c"]
+        await line.give_back("b", "c")
+        assert counters(pool) == (1, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_a_newcomer_does_not_get_past_who_waits() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10, name="run")
+        held = pool.reserve(tokens=5)
+        await line.wait("large", pool, 8)
+        for operation in (pool.record, pool.reserve, pool.try_reserve):
+            with pytest.raises(BudgetExceeded, match="attempted 6 <= cap 10 .*: others wait for room, and") as raised:
+                operation(tokens=1)
+            assert not raised.value.exhausted
+        assert caught(BudgetTimeout, pool.reserve, tokens=1, timeout=0.001)
+        await line.wait("small", pool, 1)
+        assert line.order == []
+        held.release()
+        await settle()
+        assert line.order == ["large", "small"]
+        await line.give_back("large", "small")
+        pool.record(tokens=10)
+
+    run(main)
+
+
+def test_what_was_spent_already_is_recorded_also_past_those_who_wait() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=5)
+        await line.wait("a", pool, 8)
+        pool.record(tokens=1, force=True)
+        held.release()
+        await line.give_back("a")
+        assert counters(pool)[0] == 1
+
+    run(main)
+
+
+def test_threads_and_tasks_stand_in_one_line() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    order: list[str] = []
+
+    def thread(name: str) -> threading.Thread:
+        def wait() -> None:
+            with pool.reserve(tokens=10, timeout=30):
+                order.append(name)
+
+        made = threading.Thread(target=wait)
+        made.start()
+        return made
+
+    async def task(name: str) -> None:
+        async with pool.areserve(tokens=10):
+            order.append(name)
+
+    async def main() -> None:
+        first = thread("thread 1")
+        in_line(pool, 1)
+        tasks = [asyncio.create_task(task("task 2"))]
+        await settle()
+        third = thread("thread 3")
+        in_line(pool, 3)
+        tasks.append(asyncio.create_task(task("task 4")))
+        await settle()
+        held.release()
+        await asyncio.gather(*tasks)
+        for one in (first, third):
+            one.join(30)
+
+    asyncio.run(main())
+    assert order == ["thread 1", "task 2", "thread 3", "task 4"]
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    pool.record(tokens=10)
+
+
+def test_a_waiter_for_a_full_scope_does_not_hold_up_who_does_not_need_it() -> None:
+    async def main(line: Line) -> None:
+        total = BudgetPool(token_cap=100, name="total")
+        ann, bob = total.child(token_cap=10, name="ann"), total.child(token_cap=50, name="bob")
+        held = ann.reserve(tokens=10)
+        await line.wait("ann", ann, 5)
+        with bob.reserve(tokens=50), total.reserve(tokens=40):
+            await line.wait("bob", bob, 1)  # for room in bob's own scope
+            assert caught(BudgetExceeded, ann.record, tokens=0)
+        await settle()
+        assert line.order == ["bob"]
+        held.release()
+        await line.give_back("ann", "bob")
+
+    run(main)
+
+
+def test_who_waits_above_is_served_by_age_whichever_child_it_came_by() -> None:
+    async def main(line: Line) -> None:
+        total = BudgetPool(token_cap=10)
+        ann, bob = total.child(), total.child()
+        held = [ann.reserve(tokens=5), bob.reserve(tokens=5)]
+        await line.wait("bob 1", bob, 6)
+        await line.wait("ann 2", ann, 5)
+        await line.wait("total 3", total, 1)
+        held[0].release()
+        await settle()
+        assert line.order == []  # 5 are free, and bob, who is first, needs 6
+        held[1].release()
+        await settle()
+        assert line.order == ["bob 1"]
+        await line.give_back("bob 1")
+        assert line.order == ["bob 1", "ann 2", "total 3"]
+        await line.give_back("ann 2", "total 3")
+
+    run(main)
+
+
+def test_a_waiter_that_gets_room_below_takes_its_old_place_in_the_line_above() -> None:
+    async def main(line: Line) -> None:
+        total = BudgetPool(token_cap=10)
+        ann, bob = total.child(token_cap=5), total.child()
+        below, above = ann.reserve(tokens=5), total.reserve(tokens=5)
+        await line.wait("ann 1", ann, 5)  # waits for room in ann's scope
+        await line.wait("bob 2", bob, 6)  # waits for room in the whole
+        await line.wait("bob 3", bob, 1)
+        ann.set_caps(token_cap=10)  # room for ann there, and none in the whole
+        await settle()
+        assert line.order == []
+        above.release()
+        await settle()
+        assert line.order == ["ann 1"]
+        below.release()
+        await settle()
+        assert line.order == ["ann 1"]  # bob 2 needs 6
+        await line.give_back("ann 1")
+        assert line.order == ["ann 1", "bob 2", "bob 3"]
+        await line.give_back("bob 2", "bob 3")
+
+    run(main)
+
+
+def test_two_hundred_tasks_over_room_for_twenty_all_come_to_their_turn_in_order() -> None:
+    pool = BudgetPool(token_cap=20 * 500)
+    order: list[int] = []
+    most = 0
+
+    async def call(index: int) -> None:
+        nonlocal most
+        async with pool.areserve(tokens=500) as reservation:
+            order.append(index)
+            most = max(most, pool.snapshot().in_flight)
+            await asyncio.sleep(0)
+            reservation.commit(tokens=0)
+
+    async def main() -> None:
+        await asyncio.gather(*[call(index) for index in range(200)])
+
+    asyncio.run(main())
+    assert order == list(range(200))
+    assert most == 20
+
+
+def test_room_given_to_a_waiter_is_its_own_before_it_wakes() -> None:
+    """Direct hand-off: nobody can take it between the release and the wake-up."""
+
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=10)
+        await line.wait("a", pool, 10)
+        held.release()
+        assert counters(pool) == (0, 10, 0, 0, 1)  # the task has not run yet
+        assert caught(BudgetExceeded, pool.record, tokens=1)
+        await line.give_back("a")
+
+    run(main)
+
+
+# ---------------------------------------------------------------- what gives room
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        lambda pool, held: held.release(),
+        lambda pool, held: held.commit(tokens=0),
+        lambda pool, held: held.__exit__(None, None, None),
+        lambda pool, held: pool.set_caps(token_cap=100),
+        lambda pool, held: (held.commit(tokens=3), pool.reset()) and None,
+    ],
+    ids=["release", "commit", "leave", "set_caps", "reset"],
+)
+@pytest.mark.parametrize("below", [False, True])
+def test_room_is_handed_over_whatever_frees_it(free: Callable[[BudgetPool, Reservation], Any], below: bool) -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        child = pool.child() if below else pool
+        pool.record(tokens=1)
+        held, filler = pool.reserve(tokens=5), pool.reserve(tokens=4)
+        await line.wait("a", child, 5)
+        free(pool, held)
+        await settle()
+        filler.release()
+        await settle()
+        assert line.order == ["a"]
+        await line.give_back("a")
+        held.release()
+
+    run(main)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_dropped_reservation_serves_who_waits_at_once() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = [pool.reserve(tokens=10)]
+    got = threading.Event()
+
+    def wait() -> None:
+        with pool.reserve(tokens=10, timeout=30):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    in_line(pool, 1)
+    held.clear()
+    gc.collect()
+    assert got.wait(30)
+    waiting.join(30)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_room_may_come_from_another_thread_or_another_event_loop() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = [pool.reserve(tokens=5), pool.reserve(tokens=5)]
+
+    async def wait() -> None:
+        async with pool.areserve(tokens=10, timeout=30):
+            pass
+
+    async def free() -> None:
+        held.pop().commit(tokens=0)
+
+    waiting = threading.Thread(target=lambda: asyncio.run(wait()))
+    waiting.start()
+    in_line(pool, 1)
+    held.pop().release()
+    asyncio.run(free())
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- what can never come
+
+
+def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
+    pool = BudgetPool(token_cap=10, usd_cap=1)
+    pool.record(tokens=3)
+    with pool.reserve(tokens=5):
+        for arguments in ({"tokens": 8}, {"usd": 1.5}):
+            with pytest.raises(BudgetExceeded) as raised:
+                pool.reserve(timeout=None, **arguments)  # type: ignore[arg-type]
+            assert raised.value.exhausted
+            assert not isinstance(raised.value, BudgetTimeout)
+    assert not pool._family.waiters
+    assert pool._pending is pool._family.dropped  # nobody waits: it is by itself again
+
+
+@pytest.mark.parametrize(
+    ("happens", "error"),
+    [
+        (lambda pool, held: caught(BudgetExceeded, pool.record, tokens=5, force=True), BudgetExceeded),
+        (lambda pool, held: held[0].commit(), BudgetExceeded),
+        (lambda pool, held: pool.set_caps(token_cap=7), BudgetExceeded),
+        (lambda pool, held: pool.set_caps(usd_cap=0), BudgetExceeded),
+        (lambda pool, held: pool.close(), PoolClosed),
+    ],
+    ids=["force", "commit", "token cap", "usd cap", "close"],
+)
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("above", [False, True])
+def test_it_is_refused_too_when_that_becomes_true_while_it_waits(
+    happens: Callable[[BudgetPool, list[Reservation]], Any], error: type[Exception], second: bool, above: bool
+) -> None:
+    """Also where it waits behind another, or at another scope than the one that is too small now."""
+
+    async def main(line: Line) -> None:
+        total = BudgetPool(token_cap=10, usd_cap=1, name="total")
+        child = total.child(token_cap=10, name="child")
+        pool = total if above else child
+        held = [child.reserve(tokens=5), child.reserve(tokens=5)]
+        if second:
+            await line.wait("small", child, 1)
+        task = asyncio.create_task(child.areserve(tokens=8, usd=0.5)._take())
+        await settle()
+        happens(pool, held)
+        await settle()
+        assert task.done()
+        refused = task.exception()
+        assert type(refused) is error
+        if isinstance(refused, BudgetExceeded):
+            assert refused.exhausted
+        for reservation in held:
+            reservation.release()
+        await settle()
+        for waiting in line.tasks.values():
+            if waiting.exception() is None:
+                waiting.result().release()
+        assert counters(child)[1] == 0
+        assert not total._family.waiters
+
+    run(main)
+
+
+def test_a_refused_head_lets_the_next_have_its_turn() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = [pool.reserve(tokens=4), pool.reserve(tokens=4)]
+        large = asyncio.create_task(pool.areserve(tokens=9)._take())
+        await settle()
+        await line.wait("small", pool, 2)
+        assert line.order == []
+        held[0].commit(tokens=3)
+        await settle()
+        assert isinstance(large.exception(), BudgetExceeded)
+        assert line.order == ["small"]
+        held[1].release()
+        await line.give_back("small")
+
+    run(main)
+
+
+# ---------------------------------------------------------------- time-outs
+
+
+def test_a_time_out_says_where_it_waited_and_changes_nothing() -> None:
+    total = BudgetPool(token_cap=10, name="total")
+    child = total.child(token_cap=8, name="child")
+    with total.reserve(tokens=6):
+        with pytest.raises(BudgetTimeout) as raised:
+            child.reserve(tokens=5, timeout=0.001)
+        error = raised.value
+        assert isinstance(error, TimeoutError)
+        assert isinstance(error, BudgetExceeded)
+        assert (error.pool, error.axis, error.attempted, error.cap, error.exhausted) == ("total", "tokens", 11, 10, False)
+        assert str(error) == (
+            "budget timeout on tokens in pool 'total': attempted 11 > cap 10 (0 used, 6 reserved, 5 requested); "
+            "no room came in time: wait longer, ask for less, or set larger caps"
+        )
+        assert counters(total) == (0, 6, 0, 0, 1)
+    assert not total._family.waiters
+
+
+def test_a_task_times_out_as_a_thread_does_and_the_next_is_served() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=5)
+        await line.wait("small", pool, 6, timeout=0.001)
+        await line.wait("next", pool, 5)
+        with pytest.raises(BudgetTimeout):
+            await line.tasks.pop("small")
+        await settle()
+        assert line.order == ["next"]
+        held.release()
+        await line.give_back("next")
+        assert caught(BudgetExceeded, pool.reserve, tokens=11, timeout=1)
+        with pytest.raises(BudgetExceeded):
+            await pool.areserve(tokens=11)
+        blocked = pool.reserve(tokens=10)
+        with pytest.raises(BudgetExceeded) as raised:
+            await pool.areserve(tokens=1, timeout=0)
+        assert not isinstance(raised.value, BudgetTimeout)
+        blocked.release()
+        async with pool.areserve(tokens=1, timeout=0) as reservation:
+            reservation.commit()
+        assert counters(pool) == (1, 0, 0, 0, 0)
+
+    run(main)
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), "1", True, [], 1j])
+def test_a_bad_timeout_is_refused_before_anything(timeout: Any) -> None:
+    pool = BudgetPool(token_cap=10)
+    with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+        pool.areserve(tokens=1, timeout=timeout)
+    if timeout:
+        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+            pool.reserve(tokens=1, timeout=timeout)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_a_timeout_may_be_longer_than_any_clock() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    waiting = threading.Thread(target=lambda: pool.reserve(tokens=10, timeout=1e300).release())
+    waiting.start()
+    in_line(pool, 1)
+    held.release()
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_bad_amounts_are_refused_before_waiting() -> None:
+    pool = BudgetPool(token_cap=10)
+    for arguments in ({"tokens": -1}, {"usd": float("nan")}, {"tokens": "5"}):
+        with pytest.raises((TypeError, ValueError)):
+            pool.areserve(**arguments)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- cancellations, dead loops, interrupts
+
+
+def test_a_cancelled_waiter_leaves_the_line_and_the_next_is_served() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=5)
+        await line.wait("large", pool, 8)
+        await line.wait("small", pool, 5)
+        line.tasks["large"].cancel()
+        await settle()
+        assert line.tasks.pop("large").cancelled()
+        assert line.order == ["small"]
+        held.release()
+        await line.give_back("small")
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_a_cancellation_that_races_with_the_grant_gives_it_back() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=10)
+        await line.wait("first", pool, 10)
+        await line.wait("next", pool, 10)
+        held.release()  # granted to the first, whose task has not run yet
+        line.tasks["first"].cancel()
+        await settle()
+        assert line.tasks.pop("first").cancelled()
+        assert line.order == ["next"]
+        await line.give_back("next")
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    loop = asyncio.new_event_loop()
+    dead = [loop.create_task(pool.areserve(tokens=10)._take()) for _ in range(50)]
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(pool._family.waiters) == 50
+    loop.close()
+    with_room = threading.Thread(target=lambda: pool.reserve(tokens=10, timeout=30).release())
+    with_room.start()
+    in_line(pool, 51)
+    held.release()  # offered to fifty that are gone, one after the other
+    with_room.join(30)
+    assert not with_room.is_alive()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    for task in dead:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    del dead, task
+    gc.collect()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_a_waiter_that_is_collected_with_its_loop_leaves_the_line() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    waiting = pool.areserve(tokens=10)._take()
+
+    async def start() -> None:
+        task = asyncio.ensure_future(waiting)
+        await settle()
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    assert len(pool._family.waiters) == 1
+    loop.close()
+    waiting.close()
+    assert not pool._family.waiters
+    held.release()
+    pool.record(tokens=10)
+
+
+def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=5)
+
+    class Interrupted(_waiting.ThreadBell):
+        def wait(self, timeout: float | None) -> None:
+            following.start()
+            in_line(pool, 2)
+            raise KeyboardInterrupt
+
+    following = threading.Thread(target=lambda: pool.reserve(tokens=5, timeout=30).release())
+    bell = _waiting.ThreadBell
+    from token_budget import _pool
+
+    monkeypatch.setattr(_pool, "ThreadBell", Interrupted)
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        monkeypatch.setattr(_pool, "ThreadBell", bell)
+        original(thread)
+
+    monkeypatch.setattr(following, "start", lambda: start(following))
+    with pytest.raises(KeyboardInterrupt):
+        pool.reserve(tokens=8, timeout=None)
+    following.join(30)
+    assert not following.is_alive()
+    held.release()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_an_areserve_is_used_once() -> None:
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        asked = pool.areserve(tokens=1)
+        (await asked).release()
+        with pytest.raises(RuntimeError, match="awaited or entered once"):
+            await asked
+        with pytest.raises(ReservationClosed):
+            async with pool.areserve(tokens=1) as reservation:
+                reservation.commit()
+                reservation.commit()
+        assert counters(pool) == (1, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_outside_of_asyncio_areserve_says_so_and_holds_nothing() -> None:
+    pool = BudgetPool(token_cap=10)
+    with pytest.raises(RuntimeError):
+        pool.areserve(tokens=1)._take().send(None)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- forks, leftovers
+
+
+def test_in_a_forked_child_nobody_stands_in_line_any_more() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        child = pool.child()
+        held = pool.reserve(tokens=10)
+        await line.wait("a", child, 5)
+        pool._after_fork_in_child()
+        assert not pool._family.waiters
+        with pytest.raises(PoolForked):
+            pool.reserve(tokens=1, timeout=1)
+        pool.detach()
+        pool.record(tokens=10)
+        line.tasks["a"].cancel()
+        await settle()
+        held.release()
+        assert counters(pool) == (10, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_nothing_is_kept_of_those_who_gave_up() -> None:
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        child = pool.child()
+        held = pool.reserve(tokens=10)
+        first = asyncio.create_task(child.areserve(tokens=10)._take())
+        await settle()
+        for _ in range(500):
+            assert caught(BudgetTimeout, child.reserve, tokens=1, timeout=1e-9)
+        queue: Any = pool._queue
+        assert len(queue.members) == 1
+        assert max(len(queue._at), len(queue._by_tokens), len(queue._by_nanos)) <= 20
+        held.release()
+        (await first).release()
+        assert pool._queue is None
+        assert not pool._family.granted
+
+    run(main)
+
+
+@pytest.mark.usefixtures("racing")
+def test_many_threads_that_wait_all_come_to_their_turn() -> None:
+    pool = BudgetPool(token_cap=30, usd_cap=3)
+    children = [pool.child(token_cap=20) for _ in range(3)]
+
+    def work(index: int) -> None:
+        for turn in range(60):
+            with children[index % 3].reserve(tokens=7 + turn % 9, usd=0.5, timeout=60) as reservation:
+                if turn % 3:
+                    reservation.commit(tokens=0, usd=0)
+
+    run_together(*[lambda index=index: work(index) for index in range(9)])
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    assert not pool._family.waiters
+    assert all(account._queue is None for account in (pool, *[child._scopes()[0] for child in children]))
+
+
+def test_a_pool_is_by_itself_again_when_the_last_waiter_is_gone() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        assert pool._token_bound == 10
+        held = pool.reserve(tokens=10)
+        await line.wait("a", pool, 10)
+        assert pool._token_bound == _family.CLOSED
+        held.release()
+        await line.give_back("a")
+        assert pool._token_bound == 10
+        assert pool._pending is pool._family.dropped
+
+    run(main)

@@ -1,0 +1,424 @@
+"""P1, P2 and P7 over several scopes: children, joins, keys; closing; the whole tree at one moment."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from support import caught, counters, run_together
+from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, BudgetSnapshot, PoolClosed, PoolForked, Window
+
+NANOS = 10**9
+
+
+def family() -> tuple[BudgetPool, BudgetPool, BudgetPool]:
+    total = BudgetPool(token_cap=1000, usd_cap=10, name="total")
+    project = total.child(token_cap=500, usd_cap=5, name="project")
+    user = project.child(token_cap=100, usd_cap=1, name="user")
+    return total, project, user
+
+
+# ---------------------------------------------------------------- children
+
+
+def test_what_a_child_does_counts_in_every_scope_above_at_once() -> None:
+    total, project, user = family()
+    user.record(tokens=10, usd=0.1)
+    with user.reserve(tokens=20, usd=0.2) as reservation:
+        for pool in (total, project, user):
+            assert counters(pool) == (10, 20, NANOS // 10, NANOS // 5, 1)
+        reservation.commit(tokens=5, usd=0.05)
+    project.record(tokens=100)
+    assert counters(user) == (15, 0, 150_000_000, 0, 0)
+    assert counters(project) == counters(total) == (115, 0, 150_000_000, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("full", "tokens", "usd", "name", "axis"),
+    [
+        ("user", 101, 0, "user", "tokens"),
+        ("user", 0, 1.01, "user", "usd"),
+        ("project", 60, 0, "project", "tokens"),
+        ("total", 50, 0, "total", "tokens"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["record", "reserve"])
+def test_a_refusal_names_the_scope_and_changes_none(
+    operation: str, full: str, tokens: int, usd: float, name: str, axis: str
+) -> None:
+    total, project, user = family()
+    if full == "project":
+        project.record(tokens=450)
+    if full == "total":
+        total.record(tokens=960)
+    before = [counters(pool) for pool in (total, project, user)]
+    with pytest.raises(BudgetExceeded, match=f"on {axis} in pool '{name}': attempted") as raised:
+        getattr(user, operation)(tokens=tokens, usd=usd)
+    assert (raised.value.pool, raised.value.axis) == (name, axis)
+    assert raised.value.attempted > raised.value.cap
+    assert [counters(pool) for pool in (total, project, user)] == before
+
+
+def test_an_exhausted_scope_is_told_before_a_busy_one() -> None:
+    total, _, user = family()
+    held = user.reserve(tokens=100)
+    total.record(tokens=850)
+    with pytest.raises(BudgetExceeded) as raised:
+        user.record(tokens=100)
+    assert (raised.value.pool, raised.value.exhausted) == ("user", False)
+    total.record(tokens=50)
+    with pytest.raises(BudgetExceeded) as raised:
+        user.record(tokens=101)
+    assert (raised.value.pool, raised.value.exhausted) == ("user", True)
+    with pytest.raises(BudgetExceeded) as raised:
+        total.record(tokens=101)
+    assert (raised.value.pool, raised.value.exhausted) == ("total", True)
+    held.release()
+
+
+def test_an_overrun_counts_everywhere_and_names_the_first_scope_that_is_passed() -> None:
+    total, project, user = family()
+    project.set_caps(token_cap=None)
+    held = user.reserve(tokens=50)
+    with pytest.raises(BudgetOverrun) as raised:
+        held.commit(tokens=120)
+    assert (raised.value.pool, raised.value.attempted, raised.value.cap) == ("user", 120, 100)
+    with pytest.raises(BudgetOverrun) as raised:
+        project.record(tokens=900, force=True)
+    assert raised.value.pool == "total"
+    with pytest.raises(BudgetOverrun, match="on usd in pool 'user'"):
+        user.record(usd=1.5, force=True)
+    for pool in (total, project):
+        assert counters(pool) == (1020, 0, 1_500_000_000, 0, 0)
+
+
+def test_each_scope_is_reset_for_itself() -> None:
+    total, project, user = family()
+    user.record(tokens=90)
+    user.reset()
+    assert [counters(pool)[0] for pool in (user, project, total)] == [0, 90, 90]
+    total.reset()
+    assert [counters(pool)[0] for pool in (user, project, total)] == [0, 90, 0]
+
+
+def test_a_deep_chain_is_one_too() -> None:
+    pools = [BudgetPool(token_cap=100)]
+    for depth in range(6):
+        pools.append(pools[-1].child(token_cap=100 - depth))
+    pools[-1].record(tokens=50)
+    assert caught(BudgetExceeded, pools[-1].record, tokens=46)
+    with pools[-1].reserve(tokens=45):
+        assert {counters(pool)[:2] for pool in pools} == {(50, 45)}
+    assert {counters(pool)[:2] for pool in pools} == {(50, 0)}
+    assert caught(BudgetOverrun, pools[-1].record, tokens=100, force=True)
+    assert {counters(pool)[0] for pool in pools} == {150}
+
+
+@pytest.mark.usefixtures("racing")
+def test_children_of_many_threads_never_oversell_their_parent() -> None:
+    total = BudgetPool(token_cap=1000)
+    children = [total.child(token_cap=400) for _ in range(4)]
+
+    def spend(child: BudgetPool) -> int:
+        return sum(not caught(BudgetExceeded, child.record, tokens=1) for _ in range(600))
+
+    counts = run_together(*[lambda child=child: spend(child) for child in children])
+    assert sum(counts) == 1000
+    assert counters(total)[0] == 1000
+    assert [counters(child)[0] for child in children] == counts
+    assert max(counts) <= 400
+
+
+def test_a_dropped_reservation_of_a_child_comes_back_everywhere() -> None:
+    total, _, user = family()
+    with pytest.warns(ResourceWarning):
+        user.reserve(tokens=30)
+    assert counters(total) == (0, 0, 0, 0, 0)
+    assert counters(user) == (0, 0, 0, 0, 0)
+
+
+def test_bad_arguments_of_a_child_are_refused() -> None:
+    total = BudgetPool()
+    for arguments in ({"token_cap": -1}, {"usd_cap": float("nan")}, {"name": 5}, {"window": "daily"}):
+        with pytest.raises((TypeError, ValueError)):
+            total.child(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_child_that_nobody_holds_any_more_leaves_the_tree_and_its_spend_above() -> None:
+    total = BudgetPool(name="total")
+    child = total.child(name="child")
+    child.record(tokens=5)
+    assert [below.name for below in total.snapshot(tree=True).children] == ["child"]
+    del child
+    gc.collect()
+    assert total.snapshot(tree=True).children == ()
+    assert counters(total)[0] == 5
+
+
+# ---------------------------------------------------------------- closing
+
+
+def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> None:
+    total, project, user = family()
+    with user.child(name="run") as run:
+        held = run.reserve(tokens=10)
+        other = run.reserve(tokens=10)
+    for operation in (run.record, run.reserve, run.try_reserve):
+        with pytest.raises(PoolClosed, match="pool 'run' is closed: spend from its parent"):
+            operation(tokens=1)
+    with pytest.raises(PoolClosed):
+        run.record(tokens=1, force=True)
+    with pytest.raises(PoolClosed):
+        run.set_caps(token_cap=5)
+    with pytest.raises(PoolClosed):
+        run.child()
+    held.commit(tokens=7)
+    other.release()
+    run.close()
+    assert counters(run) == counters(user) == counters(project) == counters(total) == (7, 0, 0, 0, 0)
+    assert run.snapshot().token_cap is None
+
+
+def test_an_overrun_of_a_closed_child_is_told_too() -> None:
+    run = BudgetPool().child(token_cap=10, name="run")
+    held = run.reserve(tokens=10)
+    run.close()
+    with pytest.raises(BudgetOverrun) as raised:
+        held.commit(tokens=15)
+    assert (raised.value.pool, raised.value.cap, raised.value.attempted) == ("run", 10, 15)
+
+
+def test_closing_a_scope_closes_what_is_below_it() -> None:
+    total, project, user = family()
+    project.close()
+    with pytest.raises(PoolClosed, match="'project'"):
+        user.record(tokens=1)
+    total.record(tokens=1)
+    total.close()
+    with pytest.raises(PoolClosed, match="'total'"):
+        total.record(tokens=1)
+
+
+def test_a_pool_that_stands_alone_can_be_closed() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=5)
+    pool.close()
+    for arguments in ({}, {"force": True}):
+        with pytest.raises(PoolClosed, match="^pool is closed"):
+            pool.record(tokens=1, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(PoolClosed):
+        pool.reserve(tokens=1)
+    held.commit(tokens=3)
+    assert counters(pool) == (3, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- joins
+
+
+def test_a_join_counts_each_account_once() -> None:
+    total, project, user = family()
+    other = total.child(token_cap=50, name="other")
+    joined = BudgetPool.join(user, other, project, name="both")
+    with joined.reserve(tokens=30) as reservation:
+        for pool in (joined, user, other, project, total):
+            assert counters(pool)[:2] == (0, 30)
+        reservation.commit(tokens=20)
+    for pool in (joined, user, other, project, total):
+        assert counters(pool) == (20, 0, 0, 0, 0)
+    with pytest.raises(BudgetExceeded) as raised:
+        joined.record(tokens=40)
+    assert raised.value.pool == "other"
+    assert joined.name == "both"
+    assert BudgetPool.join(total, total)._scopes()[1:] == (total,)
+
+
+def test_only_pools_of_one_family_are_joined() -> None:
+    with pytest.raises(ValueError, match="descend from one: make them with child"):
+        BudgetPool.join(BudgetPool(), BudgetPool())
+    with pytest.raises(ValueError, match="join at least one"):
+        BudgetPool.join()
+    with pytest.raises(TypeError, match="only pools can be joined, not int"):
+        BudgetPool.join(BudgetPool(), 5)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_each_key_has_its_own_budget_and_all_have_the_parents() -> None:
+    total = BudgetPool(usd_cap=5, name="total")
+    users = total.keyed(usd_cap=2)
+    users["ann"].record(usd=1.5)
+    users["bob"].record(usd=2)
+    with pytest.raises(BudgetExceeded) as raised:
+        users["ann"].record(usd=1)
+    assert raised.value.pool == "ann"
+    users["cyd"].record(usd=1)
+    with pytest.raises(BudgetExceeded) as raised:
+        users["cyd"].record(usd=1)
+    assert raised.value.pool == "total"
+    assert counters(total)[2] == 4_500_000_000
+    assert sorted(map(str, users)) == ["ann", "bob", "cyd"]
+    assert len(users) == 3
+    assert "ann" in users
+    assert "dan" not in users
+    assert repr(users) == "<KeyedPools 3 keys>"
+    assert repr(total.keyed(name="user")) == "<KeyedPools user 0 keys>"
+    assert total.keyed(name="user")[7].name == "user:7"
+
+
+def test_a_key_is_the_same_budget_also_when_nobody_holds_its_pool() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    users["ann"].record(tokens=6)
+    gc.collect()
+    assert caught(BudgetExceeded, users["ann"].record, tokens=5)
+    held = users["ann"].reserve(tokens=4)
+    assert users["ann"] is held._pool
+    held.commit()
+    assert counters(users["ann"]) == (10, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("racing")
+def test_a_key_is_made_at_most_once_under_races() -> None:
+    for _ in range(30):
+        users = BudgetPool().keyed(token_cap=10)
+        spent = run_together(*[lambda users=users: not caught(BudgetExceeded, users["x"].record, tokens=3)] * 6)
+        assert sum(spent) == 3
+        assert counters(users["x"])[0] == 9
+
+
+def test_two_threads_that_make_a_key_at_the_same_moment_get_one_pool() -> None:
+    """The race, constructed: both have made a pool for the key before either enters it."""
+    users = BudgetPool().keyed(token_cap=10)
+    barrier = threading.Barrier(2)
+
+    class Key:
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Key)
+
+        def __hash__(self) -> int:
+            return 1
+
+        def __str__(self) -> str:
+            barrier.wait(10)  # between the lookup that finds nothing and the entering
+            return "key"
+
+    one, other = run_together(lambda: users[Key()], lambda: users[Key()])
+    assert one is other
+    assert len(users) == 1
+
+
+def test_keys_are_forgotten_when_that_loses_nothing() -> None:
+    now = [0.0]
+    window = Window.every(timedelta(days=1), clock=lambda: now[0])
+    users = BudgetPool().keyed(token_cap=10, window=window)
+    for index in range(100):
+        users[index].record(tokens=1)
+    assert len(users) == 100  # used in this period
+    kept = users["kept"]
+    held = users["held"].reserve(tokens=5)
+    watched = users["watched"]
+    watched.subscribe(lambda _event: None)
+    del watched
+    now[0] = 86400.0
+    for index in range(100, 200):
+        users[index].record(tokens=1)
+    assert len(users) <= 103  # each new key looks at two old ones
+    assert {"held", "kept", "watched"} <= set(users)
+    assert users["kept"] is kept
+    held.commit(tokens=5)
+    assert counters(users["held"])[0] == 5
+
+
+def test_keys_without_a_window_are_kept_while_anything_is_used() -> None:
+    users = BudgetPool().keyed()
+    for index in range(100):
+        users[index].record(tokens=index % 2)
+    users["last"].record(tokens=1)
+    for index in range(100, 200):
+        users[index].record(tokens=1)
+    assert {index for index in users if isinstance(index, int) and index < 100} == set(range(1, 100, 2))
+
+
+def test_a_key_must_be_hashable() -> None:
+    with pytest.raises(TypeError):
+        BudgetPool().keyed()[[]]  # type: ignore[index]
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def names(snapshot: BudgetSnapshot) -> Any:
+    return (snapshot.name, [names(child) for child in snapshot.children])
+
+
+def test_the_whole_tree_is_seen_as_of_one_moment() -> None:
+    total, project, user = family()
+    users = project.keyed(name="key")
+    users["ann"].record(tokens=5)
+    user.record(tokens=7)
+    joined = BudgetPool.join(user, users["ann"])
+    joined.record(tokens=1)
+    gc.collect()
+    tree = total.snapshot(tree=True)
+    assert names(tree) == ("total", [("project", [("user", []), ("key:ann", [])])])
+    assert tree.tokens_used == 13
+    assert [child.tokens_used for child in tree.children[0].children] == [8, 6]
+    assert names(project.snapshot(tree=True))[0] == "project"
+    assert project.snapshot().children == ()
+    assert BudgetPool(name="alone").snapshot(tree=True).children == ()
+
+
+@pytest.mark.usefixtures("racing")
+def test_a_tree_snapshot_never_sees_half_a_spend() -> None:
+    total = BudgetPool()
+    children = [total.child() for _ in range(3)]
+    going = True
+
+    def spend(child: BudgetPool) -> None:
+        while going:
+            with child.reserve(tokens=3) as reservation:
+                reservation.commit(tokens=2)
+
+    def look() -> None:
+        nonlocal going
+        for _ in range(300):
+            tree = total.snapshot(tree=True)
+            assert tree.tokens_used == sum(child.tokens_used for child in tree.children)
+            assert tree.in_flight == sum(child.in_flight for child in tree.children)
+        going = False
+
+    run_together(look, *[lambda child=child: spend(child) for child in children])
+
+
+# ---------------------------------------------------------------- forks
+
+
+def test_a_forked_family_refuses_in_every_scope_until_it_is_detached() -> None:
+    total, project, user = family()
+    users = total.keyed()
+    users["ann"].record(tokens=1)
+    mine, key = user.reserve(tokens=10), users["ann"].reserve(tokens=3)
+    total._after_fork_in_child()
+    for pool in (total, project, user, users["ann"]):
+        with pytest.raises(PoolForked):
+            pool.record(tokens=1)
+        with pytest.raises(PoolForked):
+            pool.reset()
+    with pytest.raises(PoolForked):
+        total.child()
+    with pytest.raises(PoolForked):
+        mine.commit()
+    assert counters(total) == (1, 13, 0, 0, 2)
+    user.detach()
+    for reservation in (mine, key):
+        assert reservation.completed
+        reservation.release()
+    assert counters(total) == (1, 0, 0, 0, 0)
+    assert counters(user) == (0, 0, 0, 0, 0)
+    user.record(tokens=5)
+    with total.child().reserve(tokens=5):
+        assert counters(total) == (6, 5, 0, 0, 1)
