@@ -29,7 +29,7 @@ class Heard:
 
     def take(self) -> list[tuple[str, str | None, int, int]]:
         """Return (kind, pool, tokens, what is used and reserved after) of what was heard since."""
-        taken = [
+        taken: list[tuple[str, str | None, int, int]] = [
             (event.kind, event.pool, event.tokens, event.snapshot.tokens_used + event.snapshot.tokens_reserved)
             for event in self.events
         ]

@@ -226,6 +226,26 @@ def test_a_waiter_that_gets_room_below_takes_its_old_place_in_the_line_above() -
     run(main)
 
 
+def test_who_gets_room_below_still_stands_behind_who_is_older_above() -> None:
+    async def main(line: Line) -> None:
+        total = BudgetPool(token_cap=20)
+        ann = total.child(token_cap=5)
+        above, below = total.reserve(tokens=10), ann.reserve(tokens=5)
+        await line.wait("total 1", total, 6)  # 5 are free
+        await line.wait("ann 2", ann, 3)  # waits for room in ann's scope
+        ann.set_caps(token_cap=8)  # now she would fit, and the older one does not
+        await settle()
+        assert line.order == []
+        assert caught(BudgetExceeded, total.record, tokens=1)
+        above.release()
+        await settle()
+        assert line.order == ["total 1", "ann 2"]
+        await line.give_back("total 1", "ann 2")
+        below.release()
+
+    run(main)
+
+
 def test_two_hundred_tasks_over_room_for_twenty_all_come_to_their_turn_in_order() -> None:
     pool = BudgetPool(token_cap=20 * 500)
     order: list[int] = []
@@ -272,7 +292,7 @@ def test_room_given_to_a_waiter_is_its_own_before_it_wakes() -> None:
         lambda pool, held: held.commit(tokens=0),
         lambda pool, held: held.__exit__(None, None, None),
         lambda pool, held: pool.set_caps(token_cap=100),
-        lambda pool, held: (held.commit(tokens=3), pool.reset()) and None,
+        lambda pool, held: (held.commit(tokens=3), pool.reset()),
     ],
     ids=["release", "commit", "leave", "set_caps", "reset"],
 )
@@ -345,7 +365,7 @@ def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
     with pool.reserve(tokens=5):
         for arguments in ({"tokens": 8}, {"usd": 1.5}):
             with pytest.raises(BudgetExceeded) as raised:
-                pool.reserve(timeout=None, **arguments)  # type: ignore[arg-type]
+                pool.reserve(timeout=None, **arguments)
             assert raised.value.exhausted
             assert not isinstance(raised.value, BudgetTimeout)
     assert not pool._family.waiters
@@ -428,7 +448,13 @@ def test_a_time_out_says_where_it_waited_and_changes_nothing() -> None:
         error = raised.value
         assert isinstance(error, TimeoutError)
         assert isinstance(error, BudgetExceeded)
-        assert (error.pool, error.axis, error.attempted, error.cap, error.exhausted) == ("total", "tokens", 11, 10, False)
+        assert (error.pool, error.axis, error.attempted, error.cap, error.exhausted) == (
+            "total",
+            "tokens",
+            11,
+            10,
+            False,
+        )
         assert str(error) == (
             "budget timeout on tokens in pool 'total': attempted 11 > cap 10 (0 used, 6 reserved, 5 requested); "
             "no room came in time: wait longer, ask for less, or set larger caps"
@@ -490,7 +516,7 @@ def test_bad_amounts_are_refused_before_waiting() -> None:
     pool = BudgetPool(token_cap=10)
     for arguments in ({"tokens": -1}, {"usd": float("nan")}, {"tokens": "5"}):
         with pytest.raises((TypeError, ValueError)):
-            pool.areserve(**arguments)  # type: ignore[arg-type]
+            pool.areserve(**arguments)
 
 
 # ---------------------------------------------------------------- cancellations, dead loops, interrupts

@@ -10,7 +10,7 @@ import pickle
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_a_collection_inside_the_critical_section_hangs_nothing_and_loses_nothin
 ) -> None:
     pool, lock = hooked(token_cap=100)
     mine = pool.reserve(tokens=10)
-    operations = {
+    operations: dict[str, Any] = {
         "record": lambda: pool.record(tokens=10),
         "reserve": lambda: pool.reserve(tokens=10).release(),
         "snapshot": pool.snapshot,

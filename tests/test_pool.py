@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_every_operation_takes_the_lock_once_and_lets_it_go(monkeypatch: pytest.
     monkeypatch.setattr(_family, "_new_lock", lambda: lock)
     pool = BudgetPool(token_cap=10)
     reservation = pool.reserve(tokens=1)
-    operations = {
+    operations: dict[str, Any] = {
         "record": lambda: pool.record(tokens=1),
         "reserve": lambda: pool.reserve(tokens=1).release(),
         "commit": reservation.commit,
@@ -89,7 +90,7 @@ def test_every_operation_takes_the_lock_once_and_lets_it_go(monkeypatch: pytest.
     }
     taken: list[bool] = []
     lock.hook = lambda: taken.append(lock._lock.locked())
-    operations[operation]()  # type: ignore[no-untyped-call]
+    operations[operation]()
     assert taken == [True] * {"reserve": 2}.get(operation, 1)
     assert not lock._lock.locked()
     lock.hook = lambda: None

@@ -145,7 +145,7 @@ def test_bad_arguments_of_a_child_are_refused() -> None:
     total = BudgetPool()
     for arguments in ({"token_cap": -1}, {"usd_cap": float("nan")}, {"name": 5}, {"window": "daily"}):
         with pytest.raises((TypeError, ValueError)):
-            total.child(**arguments)  # type: ignore[arg-type]
+            total.child(**arguments)
 
 
 def test_a_child_that_nobody_holds_any_more_leaves_the_tree_and_its_spend_above() -> None:
@@ -209,7 +209,7 @@ def test_a_pool_that_stands_alone_can_be_closed() -> None:
     pool.close()
     for arguments in ({}, {"force": True}):
         with pytest.raises(PoolClosed, match="^pool is closed"):
-            pool.record(tokens=1, **arguments)  # type: ignore[arg-type]
+            pool.record(tokens=1, **arguments)
     with pytest.raises(PoolClosed):
         pool.reserve(tokens=1)
     held.commit(tokens=3)

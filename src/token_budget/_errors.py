@@ -209,7 +209,7 @@ class BudgetOverrun(BudgetExceeded):
         return f"{self._numbers('budget overrun')}; the spend is recorded: do not commit it again"
 
 
-class BudgetTimeout(BudgetExceeded, TimeoutError):
+class BudgetTimeout(BudgetExceeded, TimeoutError):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A reservation was waited for until its time-out, and no room came. Nothing was changed.
 
     Its numbers are those of the scope at which it waited, as of the moment at which it gave up.

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class BudgetEvent:
     """One thing that happened to a pool. It never changes.
 
-    ``kind`` is ``"record"``, ``"reserve"``, ``"commit"``, ``"release"``, ``"refusal"`` (what was asked for did not fit, or was
-    waited for in vain), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a reservation was
-    collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
+    ``kind`` is ``"record"``, ``"reserve"``, ``"commit"``, ``"release"``, ``"refusal"`` (what was asked for did not fit,
+    or was waited for in vain), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a
+    reservation was collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
 
     ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to;
     ``snapshot`` shows the one subscribed to, right after. ``tokens`` and ``usd`` are what the call recorded, reserved,

@@ -9,10 +9,10 @@ keep that harmless:
 * **The journal.** An operation only looks and computes until it has decided. Then it publishes its whole change by one
   store, `journal = ...`, and only then makes it (`_apply`): every account once, told by its `mark`, which is stored in
   the same straight run as its numbers. Whoever is interrupted before the store has changed nothing. Whoever is
-  interrupted after it leaves the journal to be finished: at once by its own `except`, or by whoever takes the lock next.
+  interrupted after it leaves the journal to be finished: at once by its own `except`, or by who takes the lock next.
 * **The owner.** A signal handler or a finaliser of the thread that holds the lock finds its own thread in `owner`, and
-  does not wait for itself: a snapshot is read as it stands (every account is whole at every moment), a release is left to
-  the end of the operation that it interrupted, and what would spend raises RuntimeError.
+  does not wait for itself: a snapshot is read as it stands (every account is whole at every moment), a release is left
+  to the end of the operation that it interrupted, and what would spend raises RuntimeError.
 
 While the lock is free: `journal` is None; no waiter fits at the scope where it is the oldest that waits ("whenever the
 lock is let go, the head of the queue does not fit"); and none waits for what can never come. An operation that changes
@@ -78,8 +78,8 @@ def taking(lock: Any) -> Iterator[object]:
 class Account:
     """What one scope may claim and has claimed. Its family's lock guards all of it.
 
-    On each axis ``0 <= reserved <= claimed``, where claimed is used + reserved, and ``claimed <= limit``, but for spends
-    that had happened already.
+    On each axis ``0 <= reserved <= claimed``, where claimed is used + reserved, and ``claimed <= limit``, but for
+    spends that had happened already.
     """
 
     __slots__ = (
@@ -102,7 +102,9 @@ class Account:
         "_window",
     )
 
-    def _open_account(self, token_cap: int | None, nano_cap: int | None, name: str | None, window: Window | None) -> None:
+    def _open_account(
+        self, token_cap: int | None, nano_cap: int | None, name: str | None, window: Window | None
+    ) -> None:
         start, end = (None, None) if window is None else window.period(window.clock())
         # The terms are what people are shown, the limits what amounts are compared with.
         self._terms = (token_cap, nano_cap, name, start, end)
@@ -223,20 +225,26 @@ class Family:
     # ------------------------------------------------------------------ the one way in
 
     def run(self, takes: Iterator[object], chain: Chain, decide: Callable[..., Any], *arguments: Any) -> Any:
-        """Take the lock, decide, let go; then ring bells and call back. Return what `decide` does."""
+        """Take the lock, roll over, decide, let go; then ring bells and call back. Return what `decide` does."""
+        due = self._due(chain) if self.windowed else ()
+        return self._run(due, takes, chain, decide, *arguments)
+
+    def _run(
+        self, due: Any, takes: Iterator[object], chain: Chain, decide: Callable[..., Any], *arguments: Any
+    ) -> Any:
         me = get_ident()
         if self.owner == me:
             raise RuntimeError(
-                "this thread is inside this pool already: a signal handler, finaliser or trace function that interrupts "
-                "an operation of a pool with scopes, windows, waiters or subscribers may call snapshot() and "
-                "release(), but may not spend"
+                "this thread is inside this pool already: a signal handler, finaliser or trace function that "
+                "interrupts an operation of a pool with scopes, windows, waiters or subscribers may call snapshot() "
+                "and release(), but may not spend"
             )
-        due = self._due(chain) if self.windowed else ()
         news: Any = ()
         try:
             if self.dropped:
                 self._reclaim()
-            lock, root = self.lock, chain[-1]
+            lock = self.lock
+            root: Any = chain[-1]
             for _ in takes:
                 try:
                     self.owner = me
@@ -250,8 +258,8 @@ class Family:
                         self._finish()
                     if self.news:
                         news, self.news = self.news, []
-                    return answer
-                except BaseException:
+                    return answer  # noqa: TRY300 - one straight way to the end
+                except BaseException:  # noqa: PERF203 - the loop's body runs once
                     self._finish()
                     raise
                 finally:
@@ -306,7 +314,8 @@ class Family:
     def _quietly(self, decide: Callable[..., Any], chain: Chain, *arguments: Any) -> None:
         """Do something under the lock, and leave bells and callbacks to the caller and to who comes next."""
         me = get_ident()
-        lock, root = self.lock, chain[-1]
+        lock = self.lock
+        root: Any = chain[-1]
         for _ in self.locked:
             try:
                 self.owner = me
@@ -338,9 +347,13 @@ class Family:
                     self.owner = me
                     root._pending = True
                     self._finish()
-                    for reservation in list(self.dropped):  # `_reclaim` takes them off the list
+                    while self.dropped:
+                        reservation = self.dropped[0]
                         self._release(reservation._pool._scopes(), reservation, "drop")
                         self._finish()
+                        self.dropped.remove(reservation)
+            except (IndexError, ValueError):  # `_reclaim`, in another thread, was faster, and goes on
+                pass
             finally:
                 if free:
                     root._pending = self.idle
@@ -365,12 +378,17 @@ class Family:
     ) -> None:
         """Make a change: add to each account of the chain, and set the states that go with it."""
         if self.waiters:
-            self.touched = (*self.touched, *chain)
+            self._touch(chain)
         self.marks = mark = self.marks + 1
         self.journal = (
             mark, chain, tokens, tokens_held, nanos, nanos_held, calls, reservation, state, waiter, outcome,
         )  # fmt: skip
         self._apply()
+
+    def _touch(self, accounts: Chain) -> None:
+        """Note that these have changed, each once."""
+        touched = self.touched
+        self.touched = (*touched, *[account for account in accounts if account not in touched]) if touched else accounts
 
     def _apply(self) -> None:
         """Make the change that the journal holds; whatever of it is made already stays as it is."""
@@ -415,8 +433,8 @@ class Family:
         Over up to three scopes (a user's, a project's, the whole) it is a straight run like that of a pool alone, where
         nobody waits or listens and no window is in the family: a third of what `run` takes (benchmarks/README.md).
         """
-        if pool._three and self.quiet and not (force or self.owner or self.dropped):
-            first, second, third = pool._three
+        if pool._three is not None and self.quiet and not (force or self.owner or self.dropped):
+            first, second, third = pool._three or (pool, self.void, self.void)
             for _ in self.spending:
                 try:
                     first_tokens = first._tokens_claimed + tokens
@@ -466,9 +484,7 @@ class Family:
         if error is not None:
             raise error()
 
-    def _reserve(
-        self, chain: Chain, reservation: Reservation, waiter: Waiter | None
-    ) -> Callable[[], Exception] | None:
+    def _reserve(self, chain: Chain, reservation: Reservation, waiter: Waiter | None) -> Callable[[], Exception] | None:
         tokens, nanos = reservation._tokens, reservation._nanos
         blocker = self._blocker(chain, tokens, nanos)
         if blocker is None:
@@ -485,8 +501,7 @@ class Family:
             if account._queue is None:
                 account._queue = Queue()
             account._queue.join(waiter)
-        queue = blocker._queue
-        assert queue is not None
+        queue: Any = blocker._queue
         queue.park(waiter, blocker)
         return None
 
@@ -513,7 +528,8 @@ class Family:
         if self.owner == get_ident():
             self.dropped.append(reservation)
             return
-        self.run(self.locked, reservation._pool._scopes(), self._release, reservation, "release")
+        # Without a look at the clock: what gives back works also where the clock does not.
+        self._run((), self.locked, reservation._pool._scopes(), self._release, reservation, "release")
 
     def _release(self, chain: Chain, reservation: Reservation, kind: Kind) -> None:
         if reservation._state is reservation._pool._open:
@@ -525,12 +541,13 @@ class Family:
     # ------------------------------------------------------------------ refusing
 
     def _refuse(self, chain: Chain, tokens: int, nanos: int) -> Callable[[], Exception]:
-        """Return what makes the error of a request that does not fit: of the first scope that it has exhausted, else
-        of the first that has no room, else of the first at which others wait."""
+        """Return what makes the error of a request that does not fit.
+
+        It names the first scope that is exhausted, else the first that has no room or at which others wait.
+        """
         if self.watched:
             self._note("refusal", chain, tokens, nanos)
-        account = self._hopeless(chain, tokens, nanos) or self._blocker(chain, tokens, nanos)
-        assert account is not None
+        account: Any = self._hopeless(chain, tokens, nanos) or self._blocker(chain, tokens, nanos)
         return self._refusal(account, tokens, nanos)
 
     def _refusal(
@@ -628,13 +645,13 @@ class Family:
                 if self.watched:
                     self._note("reserve", waiter.chain, tokens, nanos)
             else:
-                assert scope._queue is not None
-                scope._queue.park(waiter, scope)
+                line: Any = scope._queue
+                line.park(waiter, scope)
 
     def _end(self, waiter: Waiter, outcome: str) -> None:
         """End a waiter that gets nothing; who waits behind it may have its turn now."""
         if waiter.at is not None:
-            self.touched = (*self.touched, waiter.at)
+            self._touch((waiter.at,))
         self.journal = (0, (), 0, 0, 0, 0, 0, None, None, waiter, outcome)
         self._apply()
 
@@ -650,7 +667,7 @@ class Family:
 
     def withdraw(self, waiter: Waiter) -> None:
         """End the waiting, unless it has ended."""
-        self.run(self.locked, waiter.chain, self._withdraw, waiter)
+        self._run((), self.locked, waiter.chain, self._withdraw, waiter)
 
     def _withdraw(self, chain: Chain, waiter: Waiter) -> None:
         if waiter.state is WAITING:
@@ -662,7 +679,7 @@ class Family:
 
     def abandon(self, waiter: Waiter) -> None:
         """End the waiting of one that nobody waits for any more, and give back what it was given."""
-        self.run(self.locked, waiter.chain, self._abandon, waiter)
+        self._run((), self.locked, waiter.chain, self._abandon, waiter)
 
     def _abandon(self, chain: Chain, waiter: Waiter) -> None:
         self._withdraw(chain, waiter)
@@ -703,7 +720,7 @@ class Family:
                 terms = (*account._terms[:3], start, end)
                 epoch = account._epoch + 1
                 if self.waiters:
-                    self.touched = (*self.touched, account)
+                    self._touch((account,))
                 account._tokens_claimed = account._tokens_reserved
                 account._nanos_claimed = account._nanos_reserved
                 account._epoch = epoch
@@ -733,7 +750,7 @@ class Family:
         account = chain[0]
         epoch = account._epoch + 1
         if self.waiters:
-            self.touched = (*self.touched, account)
+            self._touch((account,))
         account._tokens_claimed = account._tokens_reserved
         account._nanos_claimed = account._nanos_reserved
         account._epoch = epoch
@@ -833,9 +850,7 @@ class Family:
         if error is not None:
             raise error()
 
-    def _adopt(
-        self, chain: Chain, pool: BudgetPool | None, group: KeyedPools | None
-    ) -> Callable[[], Exception] | None:
+    def _adopt(self, chain: Chain, pool: BudgetPool | None, group: KeyedPools | None) -> Callable[[], Exception] | None:
         for account in chain:
             if account._token_limit == CLOSED:
                 return self._closed(account)

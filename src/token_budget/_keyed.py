@@ -10,6 +10,7 @@ from token_budget._family import Account
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
+    from typing import Any
 
     from token_budget._family import Chain
     from token_budget._pool import BudgetPool
@@ -30,11 +31,11 @@ class KeyedPools:
 
     ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. The same key gives the same
     budget, whoever asks and whenever. A key is forgotten when that loses nothing: nothing is in flight, nothing is used
-    or its period is over, nobody subscribed, and nobody holds its pool. Looking up may be done from any thread and blocks
-    for nothing but the lock.
+    or its period is over, nobody subscribed, and nobody holds its pool. Looking up may be done from any thread and
+    blocks for nothing but the lock.
     """
 
-    __slots__ = ("__weakref__", "_accounts", "_caps", "_name", "_parent", "_rota", "_window")
+    __slots__ = ("__weakref__", "_accounts", "_caps", "_latest", "_name", "_parent", "_rota", "_window")
 
     def __init__(
         self, parent: BudgetPool, caps: tuple[int | None, int | None], name: str | None, window: Window | None
@@ -45,6 +46,7 @@ class KeyedPools:
         self._window = window
         # The family's lock guards both. A key is in the rota when it is in the accounts.
         self._accounts: dict[Hashable, KeyAccount] = {}
+        self._latest: tuple[float, float] | None = None  # the latest period that any key was in
         self._rota: deque[Hashable] = deque()
         parent._family.adopt(parent._scopes(), None, self)
 
@@ -78,16 +80,27 @@ class KeyedPools:
             pool._bind(known, chain)
             known._pool_ref = ref(pool)
         else:
-            account = pool._scopes()[0]
-            assert isinstance(account, KeyAccount)
+            account: Any = pool._scopes()[0]
             account._pool_ref = ref(pool)
             family.marks = account._number = family.marks + 1
+            self._not_before_the_latest(account)
             self._rota.append(key)
             self._accounts[key] = account
             for _ in range(_LOOK_AT):
                 self._look_at_next(account)
         family.handles.add(pool)
         return pool
+
+    def _not_before_the_latest(self, account: KeyAccount) -> None:
+        """Open an account in the latest period that there was: a clock that steps back reopens none."""
+        start, end = account._terms[3:]
+        if start is None:
+            return
+        if self._latest is None or end > self._latest[1]:
+            self._latest = (start, end)
+        else:
+            account._terms = (*account._terms[:3], *self._latest)
+            account._period_end = self._latest[1]
 
     def _look_at_next(self, newest: KeyAccount) -> None:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""

@@ -1,4 +1,4 @@
-"""The pool: one lock, what it guards, and the operations.
+"""The pool: one lock, what it guards, and the operations of a pool that stands alone (for the rest: `_family.py`).
 
 Every operation has one shape: convert the amounts; take the lock; decide; change everything in one run of stores; let
 go; only then raise. Between the taking of the lock and its release there is no call, no loop and no new container.
@@ -6,8 +6,8 @@ CPython switches threads, delivers signals and pending exceptions, and starts th
 So no exception can cut a change in half, no signal handler or finaliser of a thread can find the lock held by that same
 thread, and no thread loses the processor while it holds the lock. That serves speed and robustness; mutual exclusion
 itself comes from the lock alone, and holds on builds without the GIL too. (On CPython 3.10 a taken jump is such a place
-as well: see `_new_lock`. And a tracer or profiler written in Python is code that runs anywhere: under one, signal
-handlers that use the pool may find the lock held.)
+as well: see `_family._new_lock`. And a tracer or profiler written in Python is code that runs anywhere: under one,
+signal handlers that use the pool may find the lock held.)
 
 What always holds while the lock is free, on each axis:
 
@@ -59,17 +59,21 @@ class BudgetPool(Account):
     changes nothing. Amounts are keyword-only: ``tokens`` is an integer up to 10**18, ``usd`` an int, float, Decimal or
     Fraction up to 10**9, rounded half to even to nanodollars and counted exactly.
 
-    No method waits for anything but the lock, which is never held longer than a few additions take: all may be called
-    from an event loop. All may be called from a signal handler or a finaliser. A pool cannot be copied or pickled; in
-    a forked child it refuses to spend until `detach`.
+    No method waits for room unless it is told to (`reserve` with a timeout, `areserve`); for the lock all wait no
+    longer than a few additions take, so all may be called from an event loop. Those of a pool that stands alone may be
+    called from a signal handler or a finaliser; with children, a window, waiters or subscribers, `snapshot` and
+    `Reservation.release` may, and what spends raises RuntimeError where it interrupts an operation of its own thread. A
+    pool cannot be copied or pickled; in a forked child it refuses to spend until `detach`.
 
     Args:
         token_cap: the most tokens that may be used and reserved together; None for no cap.
         usd_cap: the same in dollars.
         name: what errors and displays call the pool, at most 200 characters.
+        window: the periods at whose end what is used is set back to 0; None for one that never ends. The first
+            operation after the end does it; calls in flight keep what they hold, and count when they commit.
 
     Raises:
-        TypeError: a cap is no number of its kind (bool and text are none), or the name is no text.
+        TypeError: a cap is no number of its kind (bool and text are none), the name no text, the window no `Window`.
         ValueError: a cap is negative, NaN, infinite or too large, or the name is too long.
 
     Example:
@@ -111,19 +115,19 @@ class BudgetPool(Account):
         # The scopes that an operation counts against, this one's first and the family's first pool last; empty stands
         # for this pool alone, which would else hold itself and wait for the collector.
         self._chain: Chain = ()
-        self._three: Chain = ()  # what `Family.record` needs of a chain of two or three
+        self._three: Chain | None = ()  # a chain of two or three, for `Family.record`; None for a longer one
         # A reservation is in flight while its `_state` is this very object. `detach` makes a new one.
         self._open = family.opened
 
         # Copies of what the family has, for the operations that this pool does by itself. The lock guards the account,
-        # the bounds and the `_state` of every reservation. `_locked` takes it for anyone, `_spending` for whoever spends:
-        # the same, but in a forked child.
+        # the bounds and the `_state` of every reservation. `_locked` takes it for anyone, `_spending` for whoever
+        # spends: the same, but in a forked child.
         self._lock = family.lock
         self._locked = family.locked
         self._spending = family.spending
-        # This pool does an operation by itself if `_pending` is empty. Else the family does it: there is something dropped
-        # to be released first, or more to it than this account (`Family.regate`), or someone is inside the family's
-        # longer way. Then the bounds are such that nothing fits, for those who looked at `_pending` before.
+        # This pool does an operation by itself if `_pending` is empty. Else the family does it: something dropped is to
+        # be released first, or there is more to it than this account (`Family.regate`), or someone is inside the
+        # family's longer way. Where there is more to it the bounds are below 0, for those who looked before.
         self._pending: object = family.dropped
         self._token_bound = self._token_limit
         self._nano_bound = self._nano_limit
@@ -143,9 +147,10 @@ class BudgetPool(Account):
         return pool
 
     def _bind(self, account: Account, chain: Chain) -> None:
+        """Let it count against an account and a chain."""
         self._name = account._name
         self._chain = (account, *chain)
-        self._three = (account, *chain, self._family.void)[:3] if len(chain) < 3 else ()
+        self._three = (account, *chain, self._family.void)[:3] if len(chain) < 3 else None
 
     # ------------------------------------------------------------------ spending
 
@@ -209,9 +214,9 @@ class BudgetPool(Account):
     ) -> Reservation:
         """Hold an amount for a call that is about to be made, if it fits under both caps.
 
-        Waits only if it is told to (a thread; tasks use `areserve`). Use the answer as ``with pool.reserve(...) as reservation:`` (or ``async with``), and
-        `Reservation.commit` in the block; leaving it without gives the amount back. Or keep it and settle it anywhere
-        else, from any thread, exactly once.
+        Waits only if it is told to (a thread; tasks use `areserve`). Use the answer as ``with pool.reserve(...) as
+        reservation:`` (or ``async with``), and `Reservation.commit` in the block; leaving it without gives the amount
+        back. Or keep it and settle it anywhere else, from any thread, exactly once.
 
         Args:
             tokens: the most tokens that the call may use: its input and the largest output asked for.
@@ -279,9 +284,7 @@ class BudgetPool(Account):
             nanos, nanos_after, nanos_reserved, nano_bound,
         )  # fmt: skip
 
-    def try_reserve(self, *, tokens: SupportsIndex = 0, usd: float | Decimal | Fraction = 0) -> Reservation:
-        """Do what `reserve` does, and never wait."""
-        return self.reserve(tokens=tokens, usd=usd)
+    try_reserve = reserve  # what token-budget-py calls it; a call of its own would cost a tenth
 
     def areserve(
         self,
@@ -292,8 +295,8 @@ class BudgetPool(Account):
     ) -> AsyncReserve:
         """Hold an amount, and let this asyncio task wait for room: ``await`` the answer, or use it as ``async with``.
 
-        Tasks and threads wait in one line. A task that is cancelled while it waits gets nothing, or gives it back. Room may
-        come from a commit in any thread or event loop.
+        Tasks and threads wait in one line. A task that is cancelled while it waits gets nothing, or gives it back. Room
+        may come from a commit in any thread or event loop.
 
         Args:
             tokens: as `reserve`.
@@ -407,8 +410,8 @@ class BudgetPool(Account):
     ) -> None:
         """Change caps while calls are in flight. What is left out stays; None means no cap.
 
-        Larger caps serve those who wait, at once. Smaller ones may be below what is used and reserved: then remaining is
-        negative, nothing new fits, and calls in flight keep what they hold.
+        Larger caps serve those who wait, at once. Smaller ones may be below what is used and reserved: then remaining
+        is negative, nothing new fits, and calls in flight keep what they hold.
 
         Raises:
             TypeError, ValueError: a bad cap (see the class); nothing was changed.
@@ -453,8 +456,8 @@ class BudgetPool(Account):
     ) -> BudgetPool:
         """Return a new pool below this one: what it spends counts against it, this one, and all above, or none.
 
-        A refusal names the scope that had no room (`BudgetExceeded.pool`). Use it as ``with pool.child(...) as run:`` or
-        `close` it. Arguments and errors are those of the class.
+        A refusal names the scope that had no room (`BudgetExceeded.pool`). Use it as ``with pool.child(...) as run:``
+        or `close` it. Arguments and errors are those of the class.
 
         Raises:
             PoolClosed: this pool or one above it is closed.
@@ -479,8 +482,8 @@ class BudgetPool(Account):
     def join(*pools: BudgetPool, name: str | None = None) -> BudgetPool:
         """Return a pool without caps of its own that counts against all of these and what is above them, each once.
 
-        For a call that belongs to a user, a project and the whole at the same moment. All must descend from one pool. It
-        stands in no tree. Under a join, one who waits for one of the scopes may find that another has been filled
+        For a call that belongs to a user, a project and the whole at the same moment. All must descend from one pool.
+        It stands in no tree. Under a join, one who waits for one of the scopes may find that another has been filled
         meanwhile by those who do not need the first.
 
         Raises:
@@ -532,9 +535,10 @@ class BudgetPool(Account):
         return KeyedPools(self, caps, checked_name(name), _checked_window(window))
 
     def close(self) -> None:
-        """Refuse new operations, here and below, and let those in flight settle. What is spent stays in the pools above.
+        """Refuse new operations, here and below, with PoolClosed, and let those in flight settle.
 
-        Those who wait here are refused. Closing twice does nothing. Closed for good: make another.
+        What is spent stays in the pools above. Those who wait here are refused. Closing twice does nothing. It is for
+        good: make another.
         """
         self._family.close(self._scopes())
 
@@ -608,13 +612,12 @@ class BudgetPool(Account):
     # ------------------------------------------------------------------ from the environment
 
     @classmethod
-    def from_env(
-        cls, prefix: str = "TOKEN_BUDGET_", *, environ: Mapping[str, str] | None = None
-    ) -> BudgetPool:
-        """Make a pool of what environment variables say: ``TOKEN_CAP``, ``USD_CAP``, ``NAME``, ``WINDOW``, after the prefix.
+    def from_env(cls, prefix: str = "TOKEN_BUDGET_", *, environ: Mapping[str, str] | None = None) -> BudgetPool:
+        """Make a pool of what environment variables say.
 
-        What is not set, or empty, is left out. Caps are plain decimal numbers (``1_000_000``, ``12.50``), the window is
-        what `Window.parse` reads (``daily Europe/Berlin``).
+        They are called ``TOKEN_CAP``, ``USD_CAP``, ``NAME`` and ``WINDOW``, after the prefix. What is not set, or
+        empty, is left out. Caps are plain decimal numbers (``1_000_000``, ``12.50``), the window is what `Window.parse`
+        reads (``daily Europe/Berlin``).
 
         Args:
             prefix: what the names begin with.
@@ -956,8 +959,8 @@ def _outcome(waiter: Waiter) -> Reservation:
     """Return the reservation of a waiter that got it, at once or later, or raise what it got instead."""
     if waiter.ticket == 0 or waiter.state is GRANTED:
         return waiter.reservation  # type: ignore[no-any-return]
-    assert waiter.refusal is not None
-    raise waiter.refusal()
+    refusal: Any = waiter.refusal
+    raise refusal()
 
 
 # Every pool that is alive and the first of its family, for the hook that a forked child runs.

@@ -232,7 +232,10 @@ def _moment(timestamp: float | None) -> datetime | None:
         return None
     from datetime import datetime, timezone
 
-    return datetime.fromtimestamp(timestamp, timezone.utc)
+    try:
+        return datetime.fromtimestamp(timestamp, timezone.utc)
+    except (OverflowError, ValueError):  # a window of thousands of years
+        return (datetime.max if timestamp > 0 else datetime.min).replace(tzinfo=timezone.utc)
 
 
 def _restored(state: Any) -> BudgetSnapshot:

@@ -2,8 +2,8 @@
 
 A `Waiter` is one request that did not fit, of a thread or of a task. It waits at one scope at a time, the first of its
 chain that has no room for it or where somebody older waits; there only the oldest is looked at (`Queue`), so nobody is
-overtaken, and who waits at one scope holds up nobody who does not need that scope. When room comes the pool itself gives
-it to the waiter, under its lock, and rings the waiter's bell afterwards: a woken waiter has its room already.
+overtaken, and who waits at one scope holds up nobody who does not need that scope. When room comes the pool itself
+gives it to the waiter, under its lock, and rings the waiter's bell afterwards: a woken waiter has its room already.
 
 A family's lock guards everything here but the bells, which may be rung by anyone, more than once.
 """
@@ -43,12 +43,12 @@ class ThreadBell:
         try:
             self._lock.release()
         except RuntimeError:  # it was rung before
-            pass
+            return True
         return True
 
     def wait(self, timeout: float | None) -> None:
         """Block until it is rung, for at most so many seconds."""
-        self._lock.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
 class LoopBell:
@@ -101,7 +101,7 @@ class Waiter:
         self.refusal: Callable[[], Exception] | None = None  # makes the error of one that is REFUSED
 
     def __lt__(self, other: Waiter) -> bool:
-        """Let equal entries of a heap stand in any order."""
+        """Let two entries of one waiter in a heap stand in any order."""
         return False
 
 
@@ -117,14 +117,14 @@ class Queue:
     def __init__(self) -> None:
         self.members: dict[int, Waiter] = {}  # all that need the scope, by ticket, wherever they wait
         self._at: list[tuple[int, Waiter]] = []  # by ticket: those who wait at this scope
-        self._by_tokens: list[tuple[int, Waiter]] = []  # all members, who asks for most first
-        self._by_nanos: list[tuple[int, Waiter]] = []
+        self._by_tokens: list[tuple[int, int, Waiter]] = []  # all members, who asks for most first
+        self._by_nanos: list[tuple[int, int, Waiter]] = []
 
     def join(self, waiter: Waiter) -> None:
         """Count one in that needs the scope."""
         self.members[waiter.ticket] = waiter
-        heappush(self._by_tokens, (-waiter.tokens, waiter))
-        heappush(self._by_nanos, (-waiter.nanos, waiter))
+        heappush(self._by_tokens, (-waiter.tokens, waiter.ticket, waiter))
+        heappush(self._by_nanos, (-waiter.nanos, waiter.ticket, waiter))
 
     def park(self, waiter: Waiter, scope: object) -> None:
         """Let one wait at this scope from now on."""
@@ -144,10 +144,10 @@ class Queue:
     def hopeless(self, tokens_left: int, nanos_left: int) -> Waiter | None:
         """Return one that asks for more than will ever be left, wherever it waits."""
         for entries, left in ((self._by_tokens, tokens_left), (self._by_nanos, nanos_left)):
-            while entries and entries[0][1].state is not WAITING:
+            while entries and entries[0][2].state is not WAITING:
                 heappop(entries)
             if entries and -entries[0][0] > left:
-                return entries[0][1]
+                return entries[0][2]
         return None
 
     def leave(self, waiter: Waiter) -> None:
@@ -156,9 +156,10 @@ class Queue:
         room = 2 * len(self.members) + 16
         if len(self._by_tokens) > room or len(self._at) > room:
             waiting = list(self.members.values())
-            by_tokens = [(-one.tokens, one) for one in waiting]
-            by_nanos = [(-one.nanos, one) for one in waiting]
+            by_tokens = [(-one.tokens, one.ticket, one) for one in waiting]
+            by_nanos = [(-one.nanos, one.ticket, one) for one in waiting]
             at = [entry for entry in self._at if entry[1].state is WAITING]
-            for entries in (by_tokens, by_nanos, at):
-                heapify(entries)  # type: ignore[type-var]
+            heapify(by_tokens)
+            heapify(by_nanos)
+            heapify(at)
             self._by_tokens, self._by_nanos, self._at = by_tokens, by_nanos, at

@@ -189,9 +189,7 @@ def _month(day: date) -> tuple[date, date]:
     return first, first.replace(year=year, month=month + 1)
 
 
-def _calendar(
-    zone: tzinfo, period_of: Callable[[date], tuple[date, date]]
-) -> Callable[[float], tuple[float, float]]:
+def _calendar(zone: tzinfo, period_of: Callable[[date], tuple[date, date]]) -> Callable[[float], tuple[float, float]]:
     """Return the function that answers the calendar period of a moment."""
     from datetime import datetime, timedelta
 
@@ -202,8 +200,9 @@ def _calendar(
         # they belong to the next, so that no period is entered twice.
         if now >= end:
             start, end = end, _first_moment(period_of(next_day)[1], zone)
-        elif now < start:  # a date that the zone left out
-            start, end = _first_moment(period_of(start_day - timedelta(days=1))[0], zone), start
+        while now < start:  # by less than a microsecond, to which `datetime` rounds; and days may be left out
+            start_day = period_of(start_day - timedelta(days=1))[0]
+            start, end = _first_moment(start_day, zone), start
         return start, end
 
     return period

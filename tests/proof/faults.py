@@ -170,7 +170,12 @@ FAULTS = [
         "a record on a child looks, lets the lock go, then adds",
         "Family.record",
         ("record_much", "record_much"),
-        (("first._tokens_claimed = first_tokens\n", reopened("self", "first._tokens_claimed = first_tokens\n", "lock")),),
+        (
+            (
+                "first._tokens_claimed = first_tokens\n",
+                reopened("self", "first._tokens_claimed = first_tokens\n", "lock"),
+            ),
+        ),
         "Tree",
     ),
     Fault(
@@ -262,9 +267,9 @@ def _module(name: str, source: str) -> types.ModuleType:
     return module
 
 
-def family_of(module: types.ModuleType) -> types.ModuleType:
+def family_of(module: types.ModuleType) -> Any:
     """Return the module of families that a pool's module, edited or not, works with."""
-    return sys.modules[module.Family.__module__]  # type: ignore[no-any-return, attr-defined]
+    return sys.modules[module.Family.__module__]
 
 
 def watched(module: types.ModuleType) -> list[types.CodeType]:

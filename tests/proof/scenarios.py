@@ -8,7 +8,7 @@ is in flight: a change that is cut in half shows at once, whoever is doing what.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -189,7 +189,9 @@ def consistent(world: World) -> None:
         return
     for account in world.accounts:
         claimed, reserved = account._tokens_claimed, account._tokens_reserved
-        assert (claimed * NANOS, reserved * NANOS) == (account._nanos_claimed, account._nanos_reserved), "the axes differ"
+        assert (claimed * NANOS, reserved * NANOS) == (account._nanos_claimed, account._nanos_reserved), (
+            "the axes differ"
+        )
         assert reserved == HELD * account._in_flight, "what is reserved is not what is in flight"
         assert 0 <= reserved <= claimed, "a counter is negative"
     if family.waiters:
@@ -211,9 +213,7 @@ def wake_complete(family: Any, accounts: Any) -> None:
             assert family._hopeless(waiter.chain, waiter.tokens, waiter.nanos) is None, "one waits for what cannot come"
 
 
-def scenario(
-    module: Any, *bodies: list[Operation], world: type[World] = World, serial: bool = True
-) -> Scenario:
+def scenario(module: Any, *bodies: Sequence[Operation], world: type[World] = World, serial: bool = True) -> Scenario:
     """Make the scenario in which each body is a thread that does its operations one after the other."""
     name = " | ".join("; ".join(operation.__name__ for operation in body) for body in bodies)
     if world is not World:
@@ -354,7 +354,16 @@ def force_much(world: World) -> Any:
 
 def waits(module: Any) -> list[Scenario]:
     """One waits, and something happens that ends its waiting."""
-    enders = [[release], [commit_little], [leave], [drop], [reset], [raise_caps], [force_much], [close]]
+    enders: list[list[Operation]] = [
+        [release],
+        [commit_little],
+        [leave],
+        [drop],
+        [reset],
+        [raise_caps],
+        [force_much],
+        [close],
+    ]
     return [
         *[scenario(module, [one], other, world=Full, serial=False) for one in (wait, wait_a_while) for other in enders],
         *[

@@ -133,9 +133,9 @@ def drops() -> None:
 def forks() -> None:
     """A fork while others spend: the child's copy is whole, and refuses.
 
-    Not without the GIL: there CPython 3.13 guards each object by a mutex of its own and does not free those mutexes in a
-    forked child. One that another thread was just being handed stays locked for ever, and the child hangs in the first
-    store to that object, in any program (seen in `PyMember_SetOne`, called from our hook).
+    Not without the GIL: there CPython 3.13 guards each object by a mutex of its own and does not free those mutexes in
+    a forked child. One that another thread was just being handed stays locked for ever, and the child hangs in the
+    first store to that object, in any program (seen in `PyMember_SetOne`, called from our hook).
     """
     if not hasattr(os, "fork") or not _has_gil():
         return
@@ -190,7 +190,10 @@ def stress(seconds: float) -> None:
     print(f"CPython {sys.version.split()[0]}, GIL {'on' if gil else 'off'}, {os.cpu_count()} processors", flush=True)
     for race in RACES:
         if race is forks and not gil:
-            print("  forks: LEFT OUT without the GIL, where CPython itself may hang a forked child (see there)", flush=True)
+            print(
+                "  forks: LEFT OUT without the GIL, where CPython itself may hang a forked child (see there)",
+                flush=True,
+            )
             continue
         rounds, end = 0, time.monotonic() + seconds
         while time.monotonic() < end or not rounds:

@@ -1,8 +1,8 @@
 """P1 to P7 under every schedule: each outcome is that of some serial order, and the pool is consistent at every step.
 
 Without `--full`: every pair of operations with at most one preemption, and a random sample of the rest. With it: pairs,
-sequences and triples, every schedule with at most two preemptions; of scopes and waiting, whose operations are five times
-as long, every schedule with at most one, and for the longest those that come first.
+sequences and triples, every schedule with at most two preemptions; of scopes and waiting, whose operations are five
+times as long, every schedule with at most one, and for the longest those that come first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """P5 and P8 at every bytecode: an interrupt, a collection or a signal handler before each instruction of an operation.
 
-After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working. Each
-operation is done on a pool that stands alone, and on one below two others with a window and subscribers, which does it
-by the family's way. There, without `--full`, interrupts are tried before every second instruction, the rest before every
-eleventh.
+After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working.
+Each operation is done on a pool that stands alone, and on one below two others with a window and subscribers, which
+does it by the family's way. There, without `--full`, interrupts are tried before every second instruction, the rest
+before every eleventh.
 """
 
 from __future__ import annotations
@@ -449,7 +449,7 @@ def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
         except (BudgetExceeded, PoolForked):
             pass  # an overrun before, others that wait, or a copy
         except RuntimeError as error:
-            assert "inside this pool already" in str(error)  # noqa: PT017
+            assert "inside this pool already" in str(error)
 
     return handler
 

@@ -14,7 +14,6 @@ from faults import edited, family_of, watched
 from scheduler import ModelLock, Watch, explore
 from token_budget import _family, _pool
 
-
 TAKING = re.compile(r"for \w+ in (?:(\w+)\._?(?:locked|spending)|takes|starmap\(lock\.acquire, .*\)):\n")
 
 
@@ -26,7 +25,8 @@ def locked_functions() -> list[str]:
         for owner in ast.parse(inspect.getsource(module)).body
         if isinstance(owner, ast.ClassDef)
         for function in owner.body
-        if isinstance(function, ast.FunctionDef) and TAKING.search(inspect.getsource(_member(owner.name, function.name)))
+        if isinstance(function, ast.FunctionDef)
+        and TAKING.search(inspect.getsource(_member(owner.name, function.name)))
     ]
 
 
