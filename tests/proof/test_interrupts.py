@@ -52,7 +52,8 @@ class HandLock:
     def __init__(self) -> None:
         self.made = self.rung = False
 
-    def acquire(self, *_: object) -> bool:
+    def acquire(self, timeout: float = -1) -> bool:
+        assert timeout == -1 or timeout == 5
         if self.made and not self.rung:
             HandLock.meanwhile()
         self.made = True
@@ -281,6 +282,10 @@ OPERATIONS: dict[str, set[int]] = {
     "reclaim": {BEFORE, BEFORE + 5},
 }
 FINISHED = {"commit": BEFORE + 15, "commit_over": BEFORE + 150, "commit_default": BEFORE + HELD, "reset": 0}
+REFUSED = {
+    *("record_refused", "record_forced", "reserve_refused", "commit_over", "block_failed", "settled"),
+    *("wait_timed_out", "wait_in_front"),
+}
 WATCHED = functions_of(_pool, _family, _keyed, _waiting, _events, _money, _errors, _snapshot)
 
 
@@ -358,7 +363,8 @@ def prepared(kind: str, name: str, *, littered: bool = False) -> World:
 def count(kind: str, name: str, points: Points) -> int:
     """Return how many instructions the operation has."""
     world = prepared(kind, name)
-    handled(getattr(world, name), points, -1)
+    ended = handled(getattr(world, name), points, -1)
+    assert ended == ("refused" if name in REFUSED else "done")
     if name == "fork":
         world.pool.detach()
     return points.count

@@ -1,0 +1,255 @@
+"""The family's way: code that runs inside of it in the same thread, exceptions in the middle, and those who came too late."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from support import HookedLock, caught, counters
+from token_budget import BudgetExceeded, BudgetPool, Reservation, _family, _waiting
+
+
+class Inside:
+    """A key whose hash runs something; hashed under the family's lock, as a finaliser might run there."""
+
+    def __init__(self, pool: BudgetPool, act: Callable[[], object]) -> None:
+        self.pool = pool
+        self.act = act
+
+    def __hash__(self) -> int:
+        if self.pool._family.owner == threading.get_ident():
+            act, self.act = self.act, lambda: None
+            act()
+        return 5
+
+    def __str__(self) -> str:
+        return "inside"
+
+
+def run_inside(pool: BudgetPool, act: Callable[[], object]) -> None:
+    done: list[object] = []
+    pool.keyed()[Inside(pool, lambda: done.append(act()))]
+    assert done
+
+
+def test_a_snapshot_is_read_from_inside_an_operation_of_the_same_thread() -> None:
+    pool = BudgetPool(token_cap=10, name="total")
+    child = pool.child(name="child")
+    child.record(tokens=4)
+    seen: list[Any] = []
+    run_inside(pool, lambda: seen.extend([pool.snapshot(), child.snapshot(), pool.snapshot(tree=True)]))
+    assert [snapshot.tokens_used for snapshot in seen] == [4, 4, 4]
+    assert [snapshot.name for snapshot in seen[2].children] == ["child"]
+
+
+@pytest.mark.parametrize("operation", ["record", "reserve", "reset", "child", "set_caps", "commit"])
+def test_what_spends_says_that_it_is_inside(operation: str) -> None:
+    pool = BudgetPool(token_cap=10)
+    child = pool.child()
+    held = child.reserve(tokens=1)
+
+    def act() -> None:
+        function = held.commit if operation == "commit" else getattr(child, operation)
+        with pytest.raises(RuntimeError, match="inside this pool already: .* but may not spend"):
+            function()
+
+    run_inside(pool, act)
+    assert counters(pool) == (0, 1, 0, 0, 1)
+    held.commit()
+    assert counters(pool) == counters(child) == (1, 0, 0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("drop", [False, True])
+def test_what_is_released_inside_is_back_at_the_end_of_the_operation(drop: bool) -> None:
+    pool = BudgetPool(token_cap=10)
+    held: list[Reservation] = [pool.reserve(tokens=10)]
+    got = threading.Event()
+
+    def wait() -> None:
+        with pool.reserve(tokens=10, timeout=30):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not pool._family.waiters:
+        pass
+
+    def act() -> None:
+        if drop:
+            held.clear()
+            gc.collect()
+        else:
+            held[0].release()
+        assert counters(pool)[1] == 10
+
+    run_inside(pool, act)
+    assert got.wait(30)  # the operation that it interrupted did it, and served who waits
+    waiting.join(30)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_an_exception_inside_leaves_everything_as_it_was() -> None:
+    pool = BudgetPool(token_cap=10)
+
+    def act() -> None:
+        raise KeyboardInterrupt
+
+    users = pool.keyed()
+    with pytest.raises(KeyboardInterrupt):
+        users[Inside(pool, act)]
+    assert pool._family.owner == 0
+    assert len(users) == 0
+    pool.record(tokens=10)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_exception_while_something_dropped_is_released_is_made_good_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool(token_cap=10)
+    pool.subscribe(lambda _event: None)
+    pool.reserve(tokens=10)
+
+    def note(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_family.Family, "_note", note)
+    with pytest.raises(KeyboardInterrupt):
+        pool.snapshot()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_a_change_that_was_published_is_made_once_whoever_finishes_it() -> None:
+    """The journal: an interrupt between the publishing and the making of a change, and half way through the making."""
+    for made in range(4):
+        pool = BudgetPool(token_cap=10)
+        child = pool.child().child()
+        family, chain = pool._family, child._scopes()
+        child.record(tokens=1)
+        family.marks += 1
+        family.journal = (family.marks, chain, 2, 0, 2, 0, 0, None, None, None, "")
+        for account in chain[:made]:
+            account._tokens_claimed += 2
+            account._nanos_claimed += 2
+            account._mark = family.marks
+        child.snapshot()  # whoever comes next
+        assert {(account._tokens_claimed, account._nanos_claimed) for account in chain} == {(3, 2)}
+        assert family.journal is None
+
+
+# ---------------------------------------------------------------- those who came too late
+
+
+@pytest.mark.parametrize("operation", ["record", "force", "reserve", "commit", "release", "reset"])
+def test_who_began_before_the_pool_was_in_a_family_goes_the_familys_way(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """The race, constructed: between its look at `_pending` and the lock another thread subscribes."""
+    lock = HookedLock()
+    monkeypatch.setattr(_family, "_new_lock", lambda: lock)
+    pool = BudgetPool(token_cap=10)
+    pool.record(tokens=2)
+    held = pool.reserve(tokens=3)
+    heard: list[str] = []
+    family = pool._family
+
+    def subscribe() -> None:
+        lock.hook = lambda: None
+        family._subscribe((pool,), (lambda event: heard.append(event.kind),), ())
+        pool._pending = family.idle
+
+    lock.hook = subscribe
+    operations: dict[str, Any] = {
+        "record": lambda: pool.record(tokens=1),
+        "force": lambda: caught(BudgetExceeded, pool.record, tokens=20, force=True),
+        "reserve": lambda: pool.reserve(tokens=1),
+        "commit": lambda: held.commit(tokens=1),
+        "release": held.release,
+        "reset": pool.reset,
+    }
+    answer = operations[operation]()
+    kinds = {"force": ["record", "overrun"]}.get(operation, [operation])
+    # What was refused by the barred bounds takes the lock again; a forced spend looks first whether it fits.
+    assert heard == kinds
+    for reservation in (held, answer):
+        if isinstance(reservation, Reservation):
+            reservation.release()
+    assert counters(pool)[1] == 0
+
+
+def test_a_drop_that_finds_somebody_inside_is_left_to_them() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = [pool.reserve(tokens=4), pool.reserve(tokens=6)]
+    got = threading.Event()
+
+    def wait() -> None:
+        with pool.reserve(tokens=4, timeout=30):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not pool._family.waiters:
+        pass
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay_inside() -> None:
+        def act() -> None:
+            entered.set()
+            assert leave.wait(30)
+
+        run_inside(pool, act)
+
+    inside = threading.Thread(target=stay_inside)
+    inside.start()
+    assert entered.wait(30)
+    with pytest.warns(ResourceWarning):
+        del held[0]  # waits for no lock
+    assert not got.is_set()
+    leave.set()
+    inside.join(30)
+    assert got.wait(30)
+    waiting.join(30)
+    held[0].release()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool(token_cap=10)
+    first, family = pool.reserve(tokens=4), pool._family
+    release = _family.Family._release
+
+    def faster(self: _family.Family, *arguments: Any) -> None:
+        release(self, *arguments)
+        self.dropped.clear()
+
+    monkeypatch.setattr(_family.Family, "_release", faster)
+    family.dropped.append(first)
+    family.prod(pool)
+    family.prod(pool)  # nothing is left to do
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- bells and lines
+
+
+def test_a_bell_may_be_rung_twice() -> None:
+    bell = _waiting.ThreadBell()
+    assert bell.ring()
+    assert bell.ring()
+    bell.wait(None)
+
+
+def test_entries_of_one_waiter_may_stand_in_any_order() -> None:
+    pool = BudgetPool()
+    waiter = _waiting.Waiter((pool,), pool.reserve(), _waiting.ThreadBell())
+    queue = _waiting.Queue()
+    for _ in range(3):  # as after an interrupt between the entering and the note of it
+        queue.park(waiter, pool)
+    assert queue.head(pool) is waiter
+    waiter.state = _waiting.WITHDRAWN
+    assert queue.head(pool) is None
+    waiter.reservation.release()
