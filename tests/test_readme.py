@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import token_budget
-from token_budget import _errors, _pool, _snapshot
+from token_budget import _errors, _pool, _snapshot, _window
 
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -23,7 +23,13 @@ FAN_OUT = (
 GATHER = r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
 PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight\x1b\[K"
 EXCEPT = r"0\.006"
-LAST_LINES = [FAN_OUT, GATHER, PROGRESS, EXCEPT]
+SCOPES = (
+    r"\(<BudgetSnapshot atlas: .* usd 0\.2599 / 100\.0000 .*>, "
+    r"<BudgetSnapshot user:ann: .* usd 0\.0099 / 10\.0000 .*>\) 20\d\d-\d\d-\d\d 2[23]:00:00\+00:00"
+)
+WAITING = r"tokens 0 / 40,000 \(0%\) \| usd 0\.0000 \| 0 in flight"
+EVENTS = r"80 % is gone: day: tokens 0 \| usd 8\.5000 / 10\.0000 \(85%\) \| 0 in flight"
+LAST_LINES = [FAN_OUT, GATHER, PROGRESS, SCOPES, WAITING, EVENTS, EXCEPT]
 
 
 def run(program: str) -> str:
@@ -47,7 +53,7 @@ def test_the_fan_out_spends_the_budget_and_skips_the_rest() -> None:
     assert skipped > 0
 
 
-@pytest.mark.parametrize("module", [token_budget, _errors, _pool, _snapshot])
+@pytest.mark.parametrize("module", [token_budget, _errors, _pool, _snapshot, _window])
 def test_the_examples_of_the_docstrings_are_true(module: object) -> None:
     names = vars(token_budget) | {"module": module}
     assert doctest.testmod(module, extraglobs=names).failed == 0  # type: ignore[arg-type]

@@ -229,9 +229,7 @@ class Family:
         due = self._due(chain) if self.windowed else ()
         return self._run(due, takes, chain, decide, *arguments)
 
-    def _run(
-        self, due: Any, takes: Iterator[object], chain: Chain, decide: Callable[..., Any], *arguments: Any
-    ) -> Any:
+    def _run(self, due: Any, takes: Iterator[object], chain: Chain, decide: Callable[..., Any], *arguments: Any) -> Any:
         me = get_ident()
         if self.owner == me:
             raise RuntimeError(

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from token_budget import __version__
-from token_budget.cli import demo
+from token_budget.cli import demo, scopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,4 +46,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo.add_command(commands)
+    scopes.add_command(commands)
     return parser
