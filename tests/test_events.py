@@ -132,6 +132,16 @@ def test_who_unsubscribes_hears_no_more_and_the_pool_is_quick_again() -> None:
     assert not pool._family.watched
 
 
+def test_in_a_family_others_still_hear_when_one_unsubscribes() -> None:
+    total, heard, other = BudgetPool(), Heard(), Heard()
+    child = total.child()
+    end = child.subscribe(heard)
+    total.subscribe(other)
+    end()
+    child.record(tokens=1)
+    assert (heard.take(), len(other.take())) == ([], 1)
+
+
 def test_a_callback_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
 

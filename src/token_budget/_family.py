@@ -350,7 +350,7 @@ class Family:
                         self._release(reservation._pool._scopes(), reservation, "drop")
                         self._finish()
                         self.dropped.remove(reservation)
-            except (IndexError, ValueError):  # `_reclaim`, in another thread, was faster, and goes on
+            except (IndexError, ValueError):  # noqa: PERF203 - `_reclaim`, in another thread, was faster, and goes on
                 pass
             finally:
                 if free:
@@ -704,10 +704,12 @@ class Family:
     def _due(self, chain: Iterable[Account]) -> list[tuple[Account, float, float]]:
         """Return the accounts whose period has ended, with the period that it is now. Without the lock."""
         due = []
+        times: dict[int, float] = {}  # each clock is read once: scopes that share one are in one period
         for account in chain:
             window = account._window
             if window is not None:
-                now = window.clock()
+                clock = window.clock
+                now = times[id(clock)] if id(clock) in times else times.setdefault(id(clock), clock())
                 if now >= account._period_end:
                     due.append((account, *window.period(now)))
         return due

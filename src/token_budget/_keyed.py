@@ -94,7 +94,7 @@ class KeyedPools:
     def _not_before_the_latest(self, account: KeyAccount) -> None:
         """Open an account in the latest period that there was: a clock that steps back reopens none."""
         start, end = account._terms[3:]
-        if start is None:
+        if start is None or end is None:
             return
         if self._latest is None or end > self._latest[1]:
             self._latest = (start, end)

@@ -235,7 +235,7 @@ def _moment(timestamp: float | None) -> datetime | None:
     try:
         return datetime.fromtimestamp(timestamp, timezone.utc)
     except (OverflowError, ValueError):  # a window of thousands of years
-        return (datetime.max if timestamp > 0 else datetime.min).replace(tzinfo=timezone.utc)
+        return datetime(9999 if timestamp > 0 else 1, 1, 1, tzinfo=timezone.utc)
 
 
 def _restored(state: Any) -> BudgetSnapshot:

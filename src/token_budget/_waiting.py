@@ -100,10 +100,6 @@ class Waiter:
         self.at: Any = None  # the scope at which it waits for room
         self.refusal: Callable[[], Exception] | None = None  # makes the error of one that is REFUSED
 
-    def __lt__(self, other: Waiter) -> bool:
-        """Let two entries of one waiter in a heap stand in any order."""
-        return False
-
 
 class Queue:
     """Those who wait for one scope: the oldest of those who wait at it, and the largest of all that need it.

@@ -133,7 +133,8 @@ class Window:
             from datetime import timedelta
 
             try:
-                return cls.every(timedelta(seconds=int(rest[:-1]) * units[rest[-1]]), clock=clock)
+                # 20 digits are too many already; CPython refuses to read thousands with an error of its own.
+                return cls.every(timedelta(seconds=int(rest[:-1][:20]) * units[rest[-1]]), clock=clock)
             except OverflowError:
                 raise ValueError(f"{text[:60]!r} is too long a window") from None
         raise ValueError(

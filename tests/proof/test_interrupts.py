@@ -53,7 +53,7 @@ class HandLock:
         self.made = self.rung = False
 
     def acquire(self, timeout: float = -1) -> bool:
-        assert timeout == -1 or timeout == 5
+        assert timeout in {-1, 5}
         if self.made and not self.rung:
             HandLock.meanwhile()
         self.made = True

@@ -48,6 +48,7 @@ class Day:
     """The budgets of a day, and what the tasks note beside them."""
 
     def __init__(self) -> None:
+        """Make the pools."""
         daily = Window.daily("UTC")
         self.whole = BudgetPool(usd_cap=1.0, name="day", window=daily)
         room = self.whole.child(token_cap=_ROOM * _TOKENS, name="in flight")

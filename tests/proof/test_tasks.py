@@ -1,0 +1,145 @@
+"""P10 for asyncio tasks: every await may take longer than usual, and every task may be cancelled at every await.
+
+detangle runs each scenario under thousands of different schedules on a simulated loop, with an injected cancellation at
+each await; after each step the pool must be consistent and nobody may wait whose turn it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+import scenarios
+from support import counters
+from token_budget import BudgetExceeded, BudgetPool
+
+detangle = pytest.importorskip("detangle")
+
+Scenario = Callable[[], Coroutine[Any, Any, None]]
+
+
+def watched(*pools: BudgetPool) -> None:
+    """Hold after every step: both counters agree, and the lock was let go with nobody's turn passed over."""
+    family, accounts = pools[0]._family, [pool._scopes()[0] for pool in pools]
+
+    def consistent() -> bool:
+        scenarios.wake_complete(family, accounts)
+        return all(0 <= account._tokens_reserved <= account._tokens_claimed for account in accounts)
+
+    detangle.invariant(consistent, "whenever the lock is let go, the head of the queue does not fit")
+
+
+async def ended(*calls: Awaitable[Any]) -> None:
+    """Run tasks that may be cancelled at any await, and hold that only cancellations and refusals end them early."""
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(call) for call in calls]
+    for task in tasks:
+        detangle.inject_cancellation(task, points=4)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert outcome is None or isinstance(outcome, (asyncio.CancelledError, BudgetExceeded)), outcome
+
+
+def all_is_back(*pools: BudgetPool) -> None:
+    for pool in pools:
+        assert counters(pool)[1:] == (0, 0, 0, 0)
+        assert pool._scopes()[0]._queue is None
+    assert not pools[0]._family.waiters
+    assert not pools[0]._family.granted
+
+
+async def call(pool: BudgetPool, tokens: int, timeout: float | None = None) -> None:
+    async with pool.areserve(tokens=tokens, timeout=timeout) as reservation:
+        await asyncio.sleep(0)
+        reservation.commit(tokens=0)
+
+
+async def in_line() -> None:
+    """Four over room for one."""
+    pool = BudgetPool(token_cap=10)
+    watched(pool)
+    await ended(*[call(pool, 6) for _ in range(4)])
+    all_is_back(pool)
+
+
+async def with_time_outs() -> None:
+    """Time-outs race with grants and cancellations."""
+    pool = BudgetPool(token_cap=10)
+    watched(pool)
+    await ended(call(pool, 6), call(pool, 6, 0.001), call(pool, 5, 0.001), call(pool, 4))
+    all_is_back(pool)
+
+
+async def over_scopes() -> None:
+    """Users below a whole: each waits where it is blocked, and moves up."""
+    total = BudgetPool(token_cap=10)
+    ann, bob = total.child(token_cap=6), total.child(token_cap=8)
+    watched(ann, bob, total)
+    await ended(call(ann, 5), call(ann, 3), call(bob, 7), call(total, 4))
+    all_is_back(ann, bob, total)
+
+
+async def while_caps_change() -> None:
+    """Caps fall and rise and spends come in between: some become hopeless, some have their turn."""
+    pool = BudgetPool(token_cap=10)
+    watched(pool)
+
+    async def manage() -> None:
+        await asyncio.sleep(0)
+        pool.set_caps(token_cap=5)
+        await asyncio.sleep(0)
+        pool.set_caps(token_cap=12)
+        await asyncio.sleep(0)
+        pool.reset()
+
+    await ended(call(pool, 9), call(pool, 4), call(pool, 7), manage())
+    all_is_back(pool)
+
+
+async def given_up_from_outside() -> None:
+    """wait_for around it, as programs do, with a time-out at the worst moment."""
+    pool = BudgetPool(token_cap=10)
+    watched(pool)
+
+    async def impatient() -> None:
+        try:
+            reservation = await detangle.maybe_timeout(pool.areserve(tokens=7)._take())
+        except TimeoutError:
+            return
+        reservation.release()
+
+    await ended(impatient(), impatient(), call(pool, 6))
+    all_is_back(pool)
+
+
+SCENARIOS = [in_line, with_time_outs, over_scopes, while_caps_change, given_up_from_outside]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a task that is cancelled before it has begun
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_under_every_schedule_and_cancellation(scenario: Scenario, full: bool, explored: dict[str, int]) -> None:
+    runs = 20_000 if full else 2_000
+    statistics = detangle.explore(scenario, runs=runs)
+    assert statistics.runs >= runs or statistics.exhausted
+    explored[f"tasks: {scenario.__name__}"] = statistics.runs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_waiter_that_keeps_what_it_was_granted_when_cancelled_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Break it on purpose: the grant that races with a cancellation is not given back."""
+    from token_budget import _family
+
+    kept: list[Any] = []
+
+    def forgetful(self: _family.Family, waiter: Any) -> None:
+        kept.append(waiter.reservation)  # so that no finaliser gives it back
+        self.withdraw(waiter)
+
+    monkeypatch.setattr(_family.Family, "abandon", forgetful)
+    with pytest.raises(detangle.BugFound):
+        detangle.explore(in_line, runs=2000)
+    for reservation in kept:
+        reservation.release()
