@@ -10,6 +10,7 @@ It exits 0 if every race held, or if there is no free-threaded CPython (and says
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import os
 import subprocess
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from support import caught, counters, run_together  # noqa: E402 - after the path to it
-from token_budget import BudgetExceeded, BudgetPool, ReservationClosed  # noqa: E402
+from token_budget import BudgetExceeded, BudgetPool, BudgetTimeout, ReservationClosed  # noqa: E402
 
 THREADS = 4
 PROBE = (
@@ -168,6 +169,78 @@ def forks() -> None:
     run_together(spend, spend, fork)
 
 
+def scopes() -> None:
+    """Children of one pool spend, are reset and closed, and keys are made: the whole never oversells, nothing is
+    lost.""" total = BudgetPool(token_cap=2000, usd_cap=2000) users = total.keyed(token_cap=900) children =
+    [total.child(token_cap=700) for _ in range(2)] spent = [0] * THREADS
+
+    def spend(index: int) -> None:
+        for turn in range(150):
+            pool = users[turn % 3] if turn % 2 else children[index % 2]
+            try:
+                with pool.reserve(tokens=5, usd=5) as reservation:
+                    reservation.commit(tokens=3, usd=3)
+                spent[index] += 3
+                pool.record(tokens=1, usd=1)
+                spent[index] += 1
+            except BudgetExceeded:
+                pass
+
+    def look() -> None:
+        for _ in range(50):
+            tree = total.snapshot(tree=True)
+            assert tree.tokens_used == sum(child.tokens_used for child in tree.children) <= 2000
+            assert tree.usd_used_nanos == tree.tokens_used * 10**9
+
+    run_together(look, *[lambda index=index: spend(index) for index in range(THREADS)])  # type: ignore[misc]
+    assert counters(total) == (sum(spent), 0, sum(spent) * 10**9, 0, 0)
+
+
+def waiting() -> None:
+    """Threads wait for room in scopes that others fill and free: each is served or times out, and all comes back."""
+    total = BudgetPool(token_cap=20)
+    children = [total.child(token_cap=12) for _ in range(2)]
+
+    def work(index: int) -> None:
+        for turn in range(40):
+            try:
+                with children[index % 2].reserve(tokens=3 + turn % 8, timeout=0.0005 if turn % 5 == 0 else 60) as held:
+                    if turn % 3:
+                        held.commit(tokens=0)
+            except BudgetTimeout:
+                pass
+
+    run_together(*[lambda index=index: work(index) for index in range(THREADS)])  # type: ignore[misc]
+    assert counters(total) == (0, 0, 0, 0, 0)
+    assert not total._family.waiters
+    assert total._queue is None
+
+
+def tasks_and_threads() -> None:
+    """Event loops in several threads and plain threads stand in one line."""
+    pool = BudgetPool(token_cap=10)
+
+    async def task(turn: int) -> None:
+        async with pool.areserve(tokens=2 + turn % 7) as reservation:
+            await asyncio.sleep(0)
+            reservation.commit(tokens=0)
+
+    async def gathered() -> None:
+        await asyncio.gather(*[task(turn) for turn in range(40)])
+
+    def loop() -> None:
+        asyncio.run(gathered())
+
+    def thread() -> None:
+        for turn in range(40):
+            with pool.reserve(tokens=2 + turn % 7, timeout=60):
+                pass
+
+    run_together(loop, loop, thread, thread)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    assert not pool._family.waiters
+
+
 RACES: list[Callable[[], None]] = [
     oversubscription,
     double_commit,
@@ -175,6 +248,9 @@ RACES: list[Callable[[], None]] = [
     reset_against_release,
     snapshots,
     drops,
+    scopes,
+    waiting,
+    tasks_and_threads,
     forks,
 ]
 
