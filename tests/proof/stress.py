@@ -170,9 +170,11 @@ def forks() -> None:
 
 
 def scopes() -> None:
-    """Children of one pool spend, are reset and closed, and keys are made: the whole never oversells, nothing is
-    lost.""" total = BudgetPool(token_cap=2000, usd_cap=2000) users = total.keyed(token_cap=900) children =
-    [total.child(token_cap=700) for _ in range(2)] spent = [0] * THREADS
+    """Children of one pool spend, and keys are made: the whole never oversells, and the tree is of one moment."""
+    total = BudgetPool(token_cap=2000, usd_cap=2000)
+    users = total.keyed(token_cap=900)
+    children = [total.child(token_cap=700) for _ in range(2)]
+    spent = [0] * THREADS
 
     def spend(index: int) -> None:
         for turn in range(150):
