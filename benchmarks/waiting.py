@@ -32,6 +32,10 @@ class _Bell:
         """Say that it was heard."""
         return True
 
+    def deaf(self) -> bool:
+        """Say that somebody hears it."""
+        return False
+
 
 class _Line:
     """A full pool and those who wait for its room, which is enough for one at a time."""

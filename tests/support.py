@@ -74,8 +74,9 @@ class HookedLock:
         self._lock = threading.Lock()
         self.hook: Callable[[], object] = lambda: None
 
-    def acquire(self) -> bool:
-        self._lock.acquire()
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT002 - as the real one
+        if not self._lock.acquire(blocking, timeout):
+            return False
         self.hook()
         return True
 

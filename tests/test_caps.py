@@ -92,6 +92,7 @@ def test_what_is_not_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ("USD_CAP", "ten", "X_USD_CAP must be a number of dollars"),
         ("USD_CAP", "1e400", "X_USD_CAP must be a number of dollars"),
         ("NAME", "n" * 201, "X_NAME must be at most 200 characters, got 'n{60}'$"),
+        ("WINDOW", "daily Europe/Berln", "X_WINDOW must be .*: there is no time zone 'Europe/Berln'"),
         ("WINDOW", "hourly", "X_WINDOW must be a window: daily, weekly or monthly and a time zone, or every 5h, got"),
     ],
 )

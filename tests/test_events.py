@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
+import pickle
 import threading
 from datetime import timedelta
 from decimal import Decimal
@@ -176,6 +178,59 @@ def test_a_callback_may_use_the_pool() -> None:
     assert counters(pool) == (13, 0, 0, 0, 0)
 
 
+def test_what_a_callback_causes_is_told_after_what_caused_it() -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+
+    def spend(event: BudgetEvent) -> None:
+        if event.tokens == 1:
+            pool.record(tokens=2)
+
+    pool.subscribe(spend)
+    pool.subscribe(heard)
+    pool.record(tokens=1)
+    assert [tokens for _, _, tokens, _ in heard.take()] == [1, 2]
+    assert not pool._family.telling
+
+
+def test_a_callback_that_is_interrupted_lets_the_others_hear_it_first() -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+
+    def interrupted(_event: BudgetEvent) -> None:
+        raise asyncio.CancelledError
+
+    pool.subscribe(interrupted)
+    pool.subscribe(heard)
+    with pytest.raises(asyncio.CancelledError):
+        pool.record(tokens=1)
+    assert len(heard.take()) == 1
+    assert not pool._family.telling
+
+
+def test_an_event_can_be_pickled_and_copied() -> None:
+    pool, heard = BudgetPool(token_cap=100, name="run"), Heard()
+    pool.subscribe(heard)
+    pool.record(tokens=1)
+    (event,) = heard.events
+    assert pickle.loads(pickle.dumps(event)) == copy.deepcopy(event) == copy.copy(event) == event
+
+
+def test_ending_one_subscription_twice_ends_no_other() -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+    end, _ = pool.subscribe(heard), pool.subscribe(heard)
+    end()
+    end()
+    pool.record(tokens=1)
+    assert len(heard.take()) == 1
+
+
+def test_caps_that_are_lowered_may_reach_a_threshold() -> None:
+    pool, heard = BudgetPool(token_cap=100), Heard()
+    pool.on_threshold(0.8, heard)
+    pool.record(tokens=50)
+    pool.set_caps(token_cap=60)
+    assert [kind for kind, *_ in heard.take()] == ["threshold"]
+
+
 def test_events_come_after_the_lock_is_free() -> None:
     pool = BudgetPool(token_cap=100)
     elsewhere: list[int] = []
@@ -268,7 +323,7 @@ def test_a_threshold_looks_at_what_comes_through_children_too() -> None:
     assert [kind for kind, *_ in heard.take()] == ["threshold"]
 
 
-@pytest.mark.parametrize("share", [0, -0.5, float("nan"), float("inf"), "0.8", True, None])
+@pytest.mark.parametrize("share", [0, -0.5, float("nan"), float("inf"), "0.8", True, None, 80, 1e-10])
 def test_a_bad_share_is_refused(share: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="share"):
         BudgetPool().on_threshold(share, print)

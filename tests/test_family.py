@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from support import HookedLock, caught, counters
-from token_budget import BudgetExceeded, BudgetPool, Reservation, _family, _waiting
+from token_budget import (
+    BudgetExceeded,
+    BudgetOverrun,
+    BudgetPool,
+    Reservation,
+    ReservationClosed,
+    _family,
+    _waiting,
+)
 
 
 class Inside:
@@ -46,14 +54,14 @@ def test_a_snapshot_is_read_from_inside_an_operation_of_the_same_thread() -> Non
     assert [snapshot.name for snapshot in seen[2].children] == ["child"]
 
 
-@pytest.mark.parametrize("operation", ["record", "reserve", "reset", "child", "set_caps", "commit"])
+@pytest.mark.parametrize("operation", ["record", "reserve", "reset", "child", "set_caps"])
 def test_what_spends_says_that_it_is_inside(operation: str) -> None:
     pool = BudgetPool(token_cap=10)
     child = pool.child()
     held = child.reserve(tokens=1)
 
     def act() -> None:
-        function = held.commit if operation == "commit" else getattr(child, operation)
+        function = getattr(child, operation)
         with pytest.raises(RuntimeError, match="inside this pool already: .* but may not spend"):
             function()
 
@@ -61,6 +69,51 @@ def test_what_spends_says_that_it_is_inside(operation: str) -> None:
     assert counters(pool) == (0, 1, 0, 0, 1)
     held.commit()
     assert counters(pool) == counters(child) == (1, 0, 0, 0, 0)
+
+
+def test_what_was_spent_already_is_counted_at_the_end_of_the_operation_that_it_came_inside_of() -> None:
+    """P3 in finalisers: the collector may run the one that commits anywhere."""
+    pool = BudgetPool(token_cap=10, name="total")
+    child = pool.child(name="child")
+    heard: list[tuple[str, int]] = []
+    child.subscribe(lambda event: heard.append((event.kind, event.tokens)))
+    held = child.reserve(tokens=5)
+
+    def act() -> None:
+        held.commit(tokens=4)
+        held.commit(tokens=4)  # settled by then, and not counted again
+        child.record(tokens=3, force=True)
+        child.record(tokens=30, force=True)  # over the cap: it is recorded, and an event tells it
+        assert counters(pool) == (0, 5, 0, 0, 1)
+
+    run_inside(pool, act)
+    assert counters(pool) == counters(child) == (37, 0, 0, 0, 0)
+    child.snapshot()
+    kinds = [("reserve", 5), ("commit", 4), ("record", 3), ("record", 30), ("overrun", 30)]
+    assert heard == kinds
+    assert not pool._family.late
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("below", [False, True])
+def test_a_commit_counts_also_after_the_collector_finalised_the_reservation(below: bool) -> None:
+    pool = BudgetPool(token_cap=10)
+    held = (pool.child() if below else pool).reserve(tokens=5)
+    held.__del__()  # as in a cycle of garbage, of which another finaliser commits
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    assert held.completed
+    assert "dropped" in repr(held)
+    held.release()
+    held.commit(tokens=4)
+    assert counters(pool) == (4, 0, 0, 0, 0)
+    with pytest.raises(ReservationClosed):
+        held.commit(tokens=4)
+    other = pool.reserve(tokens=5)
+    other.__del__()
+    pool.snapshot()
+    with pytest.raises(BudgetOverrun):
+        other.commit(tokens=7)
+    assert counters(pool) == (11, 0, 0, 0, 0)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -159,7 +212,7 @@ def test_who_began_before_the_pool_was_in_a_family_goes_the_familys_way(
 
     def subscribe() -> None:
         lock.hook = lambda: None
-        family._subscribe((pool,), (lambda event: heard.append(event.kind),), ())
+        family._subscribe((pool,), ((lambda event: heard.append(event.kind),),), ())
         pool._pending = family.idle
 
     def at_the_next() -> None:
@@ -234,6 +287,21 @@ def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch
     family.prod(pool)
     family.prod(pool)  # nothing is left to do
     assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_what_came_too_early_is_recorded_once_also_when_another_thread_was_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = BudgetPool(token_cap=10)
+    record = _family.Family._record_late
+
+    def faster(self: _family.Family, *arguments: Any) -> None:
+        record(self, *arguments)
+        self.late.clear()
+
+    monkeypatch.setattr(_family.Family, "_record_late", faster)
+    run_inside(pool, lambda: pool.record(tokens=3, force=True))
+    assert counters(pool) == (3, 0, 0, 0, 0)
 
 
 # ---------------------------------------------------------------- bells and lines

@@ -70,7 +70,7 @@ def test_importing_the_package_loads_neither_the_front_nor_anything_foreign() ->
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
     ours = {name for name in loaded if name.startswith("token_budget")}
-    modules = ("_errors", "_events", "_family", "_money", "_pool", "_snapshot", "_waiting", "_window")
+    modules = ("_errors", "_events", "_family", "_keyed", "_money", "_pool", "_snapshot", "_waiting", "_window")
     assert ours == {"token_budget", *(f"token_budget.{name}" for name in modules)}
     assert {name.split(".")[0] for name in loaded} - {"token_budget"} <= sys.stdlib_module_names
     assert not {"typing", "dataclasses", "decimal", "fractions", "asyncio"} & set(loaded)

@@ -7,10 +7,12 @@ is done. Threads are waited for until they stand in line.
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from token_budget import (
     PoolForked,
     Reservation,
     ReservationClosed,
+    Window,
     _family,
     _waiting,
 )
@@ -490,15 +493,17 @@ def test_a_task_times_out_as_a_thread_does_and_the_next_is_served() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), "1", True, [], 1j])
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), "1", True, [], 1j, "", b""])
 def test_a_bad_timeout_is_refused_before_anything(timeout: Any) -> None:
     pool = BudgetPool(token_cap=10)
     with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
         pool.areserve(tokens=1, timeout=timeout)
-    if timeout:
+    if not timeout:  # looked at where there is no room
+        pool.record(tokens=10)
+    if timeout or timeout != 0:
         with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
             pool.reserve(tokens=1, timeout=timeout)
-    assert counters(pool) == (0, 0, 0, 0, 0)
+    assert counters(pool)[1:] == (0, 0, 0, 0)
 
 
 def test_a_timeout_may_be_longer_than_any_clock() -> None:
@@ -556,7 +561,13 @@ def test_a_cancellation_that_races_with_the_grant_gives_it_back() -> None:
     run(main)
 
 
-def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next() -> None:
+@pytest.mark.parametrize("just_now", [False, True])
+def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next(
+    monkeypatch: pytest.MonkeyPatch, just_now: bool
+) -> None:
+    """Also where it is closed between the look whether it is and the bell."""
+    if just_now:
+        monkeypatch.setattr(_waiting.LoopBell, "deaf", lambda _bell: False)
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     loop = asyncio.new_event_loop()
@@ -576,6 +587,134 @@ def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next() -
     del dead, task
     gc.collect()
     assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_waiters_of_a_closed_loop_hold_up_nobody() -> None:
+    pool = BudgetPool(token_cap=100)
+    held = pool.reserve(tokens=50)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(pool.areserve(tokens=60)._take())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    pool.reserve(tokens=10).release()
+    assert not pool._family.waiters
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    held.release()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_was_granted_and_then_dropped_serves_the_next() -> None:
+    """The line must not keep a reservation alive that nobody else holds."""
+
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=10)
+        await line.wait("a", pool, 4)
+        await line.wait("b", pool, 8)
+        held.release()
+        await settle()
+        assert line.order == ["a"]
+        line.tasks.pop("a")
+        gc.collect()
+        await settle()
+        assert line.order == ["a", "b"]
+        await line.give_back("b")
+
+    run(main)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_many_drops_from_many_threads_serve_who_waits() -> None:
+    for _ in range(5):
+        pool = BudgetPool(token_cap=300)
+        held = [[pool.reserve(tokens=1) for _ in range(100)] for _ in range(3)]
+        waiting = threading.Thread(target=lambda pool=pool: pool.reserve(tokens=300, timeout=60).release())
+        waiting.start()
+        in_line(pool, 1)
+        run_together(*[one.clear for one in held])
+        waiting.join(10)
+        assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_waiter_is_served_at_the_end_of_a_period_also_where_nothing_else_happens(asynchronous: bool) -> None:
+    now = [0.0]
+    window = Window.every(timedelta(seconds=1), clock=lambda: now[0])
+    pool = BudgetPool().child(token_cap=100, window=window)
+    pool.record(tokens=50)
+    held = pool.reserve(tokens=30)
+    now[0] = 0.99999  # the waiter sleeps until the period's end, and finds the clock there
+
+    def later() -> None:
+        now[0] = 1.0
+
+    async def wait() -> Reservation:
+        return await pool.areserve(tokens=40, timeout=30)
+
+    timer = threading.Timer(0.005, later)
+    timer.start()
+    got = asyncio.run(wait()) if asynchronous else pool.reserve(tokens=40, timeout=30)
+    assert counters(pool) == (0, 70, 0, 0, 2)
+    for reservation in (got, held):
+        reservation.release()
+    timer.join()
+
+
+def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    abandon = _family.Family.abandon
+    interrupts = [KeyboardInterrupt]
+
+    def interrupted(self: _family.Family, waiter: Any) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        abandon(self, waiter)
+
+    def wait(_self: object, _timeout: float | None) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_family.Family, "abandon", interrupted)
+    monkeypatch.setattr(_waiting.ThreadBell, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        pool.reserve(tokens=1, timeout=None)
+    assert not pool._family.waiters
+    held.release()
+
+
+def test_a_waiter_that_is_forked_is_told_so() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10, name="run")
+        held = pool.reserve(tokens=10)
+        await line.wait("a", pool, 5, timeout=0.001)
+        pool._after_fork_in_child()
+        with pytest.raises(PoolForked, match="'run'"):
+            await line.tasks.pop("a")
+        held.release()
+
+    run(main)
+
+
+def test_an_areserve_is_not_copied() -> None:
+    with pytest.raises(TypeError, match="call areserve"):
+        copy.copy(BudgetPool().areserve())
+
+
+def test_others_before_it_are_named_on_the_axis_that_has_a_cap() -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(usd_cap=1)
+        held = pool.reserve(usd=0.5)
+        task = asyncio.ensure_future(pool.areserve(usd=0.8)._take())
+        await settle()
+        with pytest.raises(BudgetExceeded, match="on usd: attempted 0.5 <= cap 1 .*others wait for room") as raised:
+            pool.record(tokens=10)
+        assert (raised.value.axis, raised.value.cap) == ("usd", 1.0)
+        with pytest.raises(BudgetTimeout, match="on usd: attempted 0.6 <= cap 1 .*; others were before it, and"):
+            await pool.areserve(usd=0.1, timeout=0.001)
+        held.release()
+        (await task).release()
+
+    run(main)
 
 
 def test_a_waiter_that_is_collected_with_its_loop_leaves_the_line() -> None:
@@ -603,7 +742,7 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
     held = pool.reserve(tokens=5)
 
     class Interrupted(_waiting.ThreadBell):
-        def wait(self, timeout: float | None) -> None:
+        def wait(self, timeout: float | None) -> bool:
             following.start()
             in_line(pool, 2)
             raise KeyboardInterrupt

@@ -15,6 +15,10 @@ from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, BudgetSnapsh
 NANOS = 10**9
 
 
+def names(snapshot: BudgetSnapshot) -> Any:
+    return (snapshot.name, [names(child) for child in snapshot.children])
+
+
 def family() -> tuple[BudgetPool, BudgetPool, BudgetPool]:
     total = BudgetPool(token_cap=1000, usd_cap=10, name="total")
     project = total.child(token_cap=500, usd_cap=5, name="project")
@@ -170,8 +174,9 @@ def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> No
     for operation in (run.record, run.reserve, run.try_reserve):
         with pytest.raises(PoolClosed, match="pool 'run' is closed: spend from its parent"):
             operation(tokens=1)
-    with pytest.raises(PoolClosed):
-        run.record(tokens=1, force=True)
+    run.record(tokens=2, force=True)  # it was spent, and is counted
+    assert run.closed
+    assert not user.closed
     with pytest.raises(PoolClosed):
         run.set_caps(token_cap=5)
     with pytest.raises(PoolClosed):
@@ -179,7 +184,7 @@ def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> No
     held.commit(tokens=7)
     other.release()
     run.close()
-    assert counters(run) == counters(user) == counters(project) == counters(total) == (7, 0, 0, 0, 0)
+    assert counters(run) == counters(user) == counters(project) == counters(total) == (9, 0, 0, 0, 0)
     assert run.snapshot().token_cap is None
 
 
@@ -207,13 +212,13 @@ def test_a_pool_that_stands_alone_can_be_closed() -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=5)
     pool.close()
-    for arguments in ({}, {"force": True}):
-        with pytest.raises(PoolClosed, match="^pool is closed"):
-            pool.record(tokens=1, **arguments)
+    with pytest.raises(PoolClosed, match="^pool is closed"):
+        pool.record(tokens=1)
+    pool.record(tokens=1, force=True)
     with pytest.raises(PoolClosed):
         pool.reserve(tokens=1)
     held.commit(tokens=3)
-    assert counters(pool) == (3, 0, 0, 0, 0)
+    assert counters(pool) == (4, 0, 0, 0, 0)
 
 
 # ---------------------------------------------------------------- joins
@@ -343,16 +348,70 @@ def test_keys_without_a_window_are_kept_while_anything_is_used() -> None:
     assert {index for index in users if isinstance(index, int) and index < 100} == set(range(1, 100, 2))
 
 
+def test_a_key_is_not_forgotten_while_a_pool_below_it_or_a_join_counts_against_it() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    joined, below = BudgetPool.join(users["ann"]), users["bob"].child()
+    for index in range(20):
+        users[index]
+    gc.collect()
+    joined.record(tokens=10)
+    below.record(tokens=10)
+    assert caught(BudgetExceeded, users["ann"].record, tokens=1)
+    assert caught(BudgetExceeded, users["bob"].record, tokens=1)
+
+
+def test_a_key_that_was_closed_or_has_caps_of_its_own_is_not_forgotten() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    users["banned"].close()
+    users["small"].set_caps(token_cap=1)
+    for index in range(20):
+        users[index]
+    gc.collect()
+    assert caught(PoolClosed, users["banned"].record, tokens=1)
+    assert caught(BudgetExceeded, users["small"].record, tokens=2)
+    assert len(users) < 20
+
+
+def test_the_tree_shows_pools_that_only_their_children_hold() -> None:
+    root = BudgetPool(name="root")
+    leaf = root.child(name="mid").child(name="leaf")
+    held = leaf.reserve(tokens=5)
+    gc.collect()
+    assert names(root.snapshot(tree=True)) == ("root", [("mid", [("leaf", [])])])
+    root._after_fork_in_child()
+    root.detach()
+    assert held.completed
+    assert root.snapshot(tree=True).children[0].tokens_reserved == 0
+
+
+def test_pools_that_are_gone_are_not_kept_in_mind() -> None:
+    total = BudgetPool()
+    for _ in range(1000):
+        total.child()
+    assert len(total._family.handles) < 200
+
+
+def test_hostile_keys_harm_only_themselves() -> None:
+    class Text(str):
+        __slots__ = ()
+
+        def __getitem__(self, _item: object) -> Any:
+            return 42
+
+    class Key:
+        def __str__(self) -> str:
+            return Text("key")
+
+    users = BudgetPool().keyed()
+    assert users[Key()].name == "key"
+
+
 def test_a_key_must_be_hashable() -> None:
     with pytest.raises(TypeError):
         BudgetPool().keyed()[[]]  # type: ignore[index]
 
 
 # ---------------------------------------------------------------- the tree
-
-
-def names(snapshot: BudgetSnapshot) -> Any:
-    return (snapshot.name, [names(child) for child in snapshot.children])
 
 
 def test_the_whole_tree_is_seen_as_of_one_moment() -> None:

@@ -104,6 +104,9 @@ class Bell:
     def ring(self) -> bool:
         return True
 
+    def deaf(self) -> bool:
+        return False
+
 
 class FamilyAgainstModel(RuleBasedStateMachine):
     @initialize(caps=st.tuples(token_caps, usd_caps), period=st.none() | st.just(10.0))
@@ -221,7 +224,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         amount = (tokens, grid(usd))
         self.model.roll_over(chain)
         possible = self.model.blocked(chain, amount, self.model.places()) is None
-        if possible or (force and not any(scope.closed for scope in chain)):
+        if possible or force:
             for scope in chain:
                 scope.ledger.spent.append(amount)
             over = next((scope for scope in chain if scope.ledger.overrun(amount)), None) if force else None

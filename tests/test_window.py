@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 import threading
 import time
 import zoneinfo
@@ -1373,3 +1375,20 @@ class PoolsAgainstNaiveWindows(RuleBasedStateMachine):
 
 TestPoolsAgainstNaiveWindows = needs_zones(PoolsAgainstNaiveWindows.TestCase)
 TestPoolsAgainstNaiveWindows.settings = hypothesis.settings(max_examples=hypothesis.settings().max_examples // 5)
+
+
+def test_a_window_can_be_compared_pickled_and_copied() -> None:
+    windows = [
+        Window.daily(),
+        Window.daily("Europe/Berlin") if zoneinfo.available_timezones() else Window.weekly(timezone.utc),
+        Window.weekly(),
+        Window.monthly(),
+        Window.every(timedelta(hours=5)),
+    ]
+    for window in windows:
+        assert pickle.loads(pickle.dumps(window)) == copy.deepcopy(window) == window
+        assert hash(copy.copy(window)) == hash(window)
+        assert repr(pickle.loads(pickle.dumps(window))) == repr(window)
+    assert len(set(windows)) == len(windows)
+    assert Window.daily() != "daily"
+    assert Window.daily(clock=lambda: 0.0) != Window.daily()

@@ -17,6 +17,7 @@ from token_budget._errors import (
     ReservationClosed,
 )
 from token_budget._events import BudgetEvent
+from token_budget._keyed import KeyedPools
 from token_budget._pool import AsyncReserve, BudgetPool, Reservation
 from token_budget._snapshot import BudgetSnapshot
 from token_budget._window import Window
@@ -31,6 +32,7 @@ __all__ = [
     "BudgetPool",
     "BudgetSnapshot",
     "BudgetTimeout",
+    "KeyedPools",
     "PoolClosed",
     "PoolForked",
     "Reservation",

@@ -6,7 +6,7 @@ text only when somebody reads it: a refusal is an everyday answer, and most are 
 
 from __future__ import annotations
 
-from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_text
+from token_budget._money import UNBOUNDED, shown_type, to_nanos, to_tokens, to_usd, usd_text
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ class BudgetExceeded(Exception):
         pool, tokens, nanos = decision[0], decision[1:5], decision[5:]
         exhausted = [attempted - reserved > cap for _requested, attempted, reserved, cap in (tokens, nanos)]
         full = [attempted > cap for _requested, attempted, _reserved, cap in (tokens, nanos)]
-        # Neither is full where others wait for room: then the axis of which something is asked for.
-        if exhausted[0] or (full[0] and not exhausted[1]) or (not any(full) and tokens[0]):
+        # Neither is full where others wait for room: then an axis that has a cap, and that something is asked of.
+        by_turn = not any(full) and tokens[3] != UNBOUNDED and (tokens[0] > 0 or nanos[3] == UNBOUNDED)
+        if exhausted[0] or (full[0] and not exhausted[1]) or by_turn:
             return ("tokens", *tokens, pool)
         return ("usd", *nanos, pool)
 
@@ -216,7 +217,8 @@ class BudgetTimeout(BudgetExceeded, TimeoutError):  # pyright: ignore[reportInco
     """
 
     def __str__(self) -> str:
-        return f"{self._numbers('budget timeout')}; no room came in time: wait longer, ask for less, or set larger caps"
+        why = "no room came in time" if self.attempted > self.cap else "others were before it, and are still"
+        return f"{self._numbers('budget timeout')}; {why}: wait longer, ask for less, or set larger caps"
 
 
 class ReservationClosed(RuntimeError):

@@ -81,6 +81,9 @@ class BudgetEvent:
         """The pool subscribed to, right after."""
         return self._facts[4]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BudgetEvent._of, self._facts
+
     def __eq__(self, other: object) -> bool:
         return self._facts == other._facts if isinstance(other, BudgetEvent) else NotImplemented
 

@@ -29,10 +29,11 @@ import threading
 from collections import deque
 from itertools import repeat, starmap
 from threading import get_ident
-from weakref import WeakSet
+from weakref import ref
 
 from token_budget._errors import BudgetExceeded, BudgetOverrun, BudgetTimeout, PoolClosed, PoolForked
 from token_budget._events import BudgetEvent
+from token_budget._money import UNBOUNDED
 from token_budget._snapshot import BudgetSnapshot
 from token_budget._waiting import GRANTED, REFUSED, WAITING, WITHDRAWN, Queue, Waiter
 
@@ -50,11 +51,11 @@ if TYPE_CHECKING:
     Callback = Callable[[BudgetEvent], object]
 
 _new = object.__new__
-UNBOUNDED = 1 << 256  # stands for "no cap": 10**59 spends of the largest amount would not reach it
 CLOSED = -1  # stands for the cap of a closed pool: nothing fits
 NEVER = float("inf")
 COMMITTED = "committed"
 RELEASED = "released"
+DROPPED = "dropped"  # released because nobody held it any more
 
 # The seam through which tests put a lock of their own. CPython 3.10 also delivers signals at taken conditional jumps,
 # which the refusing branch of an operation needs: a handler may then find the lock held by its own thread, between two
@@ -164,7 +165,7 @@ class Watch:
     __slots__ = ("subscribers", "thresholds")
 
     def __init__(self) -> None:
-        self.subscribers: tuple[Callback, ...] = ()
+        self.subscribers: tuple[tuple[Callback], ...] = ()  # each a subscription of its own
         self.thresholds: tuple[Threshold, ...] = ()
 
 
@@ -179,6 +180,8 @@ class Family:
         "handles",
         "idle",
         "journal",
+        "late",
+        "living",
         "lock",
         "locked",
         "marks",
@@ -187,6 +190,7 @@ class Family:
         "owner",
         "quiet",
         "spending",
+        "telling",
         "touched",
         "void",
         "waiters",
@@ -213,14 +217,20 @@ class Family:
         self.alone = True  # whether there is but one pool
         self.watched = False  # whether anybody ever subscribed
         self.windowed = False  # whether any account has a window
-        self.handles: Any = ()  # the pools but the first: a WeakSet once there are any
-        self.groups: Any = ()  # the groups of keyed pools, likewise
+        self.handles: list[ref[BudgetPool]] = []  # the pools but the first, those that are gone included for a while
+        self.groups: list[ref[KeyedPools]] = []  # the groups of keyed pools, likewise
+        self.living = 0  # how many handles there were when they were last looked through
         # Filled by anyone in one step each, and emptied by whoever comes next. Reservations that were collected
         # unsettled wait to be released: their finaliser may run anywhere, also where its own thread holds the lock.
         # And waiters that were given room wait for their bells.
         self.dropped: deque[Reservation] = deque()
+        # What a finaliser or signal handler recorded inside of an operation of its own thread: (chain, a reservation
+        # that tells whether it is done, tokens, nanodollars).
+        self.late: deque[tuple[Chain, Reservation, int, int]] = deque()
         self.idle: object = self.dropped  # what the first pool's `_pending` is while nobody is inside: see `regate`
         self.granted: deque[Waiter] = deque()
+        # Of each thread that is calling back, what it has still to tell; touched by that thread alone.
+        self.telling: dict[int, deque[tuple[Callback, BudgetEvent]]] = {}
 
     # ------------------------------------------------------------------ the one way in
 
@@ -239,7 +249,7 @@ class Family:
             )
         news: Any = ()
         try:
-            if self.dropped:
+            if self.dropped or self.late:
                 self._reclaim()
             lock = self.lock
             root: Any = chain[-1]
@@ -261,11 +271,11 @@ class Family:
                     self._finish()
                     raise
                 finally:
-                    root._pending = self.idle
+                    root._pending = self.idle if self.journal is None and not self.touched else True
                     self.owner = 0
                     lock.release()
         finally:
-            if self.granted or self.dropped or news:
+            if self.granted or self.dropped or self.late or news:
                 self._after(news)
 
     def _after(self, news: Iterable[tuple[Callback, BudgetEvent]]) -> None:
@@ -275,13 +285,36 @@ class Family:
             self._reclaim()
         finally:
             self._ring()  # also when an interrupt came in between
-            for callback, event in news:
+            if news:
+                self._tell(news)
+
+    def _tell(self, news: Iterable[tuple[Callback, BudgetEvent]]) -> None:
+        """Call back. What a callback causes in turn is told after what caused it has been told to all."""
+        me = get_ident()
+        waiting = self.telling.get(me)
+        if waiting is not None:  # inside of a callback: whoever called that goes on with these
+            waiting.extend(news)
+            return
+        self.telling[me] = waiting = deque(news)
+        stopped: BaseException | None = None
+        try:
+            while waiting:
+                callback, event = waiting.popleft()
                 try:
                     callback(event)
-                except Exception:  # noqa: PERF203 - one subscriber's trouble is nobody else's
+                except Exception:
                     import logging
 
                     logging.getLogger("token_budget").exception("a subscriber raised on %r", event)
+                except BaseException as error:  # noqa: BLE001 - Ctrl-C, a cancellation: the others hear it first
+                    stopped = stopped or error
+        finally:
+            del self.telling[me]
+        if stopped is not None:
+            try:
+                raise stopped
+            finally:
+                stopped = None  # it holds this frame, and by that whatever the caller was making
 
     def _ring(self) -> None:
         """Wake those who were given room or refused. One who cannot hear it any more gives its room back."""
@@ -296,10 +329,18 @@ class Family:
                 continue
 
     def _reclaim(self) -> None:
-        """Release what was dropped. Several threads may do it at once, and any may be interrupted anywhere.
+        """Record what came too early, release what was dropped.
 
-        A reservation leaves the list only after its release, which is done once whoever asks.
+        Several threads may do it at once, and any may be interrupted anywhere: each leaves its list only after it is
+        done, which is done once whoever asks.
         """
+        while self.late:
+            try:
+                spend = self.late[0]
+                self._quietly(self._record_late, spend[0], *spend[1:])
+                self.late.remove(spend)
+            except (IndexError, ValueError):  # noqa: PERF203 - another thread was faster: look again
+                continue
         dropped = self.dropped
         while dropped:
             try:
@@ -331,32 +372,34 @@ class Family:
             break
 
     def prod(self, root: Any) -> None:
-        """Release what was dropped for those who wait, if nobody is inside: else who is does it when it leaves.
+        """Release what was dropped for those who wait; if somebody is inside, they do it when they leave.
 
-        For finalisers. It waits for no lock, and calls no subscriber.
+        For finalisers, which may run where their thread holds another lock: so it waits for this one for a second at
+        most, which is a thousand times what any straight run takes. It calls no subscriber.
         """
         me = get_ident()
-        if self.owner == me:
-            return
-        lock = self.lock
-        for free in starmap(lock.acquire, ((False,),)):
-            try:
-                if free:
-                    self.owner = me
-                    root._pending = True
-                    self._finish()
-                    while self.dropped:
-                        reservation = self.dropped[0]
-                        self._release(reservation._pool._scopes(), reservation, "drop")
+        while self.dropped and self.owner != me:
+            lock = self.lock
+            for free in starmap(lock.acquire, ((True, 1.0 if self.owner == 0 else 0.0),)):
+                try:
+                    if free:
+                        self.owner = me
+                        root._pending = True
                         self._finish()
-                        self.dropped.remove(reservation)
-            except (IndexError, ValueError):  # noqa: PERF203 - `_reclaim`, in another thread, was faster, and goes on
-                pass
-            finally:
-                if free:
-                    root._pending = self.idle
-                    self.owner = 0
-                    lock.release()
+                        while self.dropped:
+                            reservation = self.dropped[0]
+                            self._release(reservation._pool._scopes(), reservation, "drop")
+                            self._finish()
+                            self.dropped.remove(reservation)
+                except (IndexError, ValueError):  # noqa: PERF203 - `_reclaim`, in another thread, was faster
+                    pass
+                finally:
+                    if free:
+                        root._pending = self.idle
+                        self.owner = 0
+                        lock.release()
+            if not free:
+                break
         self._ring()
 
     # ------------------------------------------------------------------ changes
@@ -449,6 +492,7 @@ class Family:
                         and third_tokens <= third._token_limit
                         and third_nanos <= third._nano_limit
                         and self.quiet
+                        and self.journal is None
                     ):
                         first._tokens_claimed = first_tokens
                         first._nanos_claimed = first_nanos
@@ -465,11 +509,7 @@ class Family:
             raise error()
 
     def _record(self, chain: Chain, tokens: int, nanos: int, force: bool) -> Callable[[], Exception] | None:  # noqa: FBT001
-        if force:
-            for account in chain:
-                if account._token_limit == CLOSED:
-                    return self._closed(account)
-        elif self._blocker(chain, tokens, nanos) is not None:
+        if not force and self._blocker(chain, tokens, nanos) is not None:
             return self._refuse(chain, tokens, nanos)
         self._publish(chain, tokens, 0, nanos, 0, 0)
         if self.watched:
@@ -504,7 +544,10 @@ class Family:
         return None
 
     def commit(self, reservation: Reservation, tokens: int, nanos: int) -> None:
-        """See `Reservation.commit`."""
+        """See `Reservation.commit`. Inside of an operation of this thread, it is done at that operation's end."""
+        if self.owner == get_ident():
+            self.late.append((reservation._pool._scopes(), reservation, tokens, nanos))
+            return
         error = self.run(self.spending, reservation._pool._scopes(), self._commit, reservation, tokens, nanos)
         if error is not None:
             raise error()
@@ -512,14 +555,32 @@ class Family:
     def _commit(
         self, chain: Chain, reservation: Reservation, tokens: int, nanos: int
     ) -> Callable[[], Exception] | None:
-        if reservation._state is not reservation._pool._open:
+        if reservation._state is reservation._pool._open:
+            held_tokens, held_nanos, calls = reservation._tokens, reservation._nanos, 1
+        elif reservation._state is DROPPED:
+            # The collector finalised it before the one that commits it (a generator, say): what it held is back, and
+            # what the call cost is counted all the same.
+            held_tokens = held_nanos = calls = 0
+        else:
             return lambda: reservation._closed("commit")
-        held_tokens, held_nanos = reservation._tokens, reservation._nanos
         more_tokens, more_nanos = tokens - held_tokens, nanos - held_nanos
-        self._publish(chain, more_tokens, -held_tokens, more_nanos, -held_nanos, -1, reservation, COMMITTED)
+        self._publish(chain, more_tokens, -held_tokens, more_nanos, -held_nanos, -calls, reservation, COMMITTED)
         if self.watched:
             self._note("commit", chain, tokens, nanos)
         return self._overrun(chain, tokens, more_tokens, nanos, more_nanos)
+
+    def record_late(self, chain: Chain, spend: Reservation, tokens: int, nanos: int) -> None:
+        """Record, at the end of the operation that this thread is inside of, what was spent already."""
+        self.late.append((chain, spend, tokens, nanos))
+
+    def _record_late(self, chain: Chain, spend: Reservation, tokens: int, nanos: int) -> None:
+        if spend._state is not None:  # a reservation's commit
+            self._commit(chain, spend, tokens, nanos)
+            return
+        self._publish(chain, tokens, 0, nanos, 0, 0, spend, COMMITTED)
+        if self.watched:
+            self._note("record", chain, tokens, nanos)
+        self._overrun(chain, tokens, tokens, nanos, nanos)
 
     def release(self, reservation: Reservation) -> None:
         """See `Reservation.release`. In a signal handler inside of an operation, it is done at the operation's end."""
@@ -532,7 +593,8 @@ class Family:
     def _release(self, chain: Chain, reservation: Reservation, kind: Kind) -> None:
         if reservation._state is reservation._pool._open:
             tokens, nanos = reservation._tokens, reservation._nanos
-            self._publish(chain, -tokens, -tokens, -nanos, -nanos, -1, reservation, RELEASED)
+            state = DROPPED if kind == "drop" else RELEASED
+            self._publish(chain, -tokens, -tokens, -nanos, -nanos, -1, reservation, state)
             if self.watched:
                 self._note(kind, chain, tokens, nanos)
 
@@ -599,11 +661,19 @@ class Family:
                 or account._nanos_claimed + nanos > account._nano_limit
             ):
                 return account
-            queue = account._queue
-            if queue is not None:
-                head = queue.head(account)
+            if account._queue is not None:
+                head = self._head(account)
                 if head is not None and (ticket is None or head.ticket < ticket):
                     return account
+        return None
+
+    def _head(self, account: Account) -> Waiter | None:
+        """Return the oldest that waits at a scope, and send away those before it whose event loop is closed."""
+        while account._queue is not None:
+            head = account._queue.head(account)
+            if head is None or not head.bell.deaf():
+                return head
+            self._end(head, WITHDRAWN)
         return None
 
     def _hopeless(self, chain: Chain, tokens: int, nanos: int) -> Account | None:
@@ -628,7 +698,7 @@ class Family:
                     self._note("refusal", waiter.chain, waiter.tokens, waiter.nanos)
                 self._end(waiter, REFUSED)
                 continue
-            waiter = queue.head(account)
+            waiter = self._head(account)
             if waiter is None:
                 return
             scope = self._blocker(waiter.chain, waiter.tokens, waiter.nanos, waiter.ticket)
@@ -714,6 +784,18 @@ class Family:
                     due.append((account, *window.period(now)))
         return due
 
+    def until_reset(self, chain: Chain) -> float | None:
+        """Return in how many seconds the next period of the scopes begins; None if none does."""
+        ends = [(account._period_end, account._window) for account in chain if account._window is not None]
+        return min((max(0.001, end - window.clock()) for end, window in ends if window is not None), default=None)
+
+    def look_again(self, chain: Chain) -> None:
+        """Roll over what is due, and serve those who wait."""
+        self.run(self.locked, chain, self._nothing)
+
+    def _nothing(self, _chain: Chain) -> None:
+        pass
+
     def _roll_over(self, due: list[tuple[Account, float, float]]) -> None:
         for account, start, end in due:
             if start >= account._period_end:  # else another thread was faster
@@ -766,22 +848,27 @@ class Family:
             snapshot = account._shown()
             if watch.subscribers:
                 event = BudgetEvent._of(kind, chain[0]._name, tokens, nanos, snapshot)
-                self.news.extend([(callback, event) for callback in watch.subscribers])
-            for threshold in watch.thresholds:
-                if threshold.fired != account._epoch and threshold.reached(account):
-                    threshold.fired = account._epoch
-                    event = BudgetEvent._of("threshold", chain[0]._name, 0, 0, snapshot)
-                    self.news.append((threshold.callback, event))
+                self.news.extend([(callback, event) for (callback,) in watch.subscribers])
+            self._look_at_thresholds(account, watch)
 
-    def subscribe(self, chain: Chain, callback: Callback) -> None:
+    def _look_at_thresholds(self, account: Account, watch: Watch) -> None:
+        for threshold in watch.thresholds:
+            if threshold.fired != account._epoch and threshold.reached(account):
+                threshold.fired = account._epoch
+                event = BudgetEvent._of("threshold", account._name, 0, 0, account._shown())
+                self.news.append((threshold.callback, event))
+
+    def subscribe(self, chain: Chain, subscription: tuple[Callback]) -> None:
         """See `BudgetPool.subscribe`."""
-        self.run(self.locked, chain, self._subscribe, (callback,), ())
+        self.run(self.locked, chain, self._subscribe, (subscription,), ())
 
     def watch(self, chain: Chain, threshold: Threshold) -> None:
         """See `BudgetPool.on_threshold`."""
         self.run(self.locked, chain, self._subscribe, (), (threshold,))
 
-    def _subscribe(self, chain: Chain, callbacks: tuple[Callback, ...], thresholds: tuple[Threshold, ...]) -> None:
+    def _subscribe(
+        self, chain: Chain, callbacks: tuple[tuple[Callback], ...], thresholds: tuple[Threshold, ...]
+    ) -> None:
         account = chain[0]
         watch = Watch()
         watch.subscribers, watch.thresholds = callbacks, thresholds
@@ -793,7 +880,7 @@ class Family:
         self.regate(chain[-1])
 
     def unsubscribe(self, chain: Chain, item: object) -> None:
-        """Forget a callback or threshold, once if it is there several times; nothing if it is not."""
+        """Forget a subscription or threshold; nothing if it is not there."""
         self.run(self.locked, chain, self._unsubscribe, item)
 
     def _unsubscribe(self, chain: Chain, item: object) -> None:
@@ -829,7 +916,9 @@ class Family:
         account._terms = terms
         account._token_limit = token_limit
         account._nano_limit = nano_limit
-        self.regate(chain[-1])
+        self.regate(root)
+        if account._watch is not None:
+            self._look_at_thresholds(account, account._watch)
         return None
 
     def close(self, chain: Chain) -> None:
@@ -854,18 +943,24 @@ class Family:
         for account in chain:
             if account._token_limit == CLOSED:
                 return self._closed(account)
-        if self.alone:
-            self.handles, self.groups = WeakSet(), WeakSet()
-            self.alone = False
+        self.alone = False
         if pool is not None:
             self.marks = chain[0]._number = self.marks + 1
-            self.handles.add(pool)
+            self.register(pool)
             self.windowed = self.windowed or chain[0]._window is not None
         if group is not None:
-            self.groups.add(group)
+            self.groups = [*[one for one in self.groups if one() is not None], ref(group)]
             self.windowed = self.windowed or group._window is not None
         self.regate(chain[-1])
         return None
+
+    def register(self, pool: BudgetPool) -> None:
+        """Know a pool for as long as it lives. With the lock held."""
+        self.handles.append(ref(pool))
+        if len(self.handles) > 2 * self.living + 64:
+            handles = [one for one in self.handles if one() is not None]
+            self.living = len(handles)
+            self.handles = handles
 
     def tree(self, chain: Chain) -> BudgetSnapshot:
         """Return one pool's numbers with those of all its descendants, as of one moment."""
@@ -875,22 +970,26 @@ class Family:
         return self.run(self.locked, everyone, self._tree, chain[0])  # type: ignore[no-any-return]
 
     def _tree(self, chain: Chain, top: Account) -> BudgetSnapshot:
-        below: dict[Account, list[Account]] = {}
+        below: dict[int, list[Account]] = {}
         for account in self._accounts(chain[-1:]):
             if account._parent is not None:
-                below.setdefault(account._parent, []).append(account)
+                below.setdefault(id(account._parent), []).append(account)
 
         def snapshot(account: Account) -> BudgetSnapshot:
-            children = sorted(below.get(account, ()), key=lambda child: child._number)
+            children = sorted(below.get(id(account), ()), key=lambda child: child._number)
             return account._shown(tuple(map(snapshot, children)))
 
         return snapshot(top)
 
+    def _pools(self) -> list[BudgetPool]:
+        return [pool for one in self.handles if (pool := one()) is not None]
+
     def _accounts(self, chain: Chain) -> Chain:
         """Return the accounts of all pools of the family that are alive, and of all keys; the first pool's last."""
-        of_pools = [account for pool in self.handles for account in pool._scopes()[:1]]
-        of_keys = [account for group in self.groups for account in group._accounts.values()]
-        return (*dict.fromkeys([*of_pools, *of_keys, *chain[:-1]]), chain[-1])
+        groups = [group for one in self.groups if (group := one()) is not None]
+        of_keys = [account for group in groups for account in group._accounts.values()]
+        found = [*[pool._scopes()[0] for pool in self._pools()], *of_keys, *chain[:-1]]
+        return (*{id(account): account for account in found if account is not chain[-1]}.values(), chain[-1])
 
     # ------------------------------------------------------------------ forks
 
@@ -912,6 +1011,7 @@ class Family:
         self.spending = root._spending = spending
         self._apply()
         for waiter in self.waiters.values():
+            waiter.refusal = lambda: PoolForked(_forked(root._name))
             waiter.state = WITHDRAWN
             for account in waiter.chain:
                 account._queue = None
@@ -931,7 +1031,7 @@ class Family:
         if self.spending is self.locked:
             return
         self.opened = opened = object()
-        pools: list[Any] = [*self.handles, root]
+        pools: list[Any] = [*self._pools(), root]
         for pool in pools:  # the first pool last, for whoever is interrupted and calls again
             account = pool._scopes()[0]
             tokens_used = account._tokens_claimed - account._tokens_reserved
@@ -956,8 +1056,12 @@ def _without(items: tuple[Any, ...], item: object) -> tuple[Any, ...]:
 
 
 def _refuse_forked(name: str | None) -> NoReturn:
+    raise PoolForked(_forked(name))
+
+
+def _forked(name: str | None) -> str:
     named = "" if name is None else f" {name!r}"
-    raise PoolForked(
+    return (
         f"this copy of pool{named} came by os.fork() from the process that owns the budget, and does not spend it a "
         "second time: record in that process, make a BudgetPool of this process's own, or call detach() to make this "
         "copy a separate budget (snapshot() works without)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from weakref import ref
 
-from token_budget._family import Account
+from token_budget._family import CLOSED, Account
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class KeyedPools:
 
     ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. The same key gives the same
     budget, whoever asks and whenever. A key is forgotten when that loses nothing: nothing is in flight, nothing is used
-    or its period is over, nobody subscribed, and nobody holds its pool. Looking up may be done from any thread and
-    blocks for nothing but the lock.
+    or its period is over, its caps are those of the others, nobody subscribed, and nobody holds its pool or one below.
+    Looking up may be done from any thread and blocks for nothing but the lock.
     """
 
     __slots__ = ("__weakref__", "_accounts", "_caps", "_latest", "_name", "_parent", "_rota", "_window")
@@ -62,12 +62,12 @@ class KeyedPools:
             if pool is not None:  # and so it is not forgotten meanwhile
                 return pool
         account = KeyAccount()
-        text = str(key)[:200]
+        text = str.__str__(str(key))[:200]
         name = text if self._name is None else f"{self._name}:{text}"[:200]
         account._open_account(*self._caps, name, self._window)
         family, above = self._parent._family, self._parent._scopes()
         account._parent = above[0]
-        pool = self._parent._below(account, above, family)
+        pool = self._parent._below(account, above, (self._parent,))
         return family.run(family.locked, above, self._enter, key, pool)  # type: ignore[no-any-return]
 
     def _enter(self, chain: Chain, key: Hashable, pool: BudgetPool) -> BudgetPool:
@@ -88,7 +88,7 @@ class KeyedPools:
             self._accounts[key] = account
             for _ in range(_LOOK_AT):
                 self._look_at_next(account)
-        family.handles.add(pool)
+        family.register(pool)
         return pool
 
     def _not_before_the_latest(self, account: KeyAccount) -> None:
@@ -106,7 +106,14 @@ class KeyedPools:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""
         key = self._rota[0]
         account = self._accounts.get(key)
-        if account is not None and account._pool_ref() is None and account._in_flight == 0 and account._watch is None:
+        if (
+            account is not None
+            and account._pool_ref() is None
+            and account._in_flight == 0
+            and account._watch is None
+            and account._terms[:2] == self._caps
+            and account._token_limit != CLOSED
+        ):
             period_start = newest._terms[3]
             if account._tokens_claimed == account._nanos_claimed == 0 or (
                 period_start is not None and period_start >= account._period_end

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NANOS_PER_USD = 10**9
 MAX_TOKENS = 10**18
+UNBOUNDED = 1 << 256  # stands for "no cap": 10**59 spends of the largest amount would not reach it
 MAX_USD = 10**9
 _SHOWN_CHARACTERS = 60
 _class_name = type.__dict__[

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import warnings
 from weakref import WeakValueDictionary
 
 from token_budget._errors import BudgetExceeded, BudgetOverrun, ReservationClosed, checked_name
-from token_budget._family import COMMITTED, RELEASED, Account, Family, Threshold
+from token_budget._family import CLOSED, COMMITTED, RELEASED, Account, Family, Threshold
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._snapshot import BudgetSnapshot
 from token_budget._waiting import GRANTED, LoopBell, ThreadBell, Waiter
@@ -95,6 +97,7 @@ class BudgetPool(Account):
         "_locked",
         "_nano_bound",
         "_open",
+        "_parents",
         "_pending",
         "_spending",
         "_three",
@@ -110,6 +113,7 @@ class BudgetPool(Account):
         window: Window | None = None,
     ) -> None:
         self._open_account(*_caps(token_cap, usd_cap), checked_name(name), _checked_window(window))
+        self._parents: tuple[BudgetPool, ...] = ()
         self._family = family = Family()
         family.windowed = window is not None
         # The scopes that an operation counts against, this one's first and the family's first pool last; empty stands
@@ -137,10 +141,11 @@ class BudgetPool(Account):
         _pools[id(self)] = self
 
     @classmethod
-    def _below(cls, account: Account, chain: Chain, family: Family) -> BudgetPool:
+    def _below(cls, account: Account, chain: Chain, parents: tuple[BudgetPool, ...]) -> BudgetPool:
         """Make a pool that counts against an account of its own and all of a chain."""
         pool = BudgetPool.__new__(BudgetPool)
-        pool._family = family
+        pool._parents = parents  # they live as long as it does: the tree shows them, and no key of theirs is forgotten
+        pool._family = family = parents[0]._family
         pool._open = family.opened
         pool._pending = True
         pool._bind(account, chain)
@@ -166,6 +171,7 @@ class BudgetPool(Account):
             BudgetExceeded: it does not fit; nothing was changed.
             BudgetOverrun: with ``force``: it was added and a cap is passed.
             TypeError, ValueError: bad amounts (see the class); nothing was changed.
+            PoolClosed: without ``force``: this pool or one above it is closed.
             PoolForked: in a forked child, before `detach`.
 
         Example:
@@ -179,7 +185,7 @@ class BudgetPool(Account):
             tokens = to_tokens(tokens)
         nanos = to_nanos(usd)
         if self._pending:
-            return self._family.record(self, tokens, nanos, force)
+            return self._record(tokens, nanos, force=force)
         for _ in self._spending:
             try:
                 tokens_after = self._tokens_claimed + tokens
@@ -196,7 +202,7 @@ class BudgetPool(Account):
                 self._lock.release()
             break
         if token_bound < 0:
-            return self._family.record(self, tokens, nanos, force)
+            return self._record(tokens, nanos, force=force)
         if force:
             return self._add(tokens, nanos)
         raise BudgetExceeded._refusal(
@@ -328,17 +334,24 @@ class BudgetPool(Account):
     def _reserve(self, reservation: Reservation, timeout: float | None) -> Reservation:
         """Take what the reservation is for by the family's way, and let the thread wait if need be."""
         family = self._family
+        timeout = _checked_timeout(timeout)  # also what is no number, and false
         if timeout == 0:
             family.reserve(reservation, None)
             return reservation
-        waiter = Waiter(self._scopes(), reservation, ThreadBell())
+        bell = ThreadBell()
+        waiter = Waiter(self._scopes(), reservation, bell)
         try:
             family.reserve(reservation, waiter)
             if waiter.ticket:
-                waiter.bell.wait(timeout)
+                sleeps, last = _Sleeps(family, waiter, timeout), False
+                while not last:
+                    seconds, last = sleeps.next()
+                    if bell.wait(seconds):
+                        break
+                    family.look_again(waiter.chain)
                 family.withdraw(waiter)
         except BaseException:
-            family.abandon(waiter)
+            _abandon(family, waiter)
             raise
         return _outcome(waiter)
 
@@ -348,6 +361,11 @@ class BudgetPool(Account):
     def name(self) -> str | None:
         """The name that it was given."""
         return self._name
+
+    @property
+    def closed(self) -> bool:
+        """True once it, or a pool above it, was closed."""
+        return any(account._token_limit == CLOSED for account in self._scopes())
 
     def snapshot(self, tree: bool = False) -> BudgetSnapshot:  # noqa: FBT001, FBT002 - keyword-only is dearer to call
         """Return every number as of one moment. Works in a forked child too.
@@ -474,7 +492,7 @@ class BudgetPool(Account):
         account._open_account(*_caps(token_cap, usd_cap), checked_name(name), _checked_window(window))
         above = self._scopes()
         account._parent = above[0]
-        pool = self._below(account, above, self._family)
+        pool = self._below(account, above, (self,))
         self._family.adopt(pool._chain, pool)
         return pool
 
@@ -502,10 +520,10 @@ class BudgetPool(Account):
                 raise TypeError(f"only pools can be joined, not {type(pool).__name__}")
         if not pools or any(pool._family is not pools[0]._family for pool in pools):
             raise ValueError("join at least one pool, and only pools that descend from one: make them with child()")
-        scopes = dict.fromkeys(account for pool in pools for account in pool._scopes()[:-1])
+        scopes = {id(account): account for pool in pools for account in pool._scopes()[:-1]}.values()
         account = Account()
         account._open_account(None, None, checked_name(name), None)
-        joined = BudgetPool._below(account, (*scopes, pools[0]._scopes()[-1]), pools[0]._family)
+        joined = BudgetPool._below(account, (*scopes, pools[0]._scopes()[-1]), pools)
         joined._family.adopt(joined._chain, joined)
         return joined
 
@@ -537,8 +555,8 @@ class BudgetPool(Account):
     def close(self) -> None:
         """Refuse new operations, here and below, with PoolClosed, and let those in flight settle.
 
-        What is spent stays in the pools above. Those who wait here are refused. Closing twice does nothing. It is for
-        good: make another.
+        What happened already is counted all the same: ``record(..., force=True)`` works. What is spent stays in the
+        pools above. Those who wait here are refused. Closing twice does nothing. It is for good: make another.
         """
         self._family.close(self._scopes())
 
@@ -572,9 +590,9 @@ class BudgetPool(Account):
         """
         if not callable(callback):
             raise TypeError("callback must be a function of one argument, the event")
-        chain = self._scopes()
-        self._family.subscribe(chain, callback)
-        return lambda: self._family.unsubscribe(chain, callback)
+        chain, subscription = self._scopes(), (callback,)
+        self._family.subscribe(chain, subscription)
+        return lambda: self._family.unsubscribe(chain, subscription)
 
     def on_threshold(
         self, share: float | Decimal | Fraction, callback: Callable[[BudgetEvent], object]
@@ -591,7 +609,7 @@ class BudgetPool(Account):
 
         Raises:
             TypeError: the share is no number, or the callback cannot be called.
-            ValueError: the share is not above 0, or not finite.
+            ValueError: the share is not above 0, above 10 (80 is 8,000 %), or not finite.
 
         Example:
             >>> pool = BudgetPool(usd_cap=10, name="day")
@@ -600,8 +618,8 @@ class BudgetPool(Account):
             80 %: day: tokens 0 | usd 8.5000 / 10.0000 (85%) | 0 in flight
         """
         nanos = to_nanos(share, "share")
-        if nanos == 0:
-            raise ValueError("share must be above 0")
+        if not 0 < nanos <= 10**10:
+            raise ValueError("share must be above 0 and at most 10 (1,000 %): 0.8 is 80 %")
         if not callable(callback):
             raise TypeError("callback must be a function of one argument, the event")
         threshold = Threshold(nanos, callback)
@@ -640,8 +658,9 @@ class BudgetPool(Account):
                 return None
             try:
                 return convert(text)
-            except (ArithmeticError, ValueError):
-                raise ValueError(f"{prefix}{name} must be {wanted}, got {text[:60]!r}") from None
+            except (ArithmeticError, ValueError) as error:
+                detail = f": {error}" if "zone" in str(error) else ""
+                raise ValueError(f"{prefix}{name} must be {wanted}, got {text[:60]!r}{detail}") from None
 
         def usd(text: str) -> Decimal:
             value = Decimal(text)
@@ -673,6 +692,16 @@ class BudgetPool(Account):
     def _after_fork_in_child(self) -> None:
         self._family.fork(self)
 
+    def _record(self, tokens: int, nanos: int, *, force: bool) -> None:
+        """Record by the family's way; what was spent already, inside of an operation of this thread, at its end."""
+        family = self._family
+        if force and family.owner == threading.get_ident():
+            spend = Reservation()
+            spend._pool, spend._tokens, spend._nanos, spend._state = self, 0, 0, None
+            family.record_late(self._scopes(), spend, tokens, nanos)
+        else:
+            family.record(self, tokens, nanos, force)
+
     def _add(self, tokens: int, nanos: int) -> None:
         """Add a spend that happened already, then raise BudgetOverrun if a cap is passed."""
         for _ in self._spending:
@@ -690,7 +719,7 @@ class BudgetPool(Account):
                 self._lock.release()
             break
         if token_bound < 0:
-            return self._family.record(self, tokens, nanos, force=True)
+            return self._record(tokens, nanos, force=True)
         if tokens and tokens_after > token_bound:
             raise BudgetOverrun._of("tokens", tokens, tokens_after, tokens_reserved, token_bound, self._name)
         if nanos and nanos_after > nano_bound:
@@ -731,16 +760,25 @@ class AsyncReserve:
         if self._timeout == 0:
             family.reserve(reservation, None)
             return reservation
-        waiter = Waiter(reservation._pool._scopes(), reservation, LoopBell(asyncio.get_running_loop()))
+        bell = LoopBell(asyncio.get_running_loop())
+        waiter = Waiter(reservation._pool._scopes(), reservation, bell)
         try:
             family.reserve(reservation, waiter)
             if waiter.ticket:
-                await waiter.bell.wait(self._timeout)
+                sleeps, last = _Sleeps(family, waiter, self._timeout), False
+                while not last:
+                    seconds, last = sleeps.next()
+                    if await bell.wait(seconds):
+                        break
+                    family.look_again(waiter.chain)
                 family.withdraw(waiter)
         except BaseException:  # cancelled, interrupted, or the loop is gone
-            family.abandon(waiter)
+            _abandon(family, waiter)
             raise
         return _outcome(waiter)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("what areserve() returns cannot be copied or pickled: call areserve() again")
 
 
 class Reservation:
@@ -952,13 +990,43 @@ def _checked_timeout(timeout: Any) -> float | None:
         raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
     if not timeout >= 0:
         raise ValueError(f"timeout must be a number of seconds from 0 on, got {timeout!r}")
-    return timeout
+    return min(timeout, threading.TIMEOUT_MAX)
+
+
+class _Sleeps:
+    """How long to sleep at a time while waiting: until the time-out, or until a period of the scopes ends before it."""
+
+    __slots__ = ("_deadline", "_family", "_waiter")
+
+    def __init__(self, family: Family, waiter: Waiter, timeout: float | None) -> None:
+        self._family = family
+        self._waiter = waiter
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def next(self) -> tuple[float | None, bool]:
+        """Return the seconds of the next sleep, None for one without end, and whether it is the last."""
+        reset = self._family.until_reset(self._waiter.chain) if self._family.windowed else None
+        if self._deadline is None:
+            return reset, reset is None
+        left = min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        return (left, True) if reset is None or left <= reset else (reset, False)
+
+
+def _abandon(family: Family, waiter: Waiter) -> None:
+    """Leave the line; twice, for whoever is interrupted a second time in the first."""
+    try:
+        family.abandon(waiter)
+    except BaseException:
+        family.abandon(waiter)
+        raise
 
 
 def _outcome(waiter: Waiter) -> Reservation:
     """Return the reservation of a waiter that got it, at once or later, or raise what it got instead."""
     if waiter.ticket == 0 or waiter.state is GRANTED:
-        return waiter.reservation  # type: ignore[no-any-return]
+        reservation: Reservation = waiter.reservation
+        waiter.reservation = None  # it may stay in a line for a while, and must not keep what is dropped
+        return reservation
     refusal: Any = waiter.refusal
     raise refusal()
 

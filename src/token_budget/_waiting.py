@@ -38,6 +38,10 @@ class ThreadBell:
         self._lock = _new_lock()
         self._lock.acquire()
 
+    def deaf(self) -> bool:
+        """Whether nobody can hear it any more."""
+        return False
+
     def ring(self) -> bool:
         """Wake the thread; return whether there is anybody to hear it."""
         try:
@@ -46,9 +50,9 @@ class ThreadBell:
             return True
         return True
 
-    def wait(self, timeout: float | None) -> None:
-        """Block until it is rung, for at most so many seconds."""
-        self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+    def wait(self, timeout: float | None) -> bool:
+        """Block until it is rung, for at most so many seconds; return whether it was."""
+        return bool(self._lock.acquire(timeout=-1 if timeout is None else timeout))
 
 
 class LoopBell:
@@ -58,7 +62,11 @@ class LoopBell:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._future: Future[None] = loop.create_future()
+        self._future: Future[bool] = loop.create_future()
+
+    def deaf(self) -> bool:
+        """Whether the loop is closed, and nobody can hear it any more."""
+        return self._loop.is_closed()
 
     def ring(self) -> bool:
         """Wake the task; return whether there is a loop left to run it."""
@@ -68,20 +76,22 @@ class LoopBell:
             return False
         return True
 
-    async def wait(self, timeout: float | None) -> None:
-        """Suspend the task until it is rung, for at most so many seconds."""
+    async def wait(self, timeout: float | None) -> bool:
+        """Suspend the task until it is rung, for at most so many seconds; return whether it was."""
         if timeout is None:
-            await self._future
-            return
-        timer = self._loop.call_later(timeout, self._wake)
+            return await self._future
+        timer = self._loop.call_later(timeout, self._wake, False)  # noqa: FBT003
         try:
-            await self._future
+            rung = await self._future
         finally:
             timer.cancel()
+        if not rung:
+            self._future = self._loop.create_future()  # for the next time
+        return rung
 
-    def _wake(self) -> None:
+    def _wake(self, rung: bool = True) -> None:  # noqa: FBT001, FBT002 - a callback's argument
         if not self._future.done():
-            self._future.set_result(None)
+            self._future.set_result(rung)
 
 
 class Waiter:

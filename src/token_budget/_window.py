@@ -34,20 +34,28 @@ class Window:
         23.0
     """
 
-    __slots__ = ("_period_of", "_text", "clock")
+    __slots__ = ("_made_by", "_period_of", "_text", "clock")
     clock: Callable[[], float]
     _period_of: Callable[[float], tuple[float, float]]
     _text: str
+    _made_by: tuple[str, Any]
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("make a Window with Window.daily(), weekly(), monthly(), every() or parse()")
 
     @classmethod
-    def _of(cls, text: str, period: Callable[[float], tuple[float, float]], clock: Callable[[], float]) -> Window:
+    def _of(
+        cls,
+        text: str,
+        period: Callable[[float], tuple[float, float]],
+        clock: Callable[[], float],
+        made_by: tuple[str, Any],
+    ) -> Window:
         if not callable(clock):
             raise TypeError("clock must be a function that returns a POSIX timestamp")
         window = cls.__new__(cls)
         window._text = text
+        window._made_by = made_by
         window._period_of = period
         window.clock = clock
         return window
@@ -65,19 +73,19 @@ class Window:
             ValueError: there is no time zone of that name (Windows needs the package tzdata for any).
         """
         zone, name = _zone(tz)
-        return cls._of(f"daily {name}", _calendar(zone, _day), clock)
+        return cls._of(f"daily {name}", _calendar(zone, _day), clock, ("daily", tz))
 
     @classmethod
     def weekly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] = time.time) -> Window:
         """From Monday, midnight, to the next (ISO 8601). Arguments and errors as `daily`."""
         zone, name = _zone(tz)
-        return cls._of(f"weekly {name}", _calendar(zone, _week), clock)
+        return cls._of(f"weekly {name}", _calendar(zone, _week), clock, ("weekly", tz))
 
     @classmethod
     def monthly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] = time.time) -> Window:
         """From the first of the month, midnight, to the next. Arguments and errors as `daily`."""
         zone, name = _zone(tz)
-        return cls._of(f"monthly {name}", _calendar(zone, _month), clock)
+        return cls._of(f"monthly {name}", _calendar(zone, _month), clock, ("monthly", tz))
 
     @classmethod
     def every(cls, length: timedelta, *, clock: Callable[[], float] = time.time) -> Window:
@@ -104,7 +112,7 @@ class Window:
                 index -= 1
             return index * micros / 1_000_000, (index + 1) * micros / 1_000_000
 
-        return cls._of(f"every {length}", period, clock)
+        return cls._of(f"every {length}", period, clock, ("every", length))
 
     @classmethod
     def parse(cls, text: str, *, clock: Callable[[], float] = time.time) -> Window:
@@ -149,8 +157,24 @@ class Window:
         """
         return self._period_of(now)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Window):
+            return NotImplemented
+        return (self._made_by, self.clock) == (other._made_by, other.clock)
+
+    def __hash__(self) -> int:
+        return hash((self._made_by, self.clock))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (*self._made_by, self.clock)
+
     def __repr__(self) -> str:
         return f"<Window {self._text}>"
+
+
+def _made(kind: str, argument: Any, clock: Callable[[], float]) -> Window:
+    made: Window = getattr(Window, kind)(argument, clock=clock)
+    return made
 
 
 def _zone(tz: tzinfo | str | None) -> tuple[tzinfo, str]:

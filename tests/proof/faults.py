@@ -196,7 +196,7 @@ FAULTS = [
         "nobody looks who waits when room comes",
         "Family._publish",
         ("wait", "release"),
-        (("self.touched = (*self.touched, *chain)\n", "pass\n"),),
+        (("self._touch(chain)\n", "pass\n"),),
         "Full",
     ),
     Fault(

@@ -194,7 +194,7 @@ def scopes() -> None:
             assert tree.tokens_used == sum(child.tokens_used for child in tree.children) <= 2000
             assert tree.usd_used_nanos == tree.tokens_used * 10**9
 
-    run_together(look, *[lambda index=index: spend(index) for index in range(THREADS)])  # type: ignore[misc]
+    run_together(look, *[lambda index=index: spend(index) for index in range(THREADS)])
     assert counters(total) == (sum(spent), 0, sum(spent) * 10**9, 0, 0)
 
 
@@ -212,7 +212,7 @@ def waiting() -> None:
             except BudgetTimeout:
                 pass
 
-    run_together(*[lambda index=index: work(index) for index in range(THREADS)])  # type: ignore[misc]
+    run_together(*[lambda index=index: work(index) for index in range(THREADS)])
     assert counters(total) == (0, 0, 0, 0, 0)
     assert not total._family.waiters
     assert total._queue is None

@@ -53,7 +53,7 @@ class HandLock:
         self.made = self.rung = False
 
     def acquire(self, timeout: float = -1) -> bool:
-        assert timeout in {-1, 5}
+        assert timeout in {-1, 5, 3600}  # without end, the test's own, until the window's end
         if self.made and not self.rung:
             HandLock.meanwhile()
         self.made = True
