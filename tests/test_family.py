@@ -62,7 +62,7 @@ def test_what_spends_says_that_it_is_inside(operation: str) -> None:
 
     def act() -> None:
         function = getattr(child, operation)
-        with pytest.raises(RuntimeError, match="inside this pool already: .* but may not spend"):
+        with pytest.raises(RuntimeError, match="inside this pool already.* but may not spend anew"):
             function()
 
     run_inside(pool, act)

@@ -243,9 +243,9 @@ class Family:
         me = get_ident()
         if self.owner == me:
             raise RuntimeError(
-                "this thread is inside this pool already: a signal handler, finaliser or trace function that "
-                "interrupts an operation of a pool with scopes, windows, waiters or subscribers may call snapshot() "
-                "and release(), but may not spend"
+                "this thread is inside this pool already, or one of its family: a signal handler, finaliser or trace "
+                "function that interrupts an operation of a pool with scopes, windows, waiters or subscribers may call "
+                "snapshot(), release(), commit() and record(force=True), but may not spend anew: do it later"
             )
         news: Any = ()
         try:

@@ -63,9 +63,10 @@ class BudgetPool(Account):
 
     No method waits for room unless it is told to (`reserve` with a timeout, `areserve`); for the lock all wait no
     longer than a few additions take, so all may be called from an event loop. Those of a pool that stands alone may be
-    called from a signal handler or a finaliser; with children, a window, waiters or subscribers, `snapshot` and
-    `Reservation.release` may, and what spends raises RuntimeError where it interrupts an operation of its own thread. A
-    pool cannot be copied or pickled; in a forked child it refuses to spend until `detach`.
+    called from a signal handler or a finaliser. With children, a window, waiters or subscribers, one that interrupts an
+    operation of its own thread may call `snapshot`; a release, a commit or a forced record is done at the end of that
+    operation; the rest raises RuntimeError there. A pool cannot be copied or pickled; in a forked child it refuses to
+    spend until `detach`.
 
     Args:
         token_cap: the most tokens that may be used and reserved together; None for no cap.
@@ -450,7 +451,7 @@ class BudgetPool(Account):
         self._family.set_caps(self._scopes(), caps)
 
     def detach(self) -> None:
-        """After ``os.fork()``, in the child: make this copy a budget of its own.
+        """After ``os.fork()``, in the child: make this copy, with all pools above and below it, a budget of its own.
 
         It keeps its caps and what was used up to the fork. The calls that were in flight are the parent's: this copy
         holds nothing for them, and their reservations count as closed here. Parent and child together can now spend
