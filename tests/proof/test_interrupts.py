@@ -53,7 +53,7 @@ class HandLock:
         self.made = self.rung = False
 
     def acquire(self, timeout: float = -1) -> bool:
-        assert timeout in {-1, 5, 3600}  # without end, the test's own, until the window's end
+        assert timeout == -1 or 4 < timeout <= 3600  # without end, or what is left
         if self.made and not self.rung:
             HandLock.meanwhile()
         self.made = True
