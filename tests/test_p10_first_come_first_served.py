@@ -660,6 +660,25 @@ def test_a_waiter_is_served_at_the_end_of_a_period_also_where_nothing_else_happe
     timer.join()
 
 
+def test_a_bell_that_rings_as_the_time_is_over_is_heard() -> None:
+    """The race, constructed: the timer has woken the task, and the bell rings before the task runs."""
+
+    async def main(_line: Line) -> None:
+        bell = _waiting.LoopBell(asyncio.get_running_loop())
+        waiting = asyncio.ensure_future(bell.wait(1000))
+        await settle()
+        bell._wake()  # what the timer does
+        bell._ring()
+        assert await waiting
+        assert await bell.wait(1000)
+        other = _waiting.LoopBell(asyncio.get_running_loop())
+        assert not await other.wait(0)
+        other._ring()
+        assert await other.wait(None)
+
+    run(main)
+
+
 def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)

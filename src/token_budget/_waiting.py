@@ -58,11 +58,12 @@ class ThreadBell:
 class LoopBell:
     """Wakes a task of an asyncio event loop, from any thread."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_future", "_loop", "_rung")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._future: Future[bool] = loop.create_future()
+        self._future: Future[None] = loop.create_future()  # of the latest wait
+        self._rung = False  # set and read in the loop's own thread, as the future is
 
     def deaf(self) -> bool:
         """Whether the loop is closed, and nobody can hear it any more."""
@@ -71,27 +72,30 @@ class LoopBell:
     def ring(self) -> bool:
         """Wake the task; return whether there is a loop left to run it."""
         try:
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._ring)
         except RuntimeError:  # the loop is closed
             return False
         return True
 
     async def wait(self, timeout: float | None) -> bool:
         """Suspend the task until it is rung, for at most so many seconds; return whether it was."""
-        if timeout is None:
-            return await self._future
-        timer = self._loop.call_later(timeout, self._wake, False)  # noqa: FBT003
-        try:
-            rung = await self._future
-        finally:
-            timer.cancel()
-        if not rung:
-            self._future = self._loop.create_future()  # for the next time
-        return rung
+        if not self._rung:
+            self._future = self._loop.create_future()
+            timer = None if timeout is None else self._loop.call_later(timeout, self._wake)
+            try:
+                await self._future
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return self._rung
 
-    def _wake(self, rung: bool = True) -> None:  # noqa: FBT001, FBT002 - a callback's argument
+    def _ring(self) -> None:
+        self._rung = True
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._future.done():
-            self._future.set_result(rung)
+            self._future.set_result(None)
 
 
 class Waiter:
