@@ -466,7 +466,7 @@ def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
 def test_a_signal_handler_before_any_instruction_may_use_the_pool(kind: str, name: str, does: str, full: bool) -> None:
     points = Points(codes_of(name))
     total = count(kind, name, points)
-    for at in range(0, total, 1 if full else 2 if kind == "alone" else 37):
+    for at in range(0, total, 1 if full else 5 if kind == "alone" else 61):
         world = prepared(kind, name)
         running = [world, world]
         signal.signal(signal.SIGINT, handler_that(running, does))
@@ -489,7 +489,7 @@ def garbage(pool: BudgetPool) -> None:
 def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, name: str, full: bool) -> None:
     points = Points(codes_of(name), act=gc.collect)
     total = count(kind, name, points)
-    for at in range(0, total, 1 if full else 2 if kind == "alone" else 37):
+    for at in range(0, total, 1 if full else 5 if kind == "alone" else 61):
         world = prepared(kind, name, littered=True)
         ended = handled(getattr(world, name), points, at)
         assert ended in {"done", "refused"}
