@@ -43,8 +43,8 @@ def test_every_pair_of_operations(pair: Scenario, watch: Watch, full: bool, expl
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=names(SEQUENCES))
 def test_sequences_of_operations(sequence: Scenario, watch: Watch, full: bool, explored: dict[str, int]) -> None:
     skip_drops(sequence)
-    explored[sequence.name] = explore(sequence, watch, preemptions=2, limit=None if full else 300)
-    assert explored[sequence.name] >= 300
+    explored[sequence.name] = explore(sequence, watch, preemptions=2, limit=None if full else 150)
+    assert explored[sequence.name] >= 150
 
 
 @pytest.mark.usefixtures("model")
@@ -53,7 +53,7 @@ def test_every_triple_of_operations(triple: Scenario, watch: Watch, full: bool, 
     if full:
         explored[triple.name] = explore(triple, watch, preemptions=2)
     else:
-        explored[triple.name] = sample(triple, watch, runs=30)
+        explored[triple.name] = sample(triple, watch, runs=20)
 
 
 @pytest.mark.usefixtures("model")

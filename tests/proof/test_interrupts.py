@@ -2,8 +2,8 @@
 
 After each: nothing is lost, nothing leaks, nothing is settled twice, the lock is free and the pool goes on working.
 Each operation is done on a pool that stands alone, and on one below two others with a window and subscribers, which
-does it by the family's way. There, without `--full`, interrupts are tried before every second instruction, the rest
-before every eleventh.
+does it by the family's way. Without `--full` interrupts are tried before every instruction of the first and every fifth
+of the second, the rest before every fifth and every 61st.
 """
 
 from __future__ import annotations
