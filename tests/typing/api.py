@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
@@ -9,13 +11,16 @@ from typing import Literal
 from typing_extensions import assert_type
 
 from token_budget import (
+    BudgetEvent,
     BudgetExceeded,
     BudgetOverrun,
     BudgetPool,
     BudgetSnapshot,
+    KeyedPools,
     PoolForked,
     Reservation,
     ReservationClosed,
+    Window,
 )
 
 pool = BudgetPool()
@@ -62,3 +67,29 @@ pool.record(5)  # type: ignore[call-arg]
 pool.record(tokens="5")  # type: ignore[arg-type]
 pool.record(tokens=1.5)  # type: ignore[arg-type]
 pool.record(usd="5")  # type: ignore[arg-type]
+
+
+async def scopes_and_waiting() -> None:
+    day = Window.daily("Europe/Berlin")
+    total = BudgetPool(usd_cap=Decimal("12.5"), window=day)
+    users: KeyedPools = total.keyed(usd_cap=1, name="user")
+    with total.child(token_cap=1000, name="run") as run:
+        call: BudgetPool = BudgetPool.join(users["ann"], run)
+        reservation: Reservation = await call.areserve(tokens=5, timeout=1.5)
+        reservation.release()
+        async with call.areserve(usd=0.1) as other:
+            other.commit(tokens=3)
+        call.reserve(tokens=1, timeout=None).release()
+    unsubscribe: Callable[[], None] = total.subscribe(heard)
+    unsubscribe()
+    total.on_threshold(0.8, heard)
+    total.set_caps(token_cap=None)
+    children: tuple[BudgetSnapshot, ...] = total.snapshot(tree=True).children
+    resets_at: datetime | None = children[0].resets_at
+    print(resets_at)
+
+
+def heard(event: BudgetEvent) -> None:
+    kind: str = event.kind
+    used: int = event.snapshot.tokens_used
+    print(kind, used)
