@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from token_budget import BudgetExceeded, BudgetPool, Window
 
 if TYPE_CHECKING:
-    from token_budget import BudgetEvent, BudgetSnapshot
+    from token_budget import BudgetEvent, BudgetSnapshot, KeyedPools
 
 _CALLS = 200
 _ROOM = 20  # calls that may be in flight at once
@@ -50,17 +50,17 @@ class Day:
     def __init__(self) -> None:
         """Make the pools."""
         daily = Window.daily("UTC")
-        self.whole = BudgetPool(usd_cap=1.0, name="day", window=daily)
+        self.whole: BudgetPool = BudgetPool(usd_cap=1.0, name="day", window=daily)
         room = self.whole.child(token_cap=_ROOM * _TOKENS, name="in flight")
-        self.projects = {name: room.child(usd_cap=0.6, name=name, window=daily) for name in _PROJECTS}
-        self.users = room.keyed(usd_cap=0.2, name="user", window=daily)
+        self.projects: dict[str, BudgetPool] = {name: room.child(usd_cap=0.6, name=name, window=daily) for name in _PROJECTS}
+        self.users: KeyedPools = room.keyed(usd_cap=0.2, name="user", window=daily)
         self.whole.on_threshold(0.8, self._warn)
         self.asked: list[int] = []  # calls in the order in which they asked
         self.served: list[int] = []  # and in which they got room
         self.refused: dict[str, int] = {}  # by the scope that refused
         self.spent: dict[str, int] = {}  # nanodollars by scope
-        self.warnings = 0
-        self.most_in_flight = 0
+        self.warnings: int = 0
+        self.most_in_flight: int = 0
 
     def _warn(self, event: BudgetEvent) -> None:
         self.warnings += 1
