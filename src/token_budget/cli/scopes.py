@@ -52,7 +52,9 @@ class Day:
         daily = Window.daily("UTC")
         self.whole: BudgetPool = BudgetPool(usd_cap=1.0, name="day", window=daily)
         room = self.whole.child(token_cap=_ROOM * _TOKENS, name="in flight")
-        self.projects: dict[str, BudgetPool] = {name: room.child(usd_cap=0.6, name=name, window=daily) for name in _PROJECTS}
+        self.projects: dict[str, BudgetPool] = {
+            name: room.child(usd_cap=0.6, name=name, window=daily) for name in _PROJECTS
+        }
         self.users: KeyedPools = room.keyed(usd_cap=0.2, name="user", window=daily)
         self.whole.on_threshold(0.8, self._warn)
         self.asked: list[int] = []  # calls in the order in which they asked
