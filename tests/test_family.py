@@ -194,6 +194,26 @@ def test_a_change_that_was_published_is_made_once_whoever_finishes_it() -> None:
         assert family.journal is None
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # nobody got the reservation
+def test_what_two_interrupts_left_published_counts_before_the_next_spend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second interrupt comes in the mending of the first: the change is published, and nobody has made it yet."""
+    apply, left = _family.Family._apply, [KeyboardInterrupt, KeyboardInterrupt]
+
+    def interrupted(self: _family.Family) -> None:
+        if left:
+            raise left.pop()
+        apply(self)
+
+    root = BudgetPool(token_cap=100)
+    child = root.child()
+    monkeypatch.setattr(_family.Family, "_apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.reserve(tokens=60)
+    assert root._family.journal is not None
+    assert caught(BudgetExceeded, child.record, tokens=100)
+    assert counters(root) == counters(child) == (0, 0, 0, 0, 0)  # and then nobody held it
+
+
 # ---------------------------------------------------------------- those who came too late
 
 
