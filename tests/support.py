@@ -68,7 +68,7 @@ def counters(pool: BudgetPool) -> tuple[int, int, int, int, int]:
 
 
 class HookedLock:
-    """A lock for the pool's seam, `_pool._new_lock`, that runs a hook inside the critical section of its taker."""
+    """A lock for the pool's seam, `_family._new_lock`, that runs a hook inside the critical section of its taker."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -679,6 +679,43 @@ def test_a_bell_that_rings_as_the_time_is_over_is_heard() -> None:
     run(main)
 
 
+def test_a_bell_that_is_rung_after_the_room_was_taken_and_the_loop_closed_takes_nothing_back() -> None:
+    """The race, constructed: the task took its room before the bell, and its loop is closed when that comes."""
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(pool.areserve(tokens=10)._take())
+    loop.run_until_complete(asyncio.sleep(0))
+    (waiter,) = pool._family.waiters.values()
+    held.release()
+    got = loop.run_until_complete(task)
+    loop.close()
+    pool._family.granted.append(waiter)  # as where the thread that granted it comes to its bell only now
+    pool._family._ring()
+    assert not pool._family.granted
+    assert counters(pool) == (0, 10, 0, 0, 1)
+    got.release()
+
+
+def test_a_loop_that_is_closed_between_two_looks_at_the_line_confuses_no_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main(line: Line) -> None:
+        pool = BudgetPool(token_cap=10, name="run")
+        held = pool.reserve(tokens=5)
+        await line.wait("a", pool, 8)
+        answers = iter([False])
+        monkeypatch.setattr(_waiting.LoopBell, "deaf", lambda _bell: next(answers, True))
+        with pytest.raises(BudgetExceeded, match="others wait for room"):
+            pool.record(tokens=1)
+        monkeypatch.undo()
+        line.tasks["a"].cancel()
+        await settle()
+        held.release()
+
+    run(main)
+
+
 def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)

@@ -31,7 +31,8 @@ class BudgetEvent:
     or was waited for in vain), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a
     reservation was collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
 
-    ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to;
+    ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to (for
+    ``"roll-over"`` and ``"threshold"`` of the one that it happened to);
     ``snapshot`` shows the one subscribed to, right after. ``tokens`` and ``usd`` are what the call recorded, reserved,
     committed, gave back or was refused; 0 for the last three kinds.
     """

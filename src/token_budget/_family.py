@@ -11,8 +11,9 @@ keep that harmless:
   the same straight run as its numbers. Whoever is interrupted before the store has changed nothing. Whoever is
   interrupted after it leaves the journal to be finished: at once by its own `except`, or by who takes the lock next.
 * **The owner.** A signal handler or a finaliser of the thread that holds the lock finds its own thread in `owner`, and
-  does not wait for itself: a snapshot is read as it stands (every account is whole at every moment), a release is left
-  to the end of the operation that it interrupted, and what would spend raises RuntimeError.
+  does not wait for itself: a snapshot is read as it stands (every account is whole at every moment); a release, a
+  commit and a forced record are left to the end of the operation that it interrupted (`dropped`, `late`); what would
+  spend anew raises RuntimeError.
 
 While the lock is free: `journal` is None; no waiter fits at the scope where it is the oldest that waits ("whenever the
 lock is let go, the head of the queue does not fit"); and none waits for what can never come. An operation that changes
@@ -366,7 +367,7 @@ class Family:
                 self._finish()
                 raise
             finally:
-                root._pending = self.idle
+                root._pending = self.idle if self.journal is None and not self.touched else True
                 self.owner = 0
                 lock.release()
             break
@@ -395,7 +396,7 @@ class Family:
                     pass
                 finally:
                     if free:
-                        root._pending = self.idle
+                        root._pending = self.idle if self.journal is None and not self.touched else True
                         self.owner = 0
                         lock.release()
             if not free:
@@ -509,8 +510,9 @@ class Family:
             raise error()
 
     def _record(self, chain: Chain, tokens: int, nanos: int, force: bool) -> Callable[[], Exception] | None:  # noqa: FBT001
-        if not force and self._blocker(chain, tokens, nanos) is not None:
-            return self._refuse(chain, tokens, nanos)
+        blocker = None if force else self._blocker(chain, tokens, nanos)
+        if blocker is not None:
+            return self._refuse(chain, tokens, nanos, blocker)
         self._publish(chain, tokens, 0, nanos, 0, 0)
         if self.watched:
             self._note("record", chain, tokens, nanos)
@@ -531,7 +533,7 @@ class Family:
                 self._note("reserve", chain, tokens, nanos)
             return None
         if waiter is None or self._hopeless(chain, tokens, nanos):
-            return self._refuse(chain, tokens, nanos)
+            return self._refuse(chain, tokens, nanos, blocker)
         self.marks = waiter.ticket = self.marks + 1
         self.waiters[waiter.ticket] = waiter
         self.regate(chain[-1])
@@ -600,15 +602,14 @@ class Family:
 
     # ------------------------------------------------------------------ refusing
 
-    def _refuse(self, chain: Chain, tokens: int, nanos: int) -> Callable[[], Exception]:
+    def _refuse(self, chain: Chain, tokens: int, nanos: int, blocker: Account) -> Callable[[], Exception]:
         """Return what makes the error of a request that does not fit.
 
-        It names the first scope that is exhausted, else the first that has no room or at which others wait.
+        It names the first scope that is exhausted, else its blocker: the first without room or at which others wait.
         """
         if self.watched:
             self._note("refusal", chain, tokens, nanos)
-        account: Any = self._hopeless(chain, tokens, nanos) or self._blocker(chain, tokens, nanos)
-        return self._refusal(account, tokens, nanos)
+        return self._refusal(self._hopeless(chain, tokens, nanos) or blocker, tokens, nanos)
 
     def _refusal(
         self, account: Account, tokens: int, nanos: int, kind: type[BudgetExceeded] = BudgetExceeded
@@ -752,7 +753,8 @@ class Family:
     def _abandon(self, chain: Chain, waiter: Waiter) -> None:
         self._withdraw(chain, waiter)
         self._finish()
-        self._release(chain, waiter.reservation, "release")
+        if waiter.reservation is not None:  # else it has been handed over, and is its new holder's to settle
+            self._release(chain, waiter.reservation, "release")
 
     def _bar(self, root: Any) -> None:
         """Let the first pool do none of its operations by itself."""

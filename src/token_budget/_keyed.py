@@ -44,7 +44,7 @@ class KeyedPools:
         self._caps = caps
         self._name = name
         self._window = window
-        # The family's lock guards both. A key is in the rota when it is in the accounts.
+        # The family's lock guards all three. A key is in the rota when it is in the accounts.
         self._accounts: dict[Hashable, KeyAccount] = {}
         self._latest: tuple[float, float] | None = None  # the latest period that any key was in
         self._rota: deque[Hashable] = deque()

@@ -344,10 +344,10 @@ class BudgetPool(Account):
         try:
             family.reserve(reservation, waiter)
             if waiter.ticket:
-                sleeps, last = _Sleeps(family, waiter, timeout), False
-                while not last:
+                sleeps = _Sleeps(family, waiter, timeout)
+                while True:
                     seconds, last = sleeps.next()
-                    if bell.wait(seconds):
+                    if bell.wait(seconds) or last:
                         break
                     family.look_again(waiter.chain)
                 family.withdraw(waiter)
@@ -766,10 +766,10 @@ class AsyncReserve:
         try:
             family.reserve(reservation, waiter)
             if waiter.ticket:
-                sleeps, last = _Sleeps(family, waiter, self._timeout), False
-                while not last:
+                sleeps = _Sleeps(family, waiter, self._timeout)
+                while True:
                     seconds, last = sleeps.next()
-                    if await bell.wait(seconds):
+                    if await bell.wait(seconds) or last:
                         break
                     family.look_again(waiter.chain)
                 family.withdraw(waiter)
@@ -786,15 +786,16 @@ class Reservation:
     """Capacity held for one call. ``BudgetPool.reserve`` makes it; it ends committed or released, exactly once.
 
     Use it as ``with`` or ``async with``, or settle it by hand, from any thread. One that is dropped unsettled is
-    released at the pool's next operation, with a ResourceWarning (which says where it was made, under tracemalloc).
+    released at the pool's next operation, or at once if somebody waits, with a ResourceWarning (which says where it was
+    made, under tracemalloc).
 
-    Two limits of Python: Ctrl-C that arrives just as the block is left, before ``__exit__`` has begun, leaves it in
-    flight until the last reference to it is gone. And Ctrl-C that arrives just as an unsettled one is dropped is lost
-    in its finaliser, and with it the capacity.
+    Two limits of Python: Ctrl-C that arrives just as the block is left, before ``__exit__`` has given it back, leaves
+    it in flight until the last reference to it is gone. And Ctrl-C that arrives just as an unsettled one is dropped is
+    lost in its finaliser, and with it the capacity.
     """
 
     # What never changes, and the state, which the pool's lock guards: None before the capacity is taken; the pool's
-    # `_open` while it is held; then COMMITTED or RELEASED.
+    # `_open` while it is held; then COMMITTED, RELEASED or DROPPED.
     __slots__ = ("_nanos", "_pool", "_state", "_tokens")
     _pool: BudgetPool
     _tokens: int
@@ -926,7 +927,7 @@ class Reservation:
             self.release()
 
     def __del__(self) -> None:
-        """Hand what was never settled to the pool. Runs anywhere, so it takes no lock."""
+        """Hand what was never settled to the pool. Runs anywhere, so it does not rely on getting the lock."""
         try:
             pool = self._pool
             dropped = self._state is pool._open
