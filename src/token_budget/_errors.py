@@ -6,7 +6,8 @@ text only when somebody reads it: a refusal is an everyday answer, and most are 
 
 from __future__ import annotations
 
-from token_budget._money import UNBOUNDED, shown_type, to_nanos, to_tokens, to_usd, usd_text
+from token_budget._arguments import checked_name
+from token_budget._money import UNBOUNDED, to_nanos, to_tokens, to_usd, usd_text
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from typing import Any, Literal
 
-_NAME_CHARACTERS = 200
 
 
 class BudgetExceeded(Exception):
@@ -235,23 +235,6 @@ class PoolForked(RuntimeError):
     Make a pool of the child's own, or call `BudgetPool.detach` to go on with this copy as a separate budget.
     ``snapshot()`` works without.
     """
-
-
-def checked_name(name: Any, argument: str = "name") -> str | None:
-    """Return the name of a pool as a plain str, or None; messages call the argument `argument`.
-
-    Raises:
-        TypeError: it is no text.
-        ValueError: it has more than 200 characters.
-    """
-    if name is None:
-        return None
-    if not issubclass(type(name), str):
-        raise TypeError(f"{argument} must be a str, not {shown_type(name)}")
-    text = str.__str__(name)  # a plain str, whatever the subclass
-    if len(text) > _NAME_CHARACTERS:
-        raise ValueError(f"{argument} must have at most {_NAME_CHARACTERS} characters, got {len(text)}")
-    return text
 
 
 def _restored(kind: type[BudgetExceeded], decision: tuple[Any, ...]) -> BudgetExceeded:

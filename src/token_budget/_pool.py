@@ -29,7 +29,8 @@ import time
 import warnings
 from weakref import WeakValueDictionary
 
-from token_budget._errors import BudgetExceeded, BudgetOverrun, ReservationClosed, checked_name
+from token_budget._arguments import checked_name
+from token_budget._errors import BudgetExceeded, BudgetOverrun, ReservationClosed
 from token_budget._family import CLOSED, COMMITTED, RELEASED, Account, Family, Threshold
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._snapshot import BudgetSnapshot

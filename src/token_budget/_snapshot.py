@@ -6,7 +6,7 @@ one is cheap enough for every frame of a display. It never changes, and is not c
 
 from __future__ import annotations
 
-from token_budget._errors import checked_name
+from token_budget._arguments import checked_name
 from token_budget._money import to_nanos, to_tokens, to_usd
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
