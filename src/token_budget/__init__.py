@@ -18,8 +18,10 @@ from token_budget._errors import (
 )
 from token_budget._events import BudgetEvent
 from token_budget._keyed import KeyedPools
-from token_budget._pool import AsyncReserve, BudgetPool, Reservation
-from token_budget._snapshot import BudgetSnapshot
+from token_budget._pool import BudgetPool
+from token_budget._reservation import Reservation
+from token_budget._sleep import AsyncReserve
+from token_budget._snapshot import BudgetSnapshot, PoolStatistics
 from token_budget._window import Window
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "KeyedPools",
     "PoolClosed",
     "PoolForked",
+    "PoolStatistics",
     "Reservation",
     "ReservationClosed",
     "Window",

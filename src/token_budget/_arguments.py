@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from token_budget._money import shown_type, to_nanos, to_tokens
+from token_budget._window import Window
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ def checked_cap(cap: Any, convert: Callable[[Any, str], int], argument: str) -> 
 def checked_caps(token_cap: Any, usd_cap: Any) -> tuple[int | None, int | None]:
     """Return both caps, in tokens and in nanodollars."""
     return checked_cap(token_cap, to_tokens, "token_cap"), checked_cap(usd_cap, to_nanos, "usd_cap")
+
+
+def checked_window(window: Any) -> Window | None:
+    """Return a window, or None for none.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if window is not None and not isinstance(window, Window):
+        raise TypeError(f"window must be a Window (Window.daily() and so on), not {shown_type(window)}")
+    return window
 
 
 def checked_timeout(timeout: Any) -> float | None:

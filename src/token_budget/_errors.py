@@ -67,7 +67,7 @@ class BudgetExceeded(Exception):
 
     @classmethod
     def _of(
-        cls, axis: Literal["tokens", "usd"], requested: int, attempted: int, reserved: int, cap: int, pool: str | None
+        cls, axis: Literal["tokens", "usd"], requested: int, attempted: int, reserved: int, cap: int, pool: str | None, *_
     ) -> BudgetExceeded:
         """Make the error from the pool's own integers: tokens, or nanodollars."""
         error = cls.__new__(cls)
@@ -80,6 +80,10 @@ class BudgetExceeded(Exception):
         error = cls.__new__(cls)
         error._decision = decision
         return error
+
+    @classmethod
+    def _refusal_of(cls, numbers, period_end, retry_after):
+        return cls._refusal(*numbers)
 
     @property
     def _facts(self) -> tuple[Literal["tokens", "usd"], int, int, int, int, str | None]:

@@ -1,139 +1,177 @@
-"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for."""
+"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for. `_group.py` keeps them."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from weakref import ref
 
-from token_budget._family import CLOSED, Account
+from token_budget._account import Subscription, Threshold
+from token_budget._arguments import UNCHANGED, checked_callback, checked_cap, checked_share, checked_window
+from token_budget._events import BudgetEvent
+from token_budget._group import Group
+from token_budget._money import to_nanos, to_tokens
+from token_budget._scope import Scope
+from token_budget._window import Window
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
-    from typing import Any
+    import decimal
+    import fractions
+    import typing
+    from typing import Any, Generic, TypeVar
 
-    from token_budget._family import Chain
-    from token_budget._pool import BudgetPool
-    from token_budget._window import Window
+    Pool = TypeVar("Pool", bound=Scope)
+else:
+    from token_budget._lazy import Generic, decimal, fractions, typing
 
-_LOOK_AT = 2  # how many old keys each new one pays to look at
-
-
-class KeyAccount(Account):
-    """What one key has claimed. It outlives the pool that callers hold, which is made anew when it is asked for."""
-
-    __slots__ = ("_pool_ref",)
-    _pool_ref: ref[BudgetPool]
+    Pool = Scope  # what annotations resolve to
 
 
-class KeyedPools:
+class KeyedPools(Group, Generic[Pool]):
     """Child pools of one parent by key, all with the same caps: ``users["user-123"].reserve(...)``.
 
-    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. The same key gives the same
-    budget, whoever asks and whenever. A key is forgotten when that loses nothing: nothing is in flight, nothing is used
-    or its period is over, its caps are those of the others, nobody subscribed, and nobody holds its pool or one below.
+    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. Keys that are equal are one key,
+    as in a dict (``1`` and ``1.0``); keys that differ are two budgets, also where their names read the same (``1`` and
+    ``"1"``). The same key gives the same budget, whoever asks and whenever.
+
+    A key is forgotten when that loses nothing: nothing is in flight, nothing is used or its period is over, and nobody
+    holds its pool or one below. Caps, a window and listeners that were set on a key's own pool are remembered beyond
+    that, until ``del users[key]``. A closed key is forgotten at its period's end, and is open when it is asked for again.
+
     Looking up may be done from any thread and blocks for nothing but the lock.
     """
 
-    __slots__ = ("__weakref__", "_accounts", "_caps", "_latest", "_name", "_parent", "_rota", "_window")
+    __slots__ = ()
 
-    def __init__(
-        self, parent: BudgetPool, caps: tuple[int | None, int | None], name: str | None, window: Window | None
-    ) -> None:
-        self._parent = parent
-        self._caps = caps
-        self._name = name
-        self._window = window
-        # The family's lock guards all three. A key is in the rota when it is in the accounts.
-        self._accounts: dict[Hashable, KeyAccount] = {}
-        self._latest: tuple[float, float] | None = None  # the latest period that any key was in
-        self._rota: deque[Hashable] = deque()
-        parent._family.adopt(parent._scopes(), None, self)
+    # ------------------------------------------------------------------ looking up
 
-    def __getitem__(self, key: Hashable) -> BudgetPool:
+    def __getitem__(self, key: Hashable) -> Pool:
         """Return the pool of a key.
 
         Raises:
             TypeError: the key is not hashable.
         """
         account = self._accounts.get(key)
-        if account is not None:
-            pool = account._pool_ref()
-            if pool is not None:  # and so it is not forgotten meanwhile
-                return pool
-        account = KeyAccount()
-        text = str.__str__(str(key))[:200]
-        name = text if self._name is None else f"{self._name}:{text}"[:200]
-        account._open_account(*self._caps, name, self._window)
-        family, above = self._parent._family, self._parent._scopes()
-        account._parent = above[0]
-        pool = self._parent._below(account, above, (self._parent,))
-        return family.run(family.locked, above, self._enter, key, pool)  # type: ignore[no-any-return]
+        if account is None:
+            return self._first(key)
+        seen = account.handle
+        pool = None if seen is None else seen()
+        if pool is not None:  # and so it is not forgotten meanwhile
+            return pool  # type: ignore[no-any-return]
+        pool = self._handle_of(account)
+        handle = ref(pool)
+        family = self._model._family
+        if family.pending:
+            return self._first(key)
+        for _ in family.locked:
+            try:
+                mine = seen is not None and account.handle is seen
+                if mine:
+                    account.handle = handle
+            finally:
+                family.lock.release()
+            break
+        return pool if mine else self[key]  # else another thread has made one, or the key was just forgotten; retry
 
-    def _enter(self, chain: Chain, key: Hashable, pool: BudgetPool) -> BudgetPool:
-        family = self._parent._family
-        known = self._accounts.get(key)
-        if known is not None:
-            held = known._pool_ref()
-            if held is not None:
-                return held
-            pool._bind(known, chain)
-            known._pool_ref = ref(pool)
-        else:
-            account: Any = pool._scopes()[0]
-            account._pool_ref = ref(pool)
-            family.marks = account._number = family.marks + 1
-            self._not_before_the_latest(account)
-            self._rota.append(key)
-            self._accounts[key] = account
-            for _ in range(_LOOK_AT):
-                self._look_at_next(account)
-        family.register(pool)
-        return pool
+    def get(self, key: Hashable, default: Pool | None = None) -> Pool | None:
+        """Return the pool of a key that is remembered, else the default. It makes no key."""
+        return self[key] if key in self._accounts else default
 
-    def _not_before_the_latest(self, account: KeyAccount) -> None:
-        """Open an account in the latest period that there was: a clock that steps back reopens none."""
-        start, end = account._terms[3:]
-        if start is None or end is None:
-            return
-        if self._latest is None or end > self._latest[1]:
-            self._latest = (start, end)
-        else:
-            account._terms = (*account._terms[:3], *self._latest)
-            account._period_end = self._latest[1]
+    def items(self) -> list[tuple[Hashable, Pool]]:
+        """Return the keys that are remembered, each with its pool. It makes no key."""
+        return [(key, pool) for key in self if (pool := self.get(key)) is not None]
 
-    def _look_at_next(self, newest: KeyAccount) -> None:
-        """Look at the key whose turn it is, and forget it if nothing is lost by that."""
-        key = self._rota[0]
-        account = self._accounts.get(key)
-        if (
-            account is not None
-            and account._pool_ref() is None
-            and account._in_flight == 0
-            and account._watch is None
-            and account._terms[:2] == self._caps
-            and account._token_limit != CLOSED
-        ):
-            period_start = newest._terms[3]
-            if account._tokens_claimed == account._nanos_claimed == 0 or (
-                period_start is not None and period_start >= account._period_end
-            ):
-                del self._accounts[key]
-        if key in self._accounts:
-            self._rota.append(key)
-        self._rota.popleft()
+    def values(self) -> list[Pool]:
+        """Return the pools of the keys that are remembered. It makes no key."""
+        return [pool for _, pool in self.items()]
 
-    def __len__(self) -> int:
-        """How many keys are remembered."""
-        return len(self._accounts)
+    def keys(self) -> list[Hashable]:
+        """Return the keys that are remembered."""
+        return list(self._accounts)
 
     def __iter__(self) -> Iterator[Hashable]:
-        """The keys that are remembered."""
+        """Iterate over the keys that are remembered as it begins."""
         return iter(list(self._accounts))
 
+    def __len__(self) -> int:
+        """Return how many keys are remembered."""
+        return len(self._accounts)
+
+    def __bool__(self) -> bool:
+        """Return True, also while no key is remembered."""
+        return True
+
     def __contains__(self, key: object) -> bool:
+        """Return whether a key is remembered."""
         return key in self._accounts
+
+    def __delitem__(self, key: Hashable) -> None:
+        """Forget a key and close its pool. The key begins anew when it is asked for again.
+
+        Raises:
+            KeyError: the key is not remembered.
+            ValueError: calls are in flight there; nothing was changed.
+        """
+        family = self._model._family
+        family.run(family.spending, True, self._forget, key)
+
+    # ------------------------------------------------------------------ for all keys
+
+    def subscribe(self, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back for everything that happens to the pool of any key, and return how to end it.
+
+        It is `BudgetPool.subscribe` on every key's pool, those to come included. It keeps no key from being forgotten.
+        """
+        subscription = Subscription(checked_callback(callback))
+        self._listen((subscription,), ())
+        return self._ignoring(subscription)
+
+    def on_threshold(
+        self, share: float | decimal.Decimal | fractions.Fraction, callback: Callable[[BudgetEvent], object]
+    ) -> Callable[[], None]:
+        """Call back once in each key's period when what the key used comes to a share of a cap.
+
+        It is `BudgetPool.on_threshold` on every key's pool, those to come included; it returns how to end it. It keeps
+        no key from being forgotten. ``event.pool`` is the name of the key's pool.
+        """
+        threshold = Threshold(checked_share(share), checked_callback(callback))
+        self._listen((), (threshold,))
+        return self._ignoring(threshold)
+
+    def set_caps(
+        self,
+        *,
+        token_cap: typing.SupportsIndex | None = UNCHANGED,
+        usd_cap: float | decimal.Decimal | fractions.Fraction | None = UNCHANGED,
+        window: Window | None = UNCHANGED,
+    ) -> None:
+        """Change the caps or the window of every key, those to come included, except where a key has its own.
+
+        Arguments and errors are those of `BudgetPool.set_caps`. What was set on a key's own pool stays. What this takes
+        grows with the number of keys.
+        """
+        tokens = token_cap if token_cap is UNCHANGED else checked_cap(token_cap, to_tokens, "token_cap")
+        nanos = usd_cap if usd_cap is UNCHANGED else checked_cap(usd_cap, to_nanos, "usd_cap")
+        if window is not UNCHANGED:
+            checked_window(window)
+        self._set_caps(tokens, nanos, window)
+
+    def _ignoring(self, item: object) -> Callable[[], None]:
+        """Return how to end a subscription. Whoever keeps it does not keep the group."""
+        group = ref(self)
+
+        def unsubscribe() -> None:
+            mine = group()
+            if mine is not None:
+                mine._ignore(item)
+
+        return unsubscribe
 
     def __repr__(self) -> str:
         named = "" if self._name is None else f" {self._name}"
         return f"<KeyedPools{named} {len(self)} keys>"
+
+    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
+        raise TypeError(
+            "KeyedPools cannot be copied or pickled: the copy would be a second budget for each key. Pass the group itself"
+        )

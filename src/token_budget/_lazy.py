@@ -34,3 +34,12 @@ decimal = LazyModule("decimal")
 fractions = LazyModule("fractions")
 types = LazyModule("types")
 typing = LazyModule("typing")
+
+
+class Generic:
+    """Stands for `typing.Generic` as the base of a class: what it is generic in matters to type checkers alone."""
+
+    __slots__ = ()
+
+    def __class_getitem__(cls, _parameters: object) -> type:
+        return cls

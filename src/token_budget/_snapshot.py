@@ -6,6 +6,8 @@ one is cheap enough for every frame of a display. It never changes, and is not c
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 from token_budget._arguments import checked_name
 from token_budget._money import to_nanos, to_tokens, to_usd
 
@@ -225,6 +227,12 @@ class BudgetSnapshot:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self._state,)
+
+
+class PoolStatistics(namedtuple("PoolStatistics", ("reservations", "waiters", "children", "subscribers"))):
+    """How many there are of what: see ``BudgetPool.statistics``."""
+
+    __slots__ = ()
 
 
 def _moment(timestamp: float | None) -> datetime | None:

@@ -1,17 +1,20 @@
-"""Waiting for room: who waits, in which order, and how they are woken.
+"""Waiting for room: who waits, in which order, and how each is woken.
 
-A `Waiter` is one request that did not fit, of a thread or of a task. It waits at one scope at a time, the first of its
-chain that has no room for it or where somebody older waits; there only the oldest is looked at (`Queue`), so nobody is
-overtaken, and who waits at one scope holds up nobody who does not need that scope. When room comes the pool itself
-gives it to the waiter, under its lock, and rings the waiter's bell afterwards: a woken waiter has its room already.
+A `Waiter` is one request that did not fit, of a thread or of a task. It waits at one scope at a time: the first of its
+chain that has no room for it, or where somebody older waits. At each scope only the oldest is looked at (`Line`), so
+nobody is overtaken, and a caller that waits at one scope never blocks callers that do not need that scope. When room
+comes the family gives it to the waiter under its lock, and rings the waiter's bell afterwards: a woken waiter has its
+room already.
 
-A family's lock guards everything here but the bells, which may be rung by anyone, more than once.
+The family's lock guards everything here except the bells. A bell may be rung by anyone, more than once. Whatever a
+waiter or a line is to become is noted in a `Change` and made with it; only entries that can never count again are
+removed from the heaps at once.
 """
 
 from __future__ import annotations
 
 import threading
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -20,13 +23,16 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What becomes of a waiter. Each ends in one of the last three, and stays in it.
+NEW = "new"  # it has not joined a line
 WAITING = "waiting"
 GRANTED = "granted"  # its reservation is in flight
-REFUSED = "refused"  # it could not fit any more, even if all that is in flight came back
+REFUSED = "refused"  # it can no longer fit, even if everything in flight comes back
 WITHDRAWN = "withdrawn"  # it timed out, or was cancelled or interrupted
 
-# The seam through which tests put a lock of their own.
-_new_lock: Callable[[], Any] = threading.Lock
+
+def _new_lock() -> Any:
+    """Return the lock of a bell. Tests replace this function; the class is looked up late for gevent's patches."""
+    return threading.Lock()
 
 
 class ThreadBell:
@@ -39,11 +45,11 @@ class ThreadBell:
         self._lock.acquire()
 
     def deaf(self) -> bool:
-        """Whether nobody can hear it any more."""
+        """Return whether nobody can hear it any more."""
         return False
 
     def ring(self) -> bool:
-        """Wake the thread; return whether there is anybody to hear it."""
+        """Wake the thread. Return whether there is anybody to hear it."""
         try:
             self._lock.release()
         except RuntimeError:  # it was rung before
@@ -51,7 +57,7 @@ class ThreadBell:
         return True
 
     def wait(self, timeout: float | None) -> bool:
-        """Block until it is rung, for at most so many seconds; return whether it was."""
+        """Block until it is rung, for at most so many seconds. Return whether it was."""
         return bool(self._lock.acquire(timeout=-1 if timeout is None else timeout))
 
 
@@ -66,11 +72,11 @@ class LoopBell:
         self._rung = False  # set and read in the loop's own thread, as the future is
 
     def deaf(self) -> bool:
-        """Whether the loop is closed, and nobody can hear it any more."""
+        """Return whether the loop is closed, so that nobody can hear it any more."""
         return self._loop.is_closed()
 
     def ring(self) -> bool:
-        """Wake the task; return whether there is a loop left to run it."""
+        """Wake the task. Return whether there is a loop left to run it."""
         try:
             self._loop.call_soon_threadsafe(self._ring)
         except RuntimeError:  # the loop is closed
@@ -78,7 +84,7 @@ class LoopBell:
         return True
 
     async def wait(self, timeout: float | None) -> bool:
-        """Suspend the task until it is rung, for at most so many seconds; return whether it was."""
+        """Suspend the task until it is rung, for at most so many seconds. Return whether it was."""
         if not self._rung:
             self._future = self._loop.create_future()
             timer = None if timeout is None else self._loop.call_later(timeout, self._wake)
@@ -98,78 +104,160 @@ class LoopBell:
             self._future.set_result(None)
 
 
+class TrioBell:
+    """Wakes a task of a trio run, from any thread."""
+
+    __slots__ = ("_event", "_over", "_token", "_trio")
+
+    def __init__(self, trio: Any) -> None:
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self._event = trio.Event()
+        self._over = False  # whether the run was found to have ended
+
+    def deaf(self) -> bool:
+        """Return whether the run was found to have ended. A run ends after its tasks, so a waiter leaves before it."""
+        return self._over
+
+    def ring(self) -> bool:
+        """Wake the task. Return whether there is a run left to hear it."""
+        try:
+            self._token.run_sync_soon(self._event.set)
+        except self._trio.RunFinishedError:
+            self._over = True
+            return False
+        return True
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Suspend the task until it is rung, for at most so many seconds. Return whether it was."""
+        with self._trio.move_on_after(float("inf") if timeout is None else timeout):
+            await self._event.wait()
+        return bool(self._event.is_set())
+
+
 class Waiter:
-    """One request that waits: what it asks for, of which scopes, and the reservation that it is to have."""
+    """One request that waits: what it asks for, of which scopes, and the reservation that it is to have.
 
-    __slots__ = ("at", "bell", "chain", "nanos", "refusal", "reservation", "state", "ticket", "tokens")
-
-    def __init__(self, chain: tuple[Any, ...], reservation: Any, bell: ThreadBell | LoopBell) -> None:
-        self.chain = chain  # every scope that it counts against, its own first
-        self.reservation = reservation
-        self.tokens: int = reservation._tokens
-        self.nanos: int = reservation._nanos
-        self.bell: Any = bell
-        self.state = WAITING
-        self.ticket = 0  # the order of arrival
-        self.at: Any = None  # the scope at which it waits for room
-        self.refusal: Callable[[], Exception] | None = None  # makes the error of one that is REFUSED
-
-
-class Queue:
-    """Those who wait for one scope: the oldest of those who wait at it, and the largest of all that need it.
-
-    Entries of waiters that left, or went to wait at another scope, stay in the heaps until they come to the front, or
-    until half of a heap is such.
+    It is also what is owed to its thread or task once it was granted or refused: the ring of its bell (`pay`).
     """
 
-    __slots__ = ("_at", "_by_nanos", "_by_tokens", "members")
+    __slots__ = (
+        "at",
+        "bell",
+        "give_back",
+        "lives_until",
+        "nanos",
+        "refusal",
+        "reservation",
+        "scope",
+        "state",
+        "ticket",
+        "tokens",
+    )
+    teller = None  # anybody may pay
+
+    def __init__(self, reservation: Any, bell: Any, timeout: float | None, give_back: Callable[..., None]) -> None:
+        self.reservation = reservation
+        self.scope = scope = reservation._pool
+        self.tokens: int = reservation._tokens
+        self.nanos: int = reservation._nanos
+        self.bell = bell
+        self.give_back = give_back  # returns the room of one whose bell nobody can hear any more
+        # For each account of the chain, the latest reading of its window's clock that the waiter lives to see.
+        self.lives_until = {
+            account: account.window.now() + timeout
+            for account in scope._chain
+            if timeout is not None and account.window is not None
+        }
+        self.state = NEW
+        self.ticket = 0  # the order of arrival
+        self.at: Any = None  # the account at which it waits for room
+        self.refusal: Callable[[], Exception] | None = None  # makes the error of one that got nothing
+
+    def patient(self, account: Any) -> bool:
+        """Return whether it lives to see the end of an account's period."""
+        moment = self.lives_until.get(account)
+        return moment is not None and bool(account.period_end <= moment)
+
+    def pay(self, takes: Any, _mine: object) -> None:
+        """Ring. Where nobody can hear it any more, give its room back."""
+        if not self.bell.ring():
+            self.give_back(self, takes)
+
+    def paid(self) -> bool:
+        """Return whether it has no room that nobody can use."""
+        held = self.reservation
+        return self.state is not GRANTED or held is None or held.completed or not self.bell.deaf()
+
+
+class Largest:
+    """The waiters of one kind that ask for most, on each axis, in time that does not grow with their number."""
+
+    __slots__ = ("by_nanos", "by_tokens")
+
+    def __init__(self, waiters: list[Waiter] | None = None) -> None:
+        self.by_tokens: list[tuple[int, int, Waiter]] = [(-one.tokens, one.ticket, one) for one in waiters or ()]
+        self.by_nanos: list[tuple[int, int, Waiter]] = [(-one.nanos, one.ticket, one) for one in waiters or ()]
+        heapify(self.by_tokens)
+        heapify(self.by_nanos)
+
+    def top(self) -> tuple[Waiter, Waiter] | None:
+        """Return who asks for most tokens and who asks for most dollars; None if nobody is here."""
+        for entries in (self.by_tokens, self.by_nanos):
+            while entries and entries[0][2].state is not WAITING:
+                heappop(entries)
+        return (self.by_tokens[0][2], self.by_nanos[0][2]) if self.by_tokens and self.by_nanos else None
+
+    def waiting(self) -> list[Waiter]:
+        """Return all that still wait."""
+        return [entry[2] for entry in self.by_tokens if entry[2].state is WAITING]
+
+
+class Line:
+    """Those who wait and need one scope: the oldest of those who wait for room in it, and the largest of all.
+
+    An entry counts while its waiter waits and, in `parked`, waits at this very scope. Others stay in the heaps until
+    they come to the front, or until half of a heap is such.
+    """
+
+    __slots__ = ("gone", "later", "now", "parked")
 
     def __init__(self) -> None:
-        self.members: dict[int, Waiter] = {}  # all that need the scope, by ticket, wherever they wait
-        self._at: list[tuple[int, Waiter]] = []  # by ticket: those who wait at this scope
-        self._by_tokens: list[tuple[int, int, Waiter]] = []  # all members, who asks for most first
-        self._by_nanos: list[tuple[int, int, Waiter]] = []
+        self.parked: list[tuple[int, Waiter]] = []  # by ticket: who waits for room in this scope
+        self.now = Largest()  # who needs room in this period
+        self.later = Largest()  # who lives to see the next
+        self.gone = 0  # how many have left since the heaps were last cleaned; a rough count will do
 
-    def join(self, waiter: Waiter) -> None:
-        """Count one in that needs the scope."""
-        self.members[waiter.ticket] = waiter
-        heappush(self._by_tokens, (-waiter.tokens, waiter.ticket, waiter))
-        heappush(self._by_nanos, (-waiter.nanos, waiter.ticket, waiter))
-
-    def park(self, waiter: Waiter, scope: object) -> None:
-        """Let one wait at this scope from now on."""
-        heappush(self._at, (waiter.ticket, waiter))
-        waiter.at = scope
-
-    def head(self, scope: object) -> Waiter | None:
-        """Return the oldest of those who wait at this scope."""
-        entries = self._at
+    def head(self, account: object) -> Waiter | None:
+        """Return the oldest of those who wait for room in this scope, the one of this account."""
+        entries = self.parked
         while entries:
-            waiter = entries[0][1]
-            if waiter.state is WAITING and waiter.at is scope:
+            ticket, waiter = entries[0]
+            if waiter.state is WAITING and waiter.at is account and waiter.ticket == ticket:
                 return waiter
             heappop(entries)
         return None
 
-    def hopeless(self, tokens_left: int, nanos_left: int) -> Waiter | None:
-        """Return one that asks for more than will ever be left, wherever it waits."""
-        for entries, left in ((self._by_tokens, tokens_left), (self._by_nanos, nanos_left)):
-            while entries and entries[0][2].state is not WAITING:
-                heappop(entries)
-            if entries and -entries[0][0] > left:
-                return entries[0][2]
-        return None
+    def deaf(self, account: object) -> bool:
+        """Return whether the oldest that waits for room in this scope can hear nothing any more."""
+        head = self.head(account)
+        return head is not None and head.bell.deaf()
 
-    def leave(self, waiter: Waiter) -> None:
-        """Count one out whose waiting is over; may be repeated."""
-        self.members.pop(waiter.ticket, None)
-        room = 2 * len(self.members) + 16
-        if len(self._by_tokens) > room or len(self._at) > room:
-            waiting = list(self.members.values())
-            by_tokens = [(-one.tokens, one.ticket, one) for one in waiting]
-            by_nanos = [(-one.nanos, one.ticket, one) for one in waiting]
-            at = [entry for entry in self._at if entry[1].state is WAITING]
-            heapify(by_tokens)
-            heapify(by_nanos)
-            heapify(at)
-            self._by_tokens, self._by_nanos, self._at = by_tokens, by_nanos, at
+    def kind(self, waiter: Waiter, account: object) -> Largest:
+        """Return where a waiter belongs."""
+        return self.later if waiter.patient(account) else self.now
+
+    def demand(self) -> tuple[int, int] | None:
+        """Return the most that one of them asks for on each axis; None if nobody waits."""
+        tops = [top for top in (self.now.top(), self.later.top()) if top is not None]
+        if not tops:
+            return None
+        return max(top[0].tokens for top in tops), max(top[1].nanos for top in tops)
+
+    def crowded(self) -> bool:
+        """Return whether the heaps hold so many that left that cleaning them costs each that left a constant time."""
+        return self.gone > (len(self.now.by_tokens) + len(self.later.by_tokens)) // 2 + 8
+
+    def waiting(self) -> list[Waiter]:
+        """Return all that wait and need this scope, wherever they wait."""
+        return [*self.now.waiting(), *self.later.waiting()]

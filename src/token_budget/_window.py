@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def system_time() -> float:
+    return time.time()
+
+
 class Window:
     """The periods of a budget: a pool with a window sets what is used back to 0 at the end of each.
 
@@ -48,9 +52,11 @@ class Window:
         cls,
         text: str,
         period: Callable[[float], tuple[float, float]],
-        clock: Callable[[], float],
+        clock: Callable[[], float] | None,
         made_by: tuple[str, Any],
     ) -> Window:
+        if clock is None:
+            clock = system_time
         if not callable(clock):
             raise TypeError("clock must be a function that returns a POSIX timestamp")
         window = cls.__new__(cls)
@@ -61,7 +67,7 @@ class Window:
         return window
 
     @classmethod
-    def daily(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] = time.time) -> Window:
+    def daily(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] | None = None) -> Window:
         """From midnight to midnight. A day has 23 or 25 hours where the zone's clocks change.
 
         Args:
@@ -76,19 +82,19 @@ class Window:
         return cls._of(f"daily {name}", _calendar(zone, _day), clock, ("daily", tz))
 
     @classmethod
-    def weekly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] = time.time) -> Window:
+    def weekly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] | None = None) -> Window:
         """From Monday, midnight, to the next (ISO 8601). Arguments and errors as `daily`."""
         zone, name = _zone(tz)
         return cls._of(f"weekly {name}", _calendar(zone, _week), clock, ("weekly", tz))
 
     @classmethod
-    def monthly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] = time.time) -> Window:
+    def monthly(cls, tz: tzinfo | str | None = None, *, clock: Callable[[], float] | None = None) -> Window:
         """From the first of the month, midnight, to the next. Arguments and errors as `daily`."""
         zone, name = _zone(tz)
         return cls._of(f"monthly {name}", _calendar(zone, _month), clock, ("monthly", tz))
 
     @classmethod
-    def every(cls, length: timedelta, *, clock: Callable[[], float] = time.time) -> Window:
+    def every(cls, length: timedelta, *, clock: Callable[[], float] | None = None) -> Window:
         """Spans of one length, counted from 1970-01-01T00:00 UTC: every hour starts on the hour.
 
         Raises:
@@ -115,7 +121,7 @@ class Window:
         return cls._of(f"every {length}", period, clock, ("every", length))
 
     @classmethod
-    def parse(cls, text: str, *, clock: Callable[[], float] = time.time) -> Window:
+    def parse(cls, text: str, *, clock: Callable[[], float] | None = None) -> Window:
         """Make a window from text: ``daily``, ``weekly`` or ``monthly``, with a time zone after it, or ``every 5h``.
 
         The units of ``every`` are s, m, h and d.
@@ -148,6 +154,9 @@ class Window:
         raise ValueError(
             f"{text[:60]!r} is no window: say daily, weekly or monthly, then a time zone if it is not UTC, or every 5h"
         )
+
+    def now(self):
+        return self.clock()
 
     def period(self, now: float) -> tuple[float, float]:
         """Return the period that a moment is in, its start and its end, as POSIX timestamps: ``start <= now < end``.

@@ -1,0 +1,282 @@
+"""Group: the keys of one parent, their accounts, and what holds for all of them. `KeyedPools` is its public face.
+
+A key's account outlives the pool that callers hold, which is a light handle and is made anew when it is asked for. The
+family's lock guards the accounts, the rota and the group's settings. A key is in the rota when it is in the accounts:
+each new key pays for a look at two old ones, so that keys which nothing speaks for are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from weakref import ref
+
+from token_budget import _settings
+from token_budget._account import Account, Watch, current
+from token_budget._arguments import UNCHANGED
+from token_budget._scope import Scope
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from typing import Any
+
+    from token_budget._account import Threshold
+    from token_budget._change import Change
+    from token_budget._family import Family
+    from token_budget._window import Window
+
+_LOOK_AT = 2  # how many old keys each new one pays to look at
+
+
+class Own:
+    """What was set on the pool of one key itself: it is remembered when the key is forgotten."""
+
+    __slots__ = ("names", "subscribers", "terms", "thresholds", "window")
+
+    def __init__(self, account: Account, group: Watch | None) -> None:
+        watch = account.watch or Watch((), (), ())
+        everyone = group or Watch((), (), ())
+        self.names = account.own  # of "token_cap", "nano_cap", "window"
+        self.terms = account.terms
+        self.window = account.window
+        self.subscribers = tuple(one for one in watch.subscribers if one not in everyone.subscribers)
+        self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.subscribers or self.thresholds)
+
+    def caps(self, token_cap: int | None, nano_cap: int | None) -> tuple[int | None, int | None]:
+        """Return the caps of the key where these are the group's."""
+        return (
+            self.terms[0] if "token_cap" in self.names else token_cap,
+            self.terms[1] if "nano_cap" in self.names else nano_cap,
+        )
+
+
+class KeyAccount(Account):
+    """What one key has claimed."""
+
+    __slots__ = ("handle", "key")
+    handle: Any  # a weak reference to the pool that somebody may hold; None once the key is forgotten
+    key: Any
+
+
+class Group:
+    """The accounts of all keys that are remembered, and the caps, window and listeners of all."""
+
+    __slots__ = (
+        "__weakref__",
+        "_accounts",
+        "_caps",
+        "_chain",
+        "_kind",
+        "_latest",
+        "_model",
+        "_name",
+        "_own",
+        "_parent",
+        "_rota",
+        "_watch",
+        "_window",
+    )
+
+    def __init__(
+        self,
+        kind: type[Any],
+        parent: Scope,
+        caps: tuple[int | None, int | None],
+        name: str | None,
+        window: Window | None,
+    ) -> None:
+        self._kind = kind  # of the pools that it makes
+        self._parent = parent
+        self._chain = parent._chain
+        self._name = name
+        self._caps = caps
+        self._window = window
+        self._watch: Watch | None = None  # who listens to every key
+        self._accounts: dict[Hashable, KeyAccount] = {}
+        self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
+        self._latest: tuple[Any, Any] | None = None  # the latest period that any key was in
+        self._rota: deque[Hashable] = deque()
+        self._model = Scope()  # what handles are made after
+        self._model._bind(parent._family, (Account(None, None, None, window), *parent._chain))
+        _settings.adopt(parent, None, parent._family.groups, self)
+
+    # ------------------------------------------------------------------ for the family
+
+    def accounts(self) -> list[KeyAccount]:
+        """Return the accounts of all keys."""
+        return list(self._accounts.values())
+
+    def scopes(self) -> list[Scope]:
+        """Return the pools of keys that are alive, and what they are made after."""
+        handles = [account.handle() for account in self.accounts() if account.handle is not None]
+        return [self._model, *[pool for pool in handles if pool is not None]]
+
+    # ------------------------------------------------------------------ keys that come and go
+
+    def _handle_of(self, account: KeyAccount) -> Any:
+        """Make a handle: a pool as `Scope._bind` would make it, after the model of all keys."""
+        model = self._model
+        pool: Any = self._kind.__new__(self._kind)
+        pool._parents = self  # and by that all of its keys are in the tree
+        pool._family = model._family
+        pool._home = model._home
+        pool._account = account
+        pool._chain = (account, *self._chain)
+        few = model._few
+        pool._few = few and (account, *few[1:])
+        pool._more = model._more
+        times = model._times
+        if times is not None:
+            since, until = account.since, account.period_end
+            for above in self._chain:
+                since, until = max(since, above.since), min(until, above.period_end)
+            times = times[0], since, until
+        pool._times = times
+        return pool
+
+    def _first(self, key: Hashable) -> Any:
+        """Return the pool of a key by the long way: it may be the first time that it is asked for."""
+        text = str.__str__(str(key))[:200]
+        name = text if self._name is None else f"{self._name}:{text}"[:200]
+        caps, window, own = self._caps, self._window, self._own.get(key)
+        if own is not None:
+            caps = own.caps(*caps)
+            window = own.window if "window" in own.names else window
+        now = 0.0 if window is None else window.now()
+        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, now))
+        account.key, account.parent = key, self._chain[0]
+        family = self._model._family
+        return family.run(family.locked, True, self._enter, account, own, now)
+
+    def _period(self, window: Window, now: float) -> tuple[float, float]:
+        """Return the period of a new key: the latest that any was in, which a clock that steps back does not reopen."""
+        latest = self._latest
+        if latest is not None and window is self._window:
+            since, end = current(latest)
+            if since <= now < end:
+                return latest
+        return window.period(now)
+
+    def _enter(self, account: KeyAccount, own: Own | None, now: float) -> Any:
+        """Under the lock: return the pool of the account's key, made with this account if the key is not known."""
+        key = account.key
+        known = self._accounts.get(key)
+        if known is not None:
+            pool = known.handle()
+            if pool is None:
+                pool = self._handle_of(known)
+                known.handle = ref(pool)
+            return pool
+        family = self._model._family
+        pool = self._handle_of(account)
+        account.handle = ref(pool)
+        if account.window is not None and account.window is self._window:
+            self._latest = account.terms[3:]
+        family.change(self._welcome, family, account, own)
+        self._rota.append(key)
+        self._accounts[key] = account
+        self._own.pop(key, None)
+        for _ in range(_LOOK_AT):
+            self._look_at_next(now)
+        return pool
+
+    def _welcome(self, change: Change, family: Family, account: KeyAccount, own: Own | None) -> None:
+        change.set(family, "made", family.made + 1)
+        change.set(account, "number", family.made + 1)
+        watch = self._watch
+        if own is not None:
+            change.set(account, "own", own.names)
+            watch = _settings.with_listeners(watch, own.subscribers, own.thresholds)
+        if watch is not None:
+            change.gate(account, watch=watch)
+
+    def _look_at_next(self, now: float) -> None:
+        """Look at the key whose turn it is, and forget it if nothing is lost by that."""
+        key = self._rota[0]
+        account = self._accounts.get(key)
+        if account is not None and account.handle() is None and account.in_flight == 0:
+            unused = account.tokens_claimed == account.nanos_claimed == 0 and not account.closed
+            if unused or self._over(account, now):
+                own = Own(account, self._watch)
+                if own:
+                    self._own[key] = own
+                account.handle = None
+                del self._accounts[key]
+        if key in self._accounts:
+            self._rota.append(key)
+        self._rota.popleft()
+
+    def _over(self, account: KeyAccount, now: float) -> bool:
+        """Return whether the period of a key is over, by a reading of the group's clock."""
+        window = account.window
+        if window is None or self._window is None or window.clock is not self._window.clock:
+            return False
+        return account.period_end <= now
+
+    def _forget(self, key: Hashable) -> None:
+        account = self._accounts.get(key)
+        if account is None and key not in self._own:
+            raise KeyError(key)
+        if account is not None:
+            if account.in_flight:
+                raise ValueError(
+                    f"{account.in_flight} calls of key {key!r} are in flight: let them settle first, or close() its pool"
+                )
+            self._model._family.change(_settings.closing, account)
+            account.handle = None
+            self._accounts.pop(key, None)
+        self._own.pop(key, None)
+
+    # ------------------------------------------------------------------ what holds for all keys
+
+    def _set_caps(self, token_cap: Any, nano_cap: Any, window: Any) -> None:
+        """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
+        period = (None, None) if window is None or window is UNCHANGED else window.period(window.now())
+        family = self._model._family
+        family.run(family.spending, True, self._change_caps, token_cap, nano_cap, window, period)
+
+    def _change_caps(self, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
+        family, model = self._model._family, self._model
+        accounts: set[Account] = set() if window is UNCHANGED else {model._account, *self.accounts()}
+        with _settings.bound_again(family, accounts):
+            family.change(self._give_caps, token_cap, nano_cap, window, period)
+
+    def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
+        caps = zip(self._caps, (token_cap, nano_cap), strict=True)
+        change.set(self, "_caps", tuple(old if new is UNCHANGED else new for old, new in caps))
+        if window is not UNCHANGED:
+            change.keep(self._window)
+            change.set(self, "_window", window)
+            change.set(self, "_latest", None if window is None else period)
+        news = {"token_cap": token_cap, "nano_cap": nano_cap, "window": window}
+        for account in [self._model._account, *self.accounts()]:
+            values = [UNCHANGED if name in account.own else new for name, new in news.items()]
+            _settings.give_caps(change, account, *values, period)
+
+    def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
+        """See `KeyedPools.subscribe` and `on_threshold`."""
+        family = self._model._family
+        family.run(family.locked, True, family.change, self._with_listeners, subscribers, thresholds)
+
+    def _with_listeners(
+        self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]
+    ) -> None:
+        change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
+        for account in self.accounts():
+            change.gate(account, watch=_settings.with_listeners(account.watch, subscribers, thresholds))
+
+    def _ignore(self, item: object) -> None:
+        """Forget what listens to all keys; nothing if it is not there."""
+        family = self._model._family
+        family.run(family.locked, True, family.change, self._without_listener, item)
+
+    def _without_listener(self, change: Change, item: object) -> None:
+        if self._watch is not None:
+            change.keep(self._watch)
+            change.set(self, "_watch", _settings.without_listener(self._watch, item))
+        for account in self.accounts():
+            if account.watch is not None:
+                change.gate(account, watch=_settings.without_listener(account.watch, item))

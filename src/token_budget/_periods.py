@@ -1,0 +1,80 @@
+"""Periods: when one has ended, and how the next begins.
+
+A pool rolls over at the first operation after its period's end. The clocks are read before the lock is taken, and what
+they say is compared with the accounts again under the lock, since another thread may have rolled over meanwhile.
+"""
+
+from __future__ import annotations
+
+from token_budget._account import Account, current, shown
+from token_budget._events import BudgetEvent
+from token_budget._line import renew
+from token_budget._scope import times_of
+from token_budget._telling import tellings
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from token_budget._change import Change
+    from token_budget._scope import Scope
+
+    Due = tuple[Account, float, tuple[float, float]]
+
+
+def due(accounts: Iterable[Account]) -> list[Due]:
+    """Return the accounts that are in another period now, with the clock's reading and that period. Without the lock."""
+    found = []
+    readings: dict[int, float] = {}  # each clock is read once: scopes that share one are in one period
+    for account in accounts:
+        window = account.window
+        if window is not None:
+            key = id(window.clock)
+            now = readings[key] if key in readings else readings.setdefault(key, window.now())
+            if not account.since <= now < account.period_end:
+                found.append((account, now, window.period(now)))
+    return found
+
+
+def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
+    """Begin the periods that were found due, and let the scope know the times of its periods."""
+    if ended:
+        scope._family.change(_roll_over, ended)
+    scope._times = times_of(scope._chain)
+
+
+def _roll_over(change: Change, ended: Iterable[Due]) -> None:
+    for account, now, period in ended:
+        if now >= account.period_end:
+            begin_anew(change, account)
+            begin_period(change, account, period)
+            _tell(change, account, period)
+        elif now < account.since:  # the clock was wrong before: take its period, and keep what is used
+            begin_period(change, account, period)
+
+
+def begin_anew(change: Change, account: Account) -> None:
+    """Set what is used to 0 and arm all thresholds."""
+    tokens, nanos = account.tokens_reserved, account.nanos_reserved
+    change.numbers(account, (tokens, tokens, nanos, nanos, account.in_flight))
+    watch = account.watch
+    if watch is not None:
+        change.gate(account, watch=watch.with_armed(watch.thresholds))
+
+
+def begin_period(change: Change, account: Account, period: tuple[Any, Any]) -> None:
+    """Let an account be in a period; (None, None) stands for one that never ends."""
+    since, end = current(period)
+    change.terms(account, *period)
+    change.set(account, "since", since)
+    change.set(account, "period_end", end)
+    renew(change, account, end)
+
+
+def _tell(change: Change, account: Account, period: tuple[float, float]) -> None:
+    watch = account.watch
+    if watch is not None and watch.subscribers:
+        terms = (*account.terms[:3], *period)
+        event = BudgetEvent._of("roll-over", account.terms[2], 0, 0, shown(change.after[account], terms))
+        change.debts += tellings(watch.subscribers, event)

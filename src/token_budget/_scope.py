@@ -1,0 +1,107 @@
+"""Scope: what an operation counts against. A pool is one; a reservation remembers one. And Claim: what is held of it."""
+
+from __future__ import annotations
+
+from token_budget._account import Account
+from token_budget._family import Family
+from token_budget._window import system_time
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Chain = tuple[Account, ...]
+    Times = tuple[Callable[[], float] | None, float, float]
+
+
+class Away:
+    """Stands where a pool that does not stand alone would find its family: its operations go to `_straight.py`."""
+
+    __slots__ = ()
+    pending = True
+
+
+AWAY = Away()
+
+
+class Scope:
+    """A chain of accounts, its own first and the family's first last, and the shortest way to change them.
+
+    ``_few`` tells the way: None where the account stands alone and has no window (a straight run in the pool's own
+    methods); three accounts (`_straight.py`; the family's `void` fills up), with two more in ``_more`` where the chain
+    has four or five; or () where only the long way serves.
+    """
+
+    __slots__ = ("_account", "_chain", "_family", "_few", "_home", "_more", "_times")
+    _account: Account
+    _chain: Chain
+    _family: Family
+    _home: Any  # the family, for a pool that stands alone without a window; AWAY, which is always busy, for the rest
+    _few: Chain | None
+    _more: Chain | None
+    # (clock, since, until): while ``since <= clock() < until`` no period of the chain ends or is too far ahead. None
+    # stands for no window in the chain, and a clock of None for the system's. One value, so that it is read whole; a
+    # straight run may rely on it, since whatever makes it too late makes `since` too late as well.
+    _times: Times | None
+
+    def _bind(self, family: Family, chain: Chain) -> None:
+        """Count against these accounts from now on."""
+        self._family = family
+        self._account = chain[0]
+        self._chain = chain
+        for name, value in ways(family, chain).items():
+            setattr(self, name, value)
+
+
+def ways(family: Family, chain: Chain) -> dict[str, Any]:
+    """Return what a scope of these accounts has in `_few`, `_more`, `_times` and `_home`."""
+    times = times_of(chain)
+    clocks = [account.window.clock for account in chain if account.window is not None]
+    filled = (*chain, *(family.void,) * 4)
+    few: Chain | None = filled[:3]
+    more = filled[3:5] if len(chain) > 3 else None
+    if len(chain) > 5 or any(clock is not clocks[0] and clock != clocks[0] for clock in clocks):
+        few, more = (), None  # too many, or no one clock tells
+    elif len(chain) == 1 and times is None:
+        few = None
+    return {"_few": few, "_more": more, "_times": times, "_home": family if few is None else AWAY}
+
+
+def times_of(chain: Chain) -> Times | None:
+    """Return what a scope of these accounts has in `_times`, with the periods as they are now."""
+    windows = [account.window for account in chain if account.window is not None]
+    if not windows:
+        return None
+    clock = windows[0].clock
+    return None if clock is system_time else clock, max(account.since for account in chain), min(account.period_end for account in chain)
+
+
+class Claim:
+    """An amount, the scope it is held of, and its state: None, then the family's `opened` while it is held, then its end."""
+
+    __slots__ = ("_nanos", "_pool", "_state", "_tokens")
+    teller = None  # as something that is owed (`Family.pay`), anybody may pay it
+    _pool: Scope
+    _tokens: int
+    _nanos: int
+    _state: object
+
+
+def scopes_of(family: Family) -> list[Scope]:
+    """Return all pools of the family that are alive, those of keys too, and what pools of keys are made after."""
+    found = [*family.scopes]
+    for group in family.groups:
+        found += group.scopes()
+    return found
+
+
+def accounts_of(scope: Scope) -> list[Account]:
+    """Return the accounts of all pools of the family that are alive, and of all keys. The family's first comes first."""
+    family = scope._family
+    found = dict.fromkeys([family.root, *scope._chain])
+    for pool in family.scopes:
+        found.update(dict.fromkeys(pool._chain))
+    for group in family.groups:
+        found.update(dict.fromkeys(group.accounts()))
+    return list(found)

@@ -1,0 +1,216 @@
+"""The long way of what changes a pool itself: reset, caps, window, closing, listeners, new members, detaching.
+
+Each operation has the two parts that `_ledger.py` tells of.
+"""
+
+from __future__ import annotations
+
+from token_budget._account import Account, Threshold, Watch
+from token_budget._arguments import UNCHANGED
+from token_budget._ledger import decided, operate, raising
+from token_budget._line import closed
+from token_budget._money import UNBOUNDED
+from token_budget._periods import begin_anew, begin_period, due
+from token_budget._scope import AWAY, accounts_of, scopes_of
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from token_budget._change import Change
+    from token_budget._family import Family, Register
+    from token_budget._scope import Chain, Scope
+
+    Failure = Callable[[], Exception] | None
+
+
+def reset(scope: Scope) -> None:
+    """See `BudgetPool.reset`."""
+    operate(scope._family.spending, scope, _reset)
+
+
+def _reset(change: Change, _family: Family, chain: Chain) -> None:
+    begin_anew(change, chain[0])
+    change.note("reset", chain, chain[0].terms[2])
+
+
+# ---------------------------------------------------------------------- caps and windows
+
+
+def set_caps(scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
+    """See `BudgetPool.set_caps`; an argument may be UNCHANGED."""
+    account, family = scope._account, scope._family
+    if window is UNCHANGED:
+        raising(operate(scope._family.spending, scope, _set_caps, account, token_cap, nano_cap))
+    else:
+        period = (None, None) if window is None else window.period(window.now())
+        arguments = (account, token_cap, nano_cap, window, period)
+        raising(family.run(family.spending, True, _with_other_window, scope, due(scope._chain), arguments))
+
+
+def _with_other_window(scope: Scope, ended: Any, arguments: tuple[Any, ...]) -> Failure:
+    """Change a window under the lock. Every scope that counts against the account takes the long way meanwhile."""
+    with bound_again(scope._family, {scope._account}):
+        return decided(scope, ended, _set_caps, arguments)  # type: ignore[no-any-return]
+
+
+class bound_again:  # noqa: N801 - it is used like a function
+    """Send every scope of these accounts the long way while the block runs; then bind each to its accounts anew."""
+
+    def __init__(self, family: Family, accounts: set[Account]) -> None:
+        self.family = family
+        self.scopes = [scope for scope in scopes_of(family) if not accounts.isdisjoint(scope._chain)]
+
+    def __enter__(self) -> None:
+        for scope in self.scopes:
+            scope._few, scope._home = (), AWAY
+
+    def __exit__(self, *_: object) -> None:
+        for scope in self.scopes:
+            scope._bind(self.family, scope._chain)
+
+
+def _set_caps(  # noqa: PLR0917
+    change: Change,
+    _family: Family,
+    _chain: Chain,
+    account: Account,
+    token_cap: Any,
+    nano_cap: Any,
+    window: Any = UNCHANGED,
+    period: tuple[Any, Any] = (None, None),
+) -> Failure:
+    if account.closed:
+        return closed(account)
+    news = {"token_cap": token_cap, "nano_cap": nano_cap, "window": window}
+    change.set(account, "own", account.own.union(name for name, value in news.items() if value is not UNCHANGED))
+    give_caps(change, account, token_cap, nano_cap, window, period)
+    return None
+
+
+def give_caps(  # noqa: PLR0917
+    change: Change, account: Account, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]
+) -> None:
+    """Note the caps and the window of an account, each of which may be UNCHANGED."""
+    token_limit, nano_limit = account.token_limit, account.nano_limit
+    if token_cap is not UNCHANGED:
+        token_limit = UNBOUNDED if token_cap is None else token_cap
+    if nano_cap is not UNCHANGED:
+        nano_limit = UNBOUNDED if nano_cap is None else nano_cap
+    watch = _armed_again(account, token_limit, nano_limit)
+    change.gate(account, token_limit=token_limit, nano_limit=nano_limit, watch=watch)
+    change.terms(account, *account.terms[3:])
+    if window is not UNCHANGED:
+        change.keep(account.window)
+        change.set(account, "window", window)
+        begin_period(change, account, period)
+    if account.line is not None:
+        change.stirred.append(account)
+
+
+def _armed_again(account: Account, token_limit: int, nano_limit: int) -> Watch | None:
+    """Return the listeners with every threshold armed whose share of the new limits is above what is used."""
+    watch = account.watch
+    if watch is None:
+        return None
+    numbers = account.numbers()
+    return watch.with_armed(
+        tuple(
+            threshold
+            for threshold in watch.thresholds
+            if threshold in watch.armed or not threshold.reached(numbers, token_limit, nano_limit)
+        )
+    )
+
+
+def close(scope: Scope) -> None:
+    """See `BudgetPool.close`."""
+    operate(scope._family.locked, scope, _close)
+
+
+def _close(change: Change, _family: Family, chain: Chain) -> None:
+    closing(change, chain[0])
+
+
+def closing(change: Change, account: Account) -> None:
+    """Note that an account is closed."""
+    change.gate(account, closed=True)
+    if account.line is not None:
+        change.stirred.append(account)
+
+
+# ---------------------------------------------------------------------- listeners
+
+
+def subscribe(scope: Scope, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
+    """See `BudgetPool.subscribe` and `on_threshold`."""
+    operate(scope._family.locked, scope, _subscribe, subscriptions, thresholds)
+
+
+def _subscribe(
+    change: Change, _family: Family, chain: Chain, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]
+) -> None:
+    change.gate(chain[0], watch=with_listeners(chain[0].watch, subscriptions, thresholds))
+
+
+def with_listeners(watch: Watch | None, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> Watch:
+    """Return the listeners with these added."""
+    old = watch or Watch((), (), ())
+    return Watch((*old.subscribers, *subscriptions), (*old.thresholds, *thresholds), (*old.armed, *thresholds))
+
+
+def unsubscribe(scope: Scope, item: object) -> None:
+    """Forget a subscription or threshold; nothing if it is not there."""
+    operate(scope._family.locked, scope, _unsubscribe, item)
+
+
+def _unsubscribe(change: Change, _family: Family, chain: Chain, item: object) -> None:
+    if chain[0].watch is not None:
+        change.gate(chain[0], watch=without_listener(chain[0].watch, item))
+
+
+def without_listener(watch: Watch, item: object) -> Watch | None:
+    """Return the listeners without this one; None if nobody is left."""
+    left = [tuple(one for one in each if one is not item) for each in (watch.subscribers, watch.thresholds, watch.armed)]
+    return Watch(*left) if left[0] or left[1] else None
+
+
+# ---------------------------------------------------------------------- members and copies
+
+
+def adopt(scope: Scope, account: Account | None, register: Register, thing: object) -> None:
+    """Let one more pool, or a group of keyed ones, be of the family, if no scope of the chain is closed."""
+    scope._family.check_fork()
+    raising(operate(scope._family.spending, scope, _adopt, account, register, thing))
+
+
+def _adopt(
+    change: Change, family: Family, chain: Chain, account: Account | None, register: Register, thing: object
+) -> Failure:
+    for one in chain:
+        if one.closed:
+            return closed(one)
+    if account is not None:
+        change.set(family, "made", family.made + 1)
+        change.set(account, "number", family.made + 1)
+    register.add(thing)
+    return None
+
+
+def detach(scope: Scope) -> None:
+    """See `BudgetPool.detach`."""
+    family = scope._family
+    family.check_fork()
+    family.run(family.locked, True, family.change, _detach, family, scope)
+
+
+def _detach(change: Change, family: Family, scope: Scope) -> None:
+    if family.spending is family.locked:
+        return
+    change.set(family, "opened", object())
+    for account in accounts_of(scope):
+        tokens, held, nanos, nanos_held, _ = account.numbers()
+        change.numbers(account, (tokens - held, 0, nanos - nanos_held, 0, 0))
+    change.set(family, "spending", family.locked)
+

@@ -1,0 +1,201 @@
+"""Sleeping for room: a thread's way and a task's. Both decide in `_ledger.reserve`, and only sleep differently."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Coroutine, Generator
+
+from token_budget import _ledger, _straight
+from token_budget._reservation import Reservation
+from token_budget._waiting import GRANTED, NEW, WAITING, LoopBell, ThreadBell, TrioBell, Waiter
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    import types
+    import typing
+    from typing import Any
+
+    Base = Coroutine[Any, Any, Reservation]
+else:
+    from token_budget._lazy import types, typing
+
+    Base = Coroutine
+
+_LONGEST = 86_400.0  # seconds of one sleep; who wakes looks again, so windows of centuries overflow nothing
+_SHORTEST = 0.001
+
+
+def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
+    """Take what the reservation is for, and let the thread wait if need be."""
+    family = reservation._pool._family
+    family.check_fork()
+    if timeout == 0:
+        _ledger.reserve(reservation, None)
+        return reservation
+    if family.owner == threading.get_ident():
+        raise RuntimeError(
+            "a signal handler or finaliser that interrupts an operation of this pool cannot wait for room in it: the "
+            "room may have to come from the operation that it interrupts. Reserve with timeout=0 there, or later"
+        )
+    bell = ThreadBell()
+    waiter = Waiter(reservation, bell, timeout, _ledger.give_back)
+    try:
+        _ledger.reserve(reservation, waiter)
+        if waiter.state is not NEW:
+            _warn_in_an_event_loop()
+            sleeps = Sleeps(waiter.scope, timeout)
+            while not bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
+                _ledger.look(waiter.scope)
+            _ledger.leave(waiter)
+    except BaseException:
+        abandon(waiter)
+        raise
+    return outcome(waiter)
+
+
+class Sleeps:
+    """How long to sleep at a time: until the time-out, or until a period of the scopes ends, and a day at most."""
+
+    __slots__ = ("_deadline", "_scope", "over")
+
+    def __init__(self, scope: Any, timeout: float | None) -> None:
+        self._scope = scope
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self.over = False  # whether the sleep that was told last is the last one
+
+    def next(self) -> float | None:
+        """Return the seconds of the next sleep, None for one without end."""
+        ends = [(one.period_end, one.window) for one in self._scope._chain if one.window is not None]
+        look = min((min(max(_SHORTEST, end - window.now()), _LONGEST) for end, window in ends), default=None)
+        if self._deadline is None:
+            return look
+        left = min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        self.over = look is None or left <= look
+        return left if self.over else look
+
+
+def abandon(waiter: Waiter) -> None:
+    """Leave the line; twice, for whoever is interrupted a second time in the first."""
+    try:
+        _ledger.abandon(waiter)
+    except BaseException:
+        _ledger.abandon(waiter)
+        raise
+
+
+def outcome(waiter: Waiter) -> Reservation:
+    """Return the reservation of a waiter that got it, at once or later, or raise what it got instead."""
+    if waiter.state is NEW or waiter.state is GRANTED:
+        reservation: Reservation = waiter.reservation
+        waiter.reservation = None  # the waiter may stay in a line for a while, and must not keep what is dropped
+        return reservation
+    refusal: Any = waiter.refusal
+    raise refusal()
+
+
+def _warn_in_an_event_loop() -> None:
+    if "asyncio" in sys.modules:
+        import asyncio
+
+        if asyncio._get_running_loop() is not None:
+            warnings.warn(
+                "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
+                "runs meanwhile, and the one that would give room back may be among them. Use `async with "
+                "pool.areserve(...)`, or wait in a thread of its own",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+class AsyncReserve(Base):
+    """What ``BudgetPool.areserve`` returns: a coroutine. Await it for a `Reservation`, or enter it with ``async with``.
+
+    It is used once. Like any coroutine it can be made a task, and one that nobody awaits is told by a RuntimeWarning.
+    """
+
+    __slots__ = ("_coroutine", "_reservation", "_timeout")
+
+    def __init__(self, reservation: Reservation, timeout: float | None) -> None:
+        self._reservation: Reservation = reservation
+        self._timeout = timeout
+        self._coroutine: Any = None
+
+    def __await__(self) -> Generator[typing.Any, typing.Any, Reservation]:
+        """Wait for room and return the reservation."""
+        return self._begun().__await__()  # type: ignore[no-any-return]
+
+    def send(self, value: typing.Any) -> typing.Any:
+        """Go on, as with any coroutine."""
+        return (self._coroutine or self._begun()).send(value)
+
+    def throw(self, *error: typing.Any) -> typing.Any:
+        """Raise an error inside, as with any coroutine."""
+        return (self._coroutine or self._begun()).throw(*error)
+
+    def close(self) -> None:
+        """End it, as with any coroutine."""
+        (self._coroutine or self._begun()).close()
+
+    async def __aenter__(self) -> Reservation:
+        """Wait for room and return the reservation."""
+        return await self._begun()  # type: ignore[no-any-return]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block; never suspends."""
+        self._reservation.__exit__(kind, error, traceback)
+
+    def __del__(self) -> None:
+        """Warn as a coroutine does that nobody awaited."""
+        if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
+            warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
+
+    def __repr__(self) -> str:
+        name = self._reservation._pool._account.terms[2]
+        return f"<areserve(){'' if name is None else f' of {name!r}'}>"
+
+    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
+        raise TypeError("what areserve() returns cannot be copied or pickled: call areserve() again")
+
+    def _begun(self) -> Any:
+        if self._coroutine is not None:
+            raise RuntimeError("areserve() is awaited or entered once: call it again for another reservation")
+        self._coroutine = coroutine = _take(self._reservation, self._timeout)
+        return coroutine
+
+
+async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
+    """Take what the reservation is for, and let the task wait if need be."""
+    if _straight.reserve(reservation._pool, reservation, reservation._tokens, reservation._nanos):
+        return reservation
+    reservation._pool._family.check_fork()
+    if timeout == 0:
+        _ledger.reserve(reservation, None)
+        return reservation
+    bell = _bell()
+    waiter = Waiter(reservation, bell, timeout, _ledger.give_back)
+    try:
+        _ledger.reserve(reservation, waiter)
+        if waiter.state is not NEW:
+            sleeps = Sleeps(waiter.scope, timeout)
+            while not await bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
+                _ledger.look(waiter.scope)
+            _ledger.leave(waiter)
+    except BaseException:  # cancelled, interrupted, or the loop is gone
+        abandon(waiter)
+        raise
+    return outcome(waiter)
+
+
+def _bell() -> Any:
+    """Return a bell for the task that runs: of trio where trio runs it, else of asyncio."""
+    trio: Any = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return TrioBell(trio)
+    import asyncio
+
+    return LoopBell(asyncio.get_running_loop())

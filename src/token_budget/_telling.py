@@ -1,0 +1,75 @@
+"""Telling: a callback that is owed to a subscriber.
+
+A telling is published together with the change that it tells of, so no interrupt can lose it, and it calls back exactly
+once, however often it is tried. Each thread tells what it did itself, in order. What a callback causes in turn is told
+after what caused it has been told to all. What a thread left that has ended is told by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import threading
+from weakref import ref
+
+TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from token_budget._account import Subscription, Threshold
+    from token_budget._events import BudgetEvent
+
+_local = threading.local()
+
+
+class Teller:
+    """Stands for one thread while it lives: `me` is dead once the thread has ended."""
+
+    __slots__ = ("__weakref__", "busy", "me")
+
+    def __init__(self) -> None:
+        self.busy = False  # whether the thread is calling back
+        self.me = ref(self)
+
+    def may_pay(self, debt: Any) -> bool:
+        """Return whether it may call back: for its own thread, where that is not calling back, or for one that ended."""
+        whose = debt.teller()
+        return whose is None or (whose is self and not self.busy)
+
+
+def teller() -> Teller:
+    """Return the teller of this thread."""
+    try:
+        return _local.teller  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.teller = mine = Teller()
+        return mine
+
+
+class Telling(map):  # type: ignore[type-arg]
+    """One callback that is owed: a map of the callback over the one event. Its one step calls back, and uses it up."""
+
+    __slots__ = ("event", "teller")
+    event: BudgetEvent
+    teller: ref[Teller]  # of the thread that is to call back
+
+    def pay(self, _takes: object, mine: Teller) -> None:
+        """Call back, unless it was done before. What the callback raises is logged, except for interrupts."""
+        mine.busy = True
+        try:
+            next(self, None)
+        except Exception:
+            import logging
+
+            logging.getLogger("token_budget").exception("a subscriber raised on %r", self.event)
+        finally:
+            mine.busy = False
+
+
+def tellings(listeners: Iterable[Subscription | Threshold], event: BudgetEvent) -> list[Telling]:
+    """Return the callbacks that are owed to these for an event, by this thread."""
+    me = teller().me
+    made = [Telling(one.callback, (event,)) for one in listeners]
+    for telling in made:
+        telling.event = event
+        telling.teller = me
+    return made
