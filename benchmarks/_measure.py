@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 import sysconfig
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 
 class Options(NamedTuple):
-    """How much to measure, and where the reference is."""
+    """How much to measure, and where the reference and the other checkout of ours are."""
 
     tiny: bool
     repeats: int
     reference: Path
+    against: Path | None = None
 
 
 class Table(NamedTuple):
@@ -47,7 +48,7 @@ class Table(NamedTuple):
 
 
 RATIO_HEADER = ("median", "best", "quartiles", "range")
-AGAINST_HEADER = ("operation", "compared", *RATIO_HEADER, "the second, ns")
+AGAINST_HEADER = ("operation", "compared", *RATIO_HEADER, "must", "the second, ns")
 
 
 def own_copy(loop: Loop) -> Loop:
@@ -76,13 +77,23 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> 
 
 
 def against_first(
-    operation: str, contenders: Mapping[str, Callable[[], float]], calls: int, repeats: int
+    operation: str,
+    contenders: Mapping[str, Callable[[], float]],
+    calls: int,
+    repeats: int,
+    must: Mapping[str, str] = MappingProxyType({}),
 ) -> list[list[str]]:
-    """Time the contenders; return a row for each but the first, which all are compared with, under AGAINST_HEADER."""
+    """Time the contenders, and return a row for each but the first, under AGAINST_HEADER.
+
+    All are compared with the first. `must` gives the largest ratio that a contender is allowed, by its name.
+    """
     costs = interleaved(contenders, repeats)
     first, *others = costs
     ns = f"{statistics.median(costs[first]) / calls:.0f}"
-    return [[operation, f"{each} / {first}", *ratio_cells(costs[each], costs[first]), ns] for each in others]
+    return [
+        [operation, f"{each} / {first}", *ratio_cells(costs[each], costs[first]), must.get(each, ""), ns]
+        for each in others
+    ]
 
 
 def ratio_cells(above: Sequence[float], below: Sequence[float]) -> list[str]:

@@ -6,57 +6,18 @@ Each table compares with the smallest of its kind in the same run. Flat is 1.00.
 from __future__ import annotations
 
 import gc
-from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from benchmarks._measure import AGAINST_HEADER, Options, Table, against_first, own_copy
-from token_budget import BudgetPool
+from benchmarks._measure import AGAINST_HEADER, Options, Table, against_first
+from benchmarks._operations import LOOPS, SPENDING, TOKEN_CAP, USD_CAP, large_pool, record, timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from token_budget import Reservation
-    from token_budget._keyed import KeyedPools
-
-    Loop = Callable[[BudgetPool, int], int]
+    from token_budget import BudgetPool, KeyedPools, Reservation
 
 DEPTHS = (2, 3, 5)
 # What must hold against a pool that stands alone.
-DEPTH_GOALS = {("record", "depth 3"): "2.0"}
-
-
-def _record(pool: BudgetPool, calls: int) -> int:
-    record = pool.record
-    start = perf_counter_ns()
-    for _ in range(calls):
-        record(tokens=1200, usd=0.0036)
-    return perf_counter_ns() - start
-
-
-def _with_block(pool: BudgetPool, calls: int) -> int:
-    reserve = pool.reserve
-    start = perf_counter_ns()
-    for _ in range(calls):
-        with reserve(tokens=1500, usd=0.0045) as reservation:
-            reservation.commit(tokens=1200, usd=0.0036)
-    return perf_counter_ns() - start
-
-
-def _release(pool: BudgetPool, calls: int) -> int:
-    try_reserve = pool.try_reserve
-    start = perf_counter_ns()
-    for _ in range(calls):
-        try_reserve(tokens=1500, usd=0.0045).release()
-    return perf_counter_ns() - start
-
-
-def _snapshot(pool: BudgetPool, calls: int) -> int:
-    snapshot = pool.snapshot
-    start = perf_counter_ns()
-    for _ in range(calls):
-        snapshot()
-    return perf_counter_ns() - start
+DEPTH_GOALS = {"record": {"depth 3": "1.8", "depth 5": "8.5"}, "with reserve + commit": {"depth 3": "1.8"}}
 
 
 def _record_by_key(users: KeyedPools, calls: int) -> int:
@@ -64,10 +25,6 @@ def _record_by_key(users: KeyedPools, calls: int) -> int:
     for _ in range(calls):
         users["user-0"].record(tokens=1200, usd=0.0036)
     return perf_counter_ns() - start
-
-
-SPENDING: dict[str, Loop] = {"record": _record, "with reserve + commit": _with_block}
-LOOPS: dict[str, Loop] = {**SPENDING, "reserve + release": _release, "snapshot": _snapshot}
 
 
 def run(options: Options) -> list[Table]:
@@ -78,23 +35,20 @@ def run(options: Options) -> list[Table]:
 
 def _depth(calls: int, repeats: int) -> Table:
     """Time pools that count against one scope (they stand alone), two, three and five."""
-    parent = _large_pool()
-    child = parent.child(10**12, 10.0**6)
-    pools = {"depth 1": _large_pool(), "depth 1, with a child": parent}
+    parent = large_pool()
+    child = parent.child(TOKEN_CAP, USD_CAP)
+    pools = {"depth 1": large_pool(), "depth 1, with a child": parent}
     for depth in DEPTHS:
-        pool = _large_pool()
+        pool = large_pool()
         for _ in range(depth - 1):
-            pool = _large_pool(pool)
+            pool = large_pool(pool)
         pools[f"depth {depth}"] = pool
     rows = []
     for operation, loop in SPENDING.items():
-        contenders = {name: _timing(loop, pool, calls) for name, pool in pools.items()}
-        for row in against_first(operation, contenders, calls, repeats):
-            goal = DEPTH_GOALS.get((operation, row[1].partition(" / ")[0]), "")
-            rows.append([*row[:-1], goal, row[-1]])
+        contenders = {name: timing(loop, pool, calls) for name, pool in pools.items()}
+        rows += against_first(operation, contenders, calls, repeats, DEPTH_GOALS[operation])
     child.close()
-    header = (*AGAINST_HEADER[:-1], "must", AGAINST_HEADER[-1])
-    return Table("Growth: time as pools are children of children, depth 1 stands alone", header, rows)
+    return Table("Growth: time as pools are children of children, depth 1 stands alone", AGAINST_HEADER, rows)
 
 
 def _open(calls: int, options: Options) -> Table:
@@ -104,7 +58,7 @@ def _open(calls: int, options: Options) -> Table:
     gc.freeze()  # or each of the collections between the timings looks through all of them
     rows = []
     for operation, loop in LOOPS.items():
-        contenders = {name: _timing(loop, pool, calls) for name, (pool, _) in pools.items()}
+        contenders = {name: timing(loop, pool, calls) for name, (pool, _) in pools.items()}
         rows += against_first(operation, contenders, calls, options.repeats)
     gc.unfreeze()
     for _, reservations in pools.values():
@@ -118,40 +72,26 @@ def _keys(calls: int, options: Options) -> Table:
     counts = (1, 10, 100) if options.tiny else (1, 1_000, 1_000_000)
     groups = {f"{count:,} key{'' if count == 1 else 's'}": _users(count) for count in counts}
     gc.freeze()
-    asked = {name: partial(own_copy(_record_by_key), users, calls) for name, users in groups.items()}
+    asked = {name: timing(_record_by_key, users, calls) for name, users in groups.items()}
     rows = against_first("look up a pool that nobody holds, record", asked, calls, options.repeats)
     pools = {name: users["user-0"] for name, users in groups.items()}
     rows += against_first("look up a pool that is held, record", asked, calls, options.repeats)
-    held = {name: _timing(_record, pool, calls) for name, pool in pools.items()}
+    held = {name: timing(record, pool, calls) for name, pool in pools.items()}
     rows += against_first("record, pool held", held, calls, options.repeats)
     gc.unfreeze()
     return Table("Growth: time as there are keys, 1.00 is flat", AGAINST_HEADER, rows)
 
 
-def _large_pool(parent: BudgetPool | None = None) -> BudgetPool:
-    """Return a pool that has room for everything.
-
-    It starts from a spend that gives the counters of all pools the same length, which arithmetic on int depends on.
-    """
-    pool = BudgetPool(10**12, 10.0**6) if parent is None else parent.child(10**12, 10.0**6)
-    pool.record(tokens=10**10, usd=1000.0)
-    return pool
-
-
 def _crowded_pool(count: int) -> tuple[BudgetPool, list[Reservation]]:
     """Return a pool with that many open reservations, the first so large that also what is held has the same length."""
-    pool = _large_pool()
+    pool = large_pool()
     large = pool.try_reserve(tokens=10**10, usd=1000.0)
     return pool, [large, *(pool.try_reserve(tokens=1500, usd=0.0045) for _ in range(count - 1))]
 
 
 def _users(count: int) -> KeyedPools:
     """Return pools by that many keys, each of which has spent what makes it worth remembering."""
-    users = _large_pool().keyed(10**12, 10.0**6)
+    users = large_pool().keyed(TOKEN_CAP, USD_CAP)
     for index in range(count):
         users[f"user-{index}"].record(tokens=10**10 if index == 0 else 1, usd=1000 if index == 0 else 0)
     return users
-
-
-def _timing(loop: Loop, pool: BudgetPool, calls: int) -> Callable[[], float]:
-    return partial(own_copy(loop), pool, calls)

@@ -102,7 +102,7 @@ def run(options: Options) -> list[Table]:
         references = [each for each in (reference, TWO_AXES, ONE_COUNTER) if each is not None]
         if loop is _refused:
             references.remove(ONE_COUNTER)  # it has no cap
-        contenders = {each.name: _timing(each, own_copy(loop), _amounts(calls)) for each in (OURS, *references)}
+        contenders = {each.name: timing(each, own_copy(loop), amounts(calls)) for each in (OURS, *references)}
         costs = interleaved(contenders, options.repeats)
         for each in references:
             goal = GOALS[operation] if each is reference else ""
@@ -112,11 +112,12 @@ def run(options: Options) -> list[Table]:
     return [Table("One thread: time, smaller is better", header, rows)]
 
 
-def _timing(contender: Contender, loop: Loop, amounts: list[tuple[int, float]]) -> Callable[[], float]:
+def timing(contender: Contender, loop: Loop, amounts: list[tuple[int, float]]) -> Callable[[], float]:
+    """Return what times the loop, each time on a fresh pool."""
     return lambda: loop(contender.make(TOKEN_CAP, USD_CAP), amounts, contender.refusal)
 
 
-def _amounts(calls: int) -> list[tuple[int, float]]:
+def amounts(calls: int) -> list[tuple[int, float]]:
     """Return (tokens, usd) of that many calls: 500 of realistic sizes at 3 USD a million tokens, over and over."""
     sizes = random.Random(1)  # noqa: S311 - not for secrets
     tokens = [min(int(sizes.lognormvariate(7.2, 1.1)) + 20, 100_000) for _ in range(500)]

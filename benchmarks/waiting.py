@@ -1,7 +1,7 @@
-"""What it costs to hand room over while few or many wait, and what those who wait cost the others.
+"""What it costs to hand room over while few or many wait, to give up waiting, and what a line costs other scopes.
 
-Those who wait are what `reserve` and `areserve` put in line, with a bell that wakes nobody: no thread and no event loop
-has a part in it, but in "tasks in turn", where each task wakes the next. Flat is 1.00.
+Those who wait are asyncio tasks, but where giving up is timed: there the benchmark itself takes the steps of an event
+loop, so that nothing but the pool's work is timed. Flat is 1.00.
 """
 
 from __future__ import annotations
@@ -13,62 +13,68 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._measure import AGAINST_HEADER, Options, Table, against_first, own_copy
-from benchmarks.growth import SPENDING
+from benchmarks._operations import SPENDING, TOKEN_CAP, USD_CAP, large_pool, timing
 from token_budget import BudgetPool
-from token_budget._waiting import Waiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
     from token_budget import Reservation
 
+    Step = Generator[Any, Any, Reservation]
+
 TOKENS = 1500
+# What must hold of the longest line against a line of one.
+GIVE_UP_GOAL = "2"
 
 
-class _Bell:
-    """Plays the bell of a waiter."""
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that is only ever woken from its own thread, and so does not write to itself to wake up."""
 
-    __slots__ = ()
-
-    def ring(self) -> bool:
-        """Say that it was heard."""
-        return True
-
-    def deaf(self) -> bool:
-        """Say that somebody hears it."""
-        return False
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        return self.call_soon(callback, *args, context=context)
 
 
 class _Line:
-    """A full pool and those who wait for its room, which is enough for one at a time."""
+    """A full pool and the tasks that wait for its room, which is enough for one at a time."""
 
     def __init__(self, pool: BudgetPool, waiting: int) -> None:
         self.pool = pool
         self.held: Reservation = pool.reserve(tokens=TOKENS, usd=0.0045)
-        self.waiting: deque[Waiter] = deque()
+        self.waiting: deque[asyncio.Task[Reservation]] = deque()
         for _ in range(waiting):
             self.join()
 
-    def join(self) -> None:
-        """Let one more wait."""
-        self.waiting.append(_waiting(self.pool))
+    @classmethod
+    async def form(cls, pool: BudgetPool, waiting: int) -> _Line:
+        """Return a line in which all wait already."""
+        line = cls(pool, waiting)
+        await asyncio.sleep(0)
+        return line
 
-    def close(self) -> None:
+    def join(self) -> None:
+        """Let one more wait, as soon as the event loop runs."""
+        self.waiting.append(asyncio.get_running_loop().create_task(_reserve(self.pool)))
+
+    async def close(self) -> None:
         """Send everybody home."""
         self.pool.close()
         self.held.release()
+        await asyncio.gather(*self.waiting, return_exceptions=True)
 
 
-def _new_waiter(pool: BudgetPool) -> Waiter:
-    bell: Any = _Bell()
-    return Waiter(pool._scopes(), pool.areserve(tokens=TOKENS, usd=0.0045)._reservation, bell)
+async def _reserve(pool: BudgetPool) -> Reservation:
+    return await pool.areserve(tokens=TOKENS, usd=0.0045)
 
 
-def _waiting(pool: BudgetPool) -> Waiter:
-    waiter = _new_waiter(pool)
-    pool._family.reserve(waiter.reservation, waiter)
-    return waiter
+def _join_by_hand(pool: BudgetPool) -> Step:
+    """Let one wait whose steps the benchmark takes: closing what is returned is giving up."""
+    step: Step = pool.areserve(tokens=TOKENS, usd=0.0045).__await__()
+    step.send(None)
+    return step
 
 
-def _hand_over(line: _Line, calls: int) -> int:
+async def _hand_over(line: _Line, calls: int) -> int:
     """Time the releases, each with two looks at the clock; who came in by it is replaced."""
     took = 0
     for _ in range(calls):
@@ -76,44 +82,65 @@ def _hand_over(line: _Line, calls: int) -> int:
         start = perf_counter_ns()
         held.release()
         took += perf_counter_ns() - start
-        line.held = line.waiting.popleft().reservation
+        line.held = await line.waiting.popleft()
         line.join()
-    assert not line.held.completed  # or this measured something else
+        await asyncio.sleep(0)  # the new one comes as far as the line
     return took
 
 
-def _give_up(line: _Line, calls: int) -> int:
+async def _join_and_give_up(line: _Line, calls: int) -> int:
     """Time those who come to the end of the line and leave it again, likewise."""
-    family = line.pool._family
     took = 0
     for _ in range(calls):
-        waiter = _new_waiter(line.pool)
         start = perf_counter_ns()
-        family.reserve(waiter.reservation, waiter)
-        family.withdraw(waiter)
+        _join_by_hand(line.pool).close()
         took += perf_counter_ns() - start
     return took
 
 
-def _all_at_once(waiting: int, calls: int) -> float:
+async def _newest_gives_up(line: _Line, calls: int) -> int:
+    """Time only the leaving of those who came last."""
+    took = 0
+    for _ in range(calls):
+        newest = _join_by_hand(line.pool)
+        start = perf_counter_ns()
+        newest.close()
+        took += perf_counter_ns() - start
+    return took
+
+
+async def _oldest_gives_up(line: deque[Step], calls: int, pool: BudgetPool) -> int:
+    """Time only the leaving of those who came first, as time-outs make it."""
+    took = 0
+    for _ in range(calls):
+        oldest = line.popleft()
+        start = perf_counter_ns()
+        oldest.close()
+        took += perf_counter_ns() - start
+        line.append(_join_by_hand(pool))
+    return took
+
+
+async def _all_at_once(waiting: int, calls: int) -> float:
     """Time releases by which all who wait come in, as many as make the calls; return the time of so many calls."""
     rounds = max(calls // waiting, 1)
     took = 0
     for _ in range(rounds):
-        pool = BudgetPool(token_cap=TOKENS * waiting, usd_cap=10.0**6)
+        pool = BudgetPool(token_cap=TOKENS * waiting, usd_cap=USD_CAP)
         everything = pool.reserve(tokens=TOKENS * waiting, usd=0.0045)
-        waiters = [_waiting(pool) for _ in range(waiting)]
+        tasks = [asyncio.create_task(_reserve(pool)) for _ in range(waiting)]
+        await asyncio.sleep(0)
         start = perf_counter_ns()
         everything.release()
         took += perf_counter_ns() - start
-        for waiter in waiters:
-            waiter.reservation.commit()  # or it was not granted, and this raises
+        for reservation in await asyncio.gather(*tasks):
+            reservation.commit()
     return took * calls / (rounds * waiting)
 
 
 def _tasks_in_turn(waiting: int, calls: int) -> int:
     """Time tasks of which one holds what the others wait for, gives it back, and waits again."""
-    pool = BudgetPool(token_cap=TOKENS, usd_cap=10.0**6)
+    pool = BudgetPool(token_cap=TOKENS, usd_cap=USD_CAP)
     turns = 0
     times: list[int] = []
 
@@ -129,7 +156,7 @@ def _tasks_in_turn(waiting: int, calls: int) -> int:
         with pool.reserve(tokens=TOKENS, usd=0.0045):
             tasks = [asyncio.create_task(spend()) for _ in range(waiting + 1)]
             await asyncio.sleep(0)  # they come as far as they can
-            assert len(pool._family.waiters) == len(tasks)
+            assert turns == 0
         await asyncio.gather(*tasks)
 
     asyncio.run(main())
@@ -140,38 +167,85 @@ def _tasks_in_turn(waiting: int, calls: int) -> int:
 def run(options: Options) -> list[Table]:
     """Measure lines of different length."""
     calls = 200 if options.tiny else 20_000
+    turns = 50 if options.tiny else 5_000  # of the event loop, which takes longer than all that is timed
     counts = (1, 5, 20) if options.tiny else (1, 100, 10_000)
-    rows = []
-    for operation, loop in {"hand-over by a release": _hand_over, "wait, give up": _give_up}.items():
-        lines = {_name(count): _Line(BudgetPool(TOKENS, 10.0**6), count) for count in counts}
-        contenders = {name: partial(own_copy(loop), line, calls) for name, line in lines.items()}
-        rows += against_first(operation, contenders, calls, options.repeats)
-        for line in lines.values():
-            line.close()
-    at_once = {_name(count): partial(own_copy(_all_at_once), count, calls) for count in counts}
-    rows += against_first("a release that lets all in, for each", at_once, calls, options.repeats)
-    in_turn = {_name(count): partial(own_copy(_tasks_in_turn), count, calls) for count in counts}
-    rows += against_first("tasks in turn", in_turn, calls, options.repeats)
-    return [
-        Table("Waiting: time to hand room over as there are those who wait, 1.00 is flat", AGAINST_HEADER, rows),
-        _beside(calls, (*counts[:1], 0, *counts[1:]), options.repeats),
-    ]
+    loop = _Loop()
+    try:
+        rows = [
+            *_in_lines("hand-over by a release", _hand_over, counts, turns, options.repeats, loop),
+            *_in_lines("join the line, give up", _join_and_give_up, counts, calls, options.repeats, loop),
+            *_in_lines("give up, the newest", _newest_gives_up, counts, calls, options.repeats, loop),
+            *_oldest(counts, calls, options.repeats, loop),
+        ]
+        at_once = {_name(count): _in_loop(loop, own_copy(_all_at_once), count, turns) for count in counts}
+        rows += against_first("a release that lets all in, for each", at_once, turns, options.repeats)
+        in_turn = {_name(count): partial(own_copy(_tasks_in_turn), count, turns) for count in counts}
+        rows += against_first("tasks in turn", in_turn, turns, options.repeats)
+        return [
+            Table("Waiting: time to hand room over as there are those who wait, 1.00 is flat", AGAINST_HEADER, rows),
+            _beside(calls, (*counts[:1], 0, *counts[1:]), options.repeats, loop),
+        ]
+    finally:
+        loop.close()
 
 
-def _beside(calls: int, counts: tuple[int, ...], repeats: int) -> Table:
+def _in_lines(
+    operation: str,
+    body: Callable[[_Line, int], Coroutine[Any, Any, int]],
+    counts: tuple[int, ...],
+    calls: int,
+    repeats: int,
+    loop: _Loop,
+) -> list[list[str]]:
+    """Time what happens in a line, for lines of each length."""
+    must = {} if body is _hand_over else {_name(counts[-1]): GIVE_UP_GOAL}
+    lines = {_name(count): loop.run_until_complete(_Line.form(BudgetPool(TOKENS, USD_CAP), count)) for count in counts}
+    contenders = {name: _in_loop(loop, own_copy(body), line, calls) for name, line in lines.items()}
+    rows = against_first(operation, contenders, calls, repeats, must)
+    for line in lines.values():
+        loop.run_until_complete(line.close())
+    return rows
+
+
+def _oldest(counts: tuple[int, ...], calls: int, repeats: int, loop: _Loop) -> list[list[str]]:
+    """Time who waited longest and gives up, for lines of each length."""
+
+    async def form(pool: BudgetPool, count: int) -> deque[Step]:
+        return deque(_join_by_hand(pool) for _ in range(count))
+
+    contenders, lines = {}, []
+    for count in counts:
+        pool = BudgetPool(TOKENS, USD_CAP)
+        held = pool.reserve(tokens=TOKENS, usd=0.0045)
+        line = loop.run_until_complete(form(pool, count))
+        contenders[_name(count)] = _in_loop(loop, own_copy(_oldest_gives_up), line, calls, pool)
+        lines.append((line, held))
+    rows = against_first("give up, the oldest", contenders, calls, repeats, {_name(counts[-1]): GIVE_UP_GOAL})
+    for line, held in lines:
+        for step in line:
+            step.close()
+        held.release()
+    return rows
+
+
+def _beside(calls: int, counts: tuple[int, ...], repeats: int, loop: _Loop) -> Table:
     """Time one child of a pool while others wait for another child."""
     rows = []
-    parents = {_name(count): BudgetPool(10**12, 10.0**6) for count in counts}
-    lines = [_Line(parents[_name(count)].child(TOKENS, 10.0**6), count) for count in counts]
-    siblings = {name: parent.child(10**12, 10.0**6) for name, parent in parents.items()}
-    for sibling in siblings.values():
-        sibling.record(tokens=10**10, usd=1000)  # as in growth
-    for operation, loop in SPENDING.items():
-        contenders = {name: partial(own_copy(loop), sibling, calls) for name, sibling in siblings.items()}
+    parents = {_name(count): BudgetPool(TOKEN_CAP, USD_CAP) for count in counts}
+    lines = [
+        loop.run_until_complete(_Line.form(parents[_name(count)].child(TOKENS, USD_CAP), count)) for count in counts
+    ]
+    siblings = {name: large_pool(parent) for name, parent in parents.items()}
+    for operation, body in SPENDING.items():
+        contenders = {name: timing(body, sibling, calls) for name, sibling in siblings.items()}
         rows += against_first(operation, contenders, calls, repeats)
     for line in lines:
-        line.close()
+        loop.run_until_complete(line.close())
     return Table("Waiting: time of one child as others wait for another, 1.00 is flat", AGAINST_HEADER, rows)
+
+
+def _in_loop(loop: _Loop, body: Callable[..., Coroutine[Any, Any, float]], *arguments: object) -> Callable[[], float]:
+    return lambda: loop.run_until_complete(body(*arguments))
 
 
 def _name(count: int) -> str:

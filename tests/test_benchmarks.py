@@ -6,6 +6,7 @@ No test looks at a time: what the machine is doing is not the code's. What memor
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,19 @@ from benchmarks.references import Refused as BudgetExceeded
 from benchmarks.references import TwoAxes as BudgetPool
 """
 
+# Ends the core of another checkout: each copy of it that has recorded says at the end which modules it imported then.
+TELL_TALE = """
+import atexit
+recorded = set()
+record = BudgetPool.record
+def telling(self, **amounts):
+    from token_budget import _money
+    recorded.add(f"recorded with {_money.__file__}")
+    record(self, **amounts)
+BudgetPool.record = telling
+atexit.register(lambda: print(*recorded))
+"""
+
 OPERATIONS = [
     "record",
     "record, amounts that vary",
@@ -38,7 +52,25 @@ BY_KEY = [
     "look up a pool that is held, record",
     "record, pool held",
 ]
-WAITING = ["hand-over by a release", "wait, give up", "a release that lets all in, for each", "tasks in turn"]
+GIVING_UP = ["join the line, give up", "give up, the newest", "give up, the oldest"]
+WAITING = [*GIVING_UP, "hand-over by a release", "a release that lets all in, for each", "tasks in turn"]
+# What must hold of each, as a ratio to the same operation of a lone pool.
+SCOPES = {
+    ("record", "3 scopes"): "1.8",
+    ("record", "3 scopes and a day"): "2.2",
+    ("record", "a day"): "2.0",
+    ("record", "a threshold"): "1.3",
+    ("record", "users[key], not held"): "9",
+    ("record", "users[key] with a day, not held"): "9",
+    ("record", "5 scopes"): "8.5",
+    ("record", "a subscriber"): "10.5",
+    ("with reserve + commit", "3 scopes"): "1.8",
+    ("with reserve + commit", "3 scopes and a day"): "2.0",
+    ("with reserve + commit", "a day"): "1.9",
+    ("with reserve + commit", "a threshold"): "1.3",
+    ("with reserve + commit", "a run below a join"): "5.5",
+    ("with reserve + commit", "async with areserve"): "2.2",
+}
 THREADS = ["2 threads", "8 threads", "32 threads"]
 
 Row = dict[str, str]
@@ -72,11 +104,56 @@ def test_threads_has_every_number_of_threads_twice(reference: Path) -> None:
         assert_ratios(rows)
 
 
+def test_scopes_compares_each_case_with_a_lone_pool_and_says_what_must_hold(tmp_path: Path) -> None:
+    cases, beside = tables("scopes", tmp_path)
+    must = {(row["operation"], row["compared"].removesuffix(" / a lone pool")): row["must"] for row in cases}
+    assert must == SCOPES
+    compared = "one waits for ann's / nobody waits"
+    assert keys(beside, "operation", "compared", "must") == {
+        (f"{each} on bob's pool", compared, "flat") for each in SPENDING
+    }
+    for rows in (cases, beside):
+        assert_ratios(rows)
+
+
+def test_against_compares_a_lone_pool_with_another_checkout_and_that_with_itself(tmp_path: Path) -> None:
+    there = tmp_path.resolve() / "src" / "token_budget"
+    shutil.copytree(ROOT / "src" / "token_budget", there)
+    with (there / "_pool.py").open("a", encoding="utf-8") as pool:
+        pool.write(TELL_TALE)
+    output = printed("--against", tmp_path, str(tmp_path))
+    (rows,) = tables_in(output)
+    assert (
+        output.count(f"recorded with {there / '_money.py'}\n") == 2
+    )  # both copies of the other checkout, and not what is here
+    must = {"there again / there": "", "here / there": "1.03"}
+    assert keys(rows, "operation", "compared", "must") == {
+        (each, *pair) for each in OPERATIONS for pair in must.items()
+    }
+    assert_ratios(rows)
+
+
+def test_against_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks", "--against", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "it has no src/token_budget" in done.stderr
+
+
 def test_growth_compares_each_kind_with_the_smallest(tmp_path: Path) -> None:
     deep, crowded, keyed = tables("growth", tmp_path)
     pools = ["depth 1, with a child", "depth 2", "depth 3", "depth 5"]
     assert keys(deep, "operation", "compared") == {(each, f"{pool} / depth 1") for each in SPENDING for pool in pools}
-    assert {(row["operation"], row["compared"]) for row in deep if row["must"]} == {("record", "depth 3 / depth 1")}
+    assert {(row["operation"], row["compared"], row["must"]) for row in deep if row["must"]} == {
+        ("record", "depth 3 / depth 1", "1.8"),
+        ("record", "depth 5 / depth 1", "8.5"),
+        ("with reserve + commit", "depth 3 / depth 1", "1.8"),
+    }
     expected = {(operation, f"{count} open / 1 open") for operation in GROWTH for count in (10, 100)}
     assert keys(crowded, "operation", "compared") == expected
     expected = {(operation, f"{count} keys / 1 key") for operation in BY_KEY for count in (10, 100)}
@@ -89,6 +166,8 @@ def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None
     line, beside = tables("waiting", tmp_path)
     expected = {(operation, f"{count} waiting / 1 waiting") for operation in WAITING for count in (5, 20)}
     assert keys(line, "operation", "compared") == expected
+    must = {(row["operation"], row["compared"], row["must"]) for row in line if row["must"]}
+    assert must == {(operation, "20 waiting / 1 waiting", "2") for operation in GIVING_UP}
     expected = {(operation, f"{count} waiting / 1 waiting") for operation in SPENDING for count in (0, 5, 20)}
     assert keys(beside, "operation", "compared") == expected
     for rows in (line, beside):
@@ -142,16 +221,21 @@ def references(reference: Path) -> list[str]:
     return [*([REFERENCE] if is_installed(reference) else []), TWO_AXES, ONE_COUNTER]
 
 
-def printed(name: str, reference: Path) -> str:
+def printed(name: str, reference: Path, *more: str) -> str:
     """Run a benchmark as a user does, and return what it prints."""
-    command = [sys.executable, "benchmarks", name, "--size", "tiny", "--reference", str(reference)]
+    command = [sys.executable, "benchmarks", name, *more, "--size", "tiny", "--reference", str(reference)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def tables(name: str, reference: Path) -> list[list[Row]]:
-    """Return the tables that a benchmark prints, each row by its column's title."""
+    """Return the tables that a benchmark prints."""
+    return tables_in(printed(name, reference))
+
+
+def tables_in(output: str) -> list[list[Row]]:
+    """Return each table of the output, each row by its column's title."""
     found = []
-    for block in printed(name, reference).split("\n## ")[1:]:
+    for block in output.split("\n## ")[1:]:
         lines = [line for line in block.splitlines() if line.startswith("|")]
         header, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
         found.append([dict(zip(header, row, strict=True)) for row in rows])
