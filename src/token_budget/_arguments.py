@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NAME_CHARACTERS = 200
-UNCHANGED: Any = type("Unchanged", (), {"__repr__": lambda _: "..."})()  # the default of an argument that changes nothing
+UNCHANGED: Any = type(
+    "Unchanged", (), {"__repr__": lambda _: "..."}
+)()  # the default of an argument that changes nothing
 
 
 def checked_name(name: Any, argument: str = "name") -> str | None:

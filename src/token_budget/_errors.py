@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any, Literal
 
 
-
 class BudgetExceeded(Exception):
     """A request did not fit under a cap. It changed nothing, on any axis.
 
@@ -67,7 +66,14 @@ class BudgetExceeded(Exception):
 
     @classmethod
     def _of(
-        cls, axis: Literal["tokens", "usd"], requested: int, attempted: int, reserved: int, cap: int, pool: str | None, *_
+        cls,
+        axis: Literal["tokens", "usd"],
+        requested: int,
+        attempted: int,
+        reserved: int,
+        cap: int,
+        pool: str | None,
+        *_,
     ) -> BudgetExceeded:
         """Make the error from the pool's own integers: tokens, or nanodollars."""
         error = cls.__new__(cls)

@@ -60,12 +60,17 @@ def taking(lock: Any) -> Iterator[object]:
     return starmap(lock.acquire, repeat(()))
 
 
+PAY = True  # whoever comes out of `Family.run` pays what is owed
+OWE = False  # or leaves that to its caller, who is paying already or must call nobody back
+
+
 class Family:
     """The lock of a pool and all that descend from it."""
 
     __slots__ = (
         "_publish",
         "_serve",
+        "first",
         "groups",
         "lock",
         "locked",
@@ -99,10 +104,11 @@ class Family:
         self.stirred: deque[Account] = deque()  # accounts whose line is to be looked at before the lock is let go
         self.made = 0  # counts accounts and tickets
         self.root = root  # the account of the first pool; whoever waits anywhere is in its line
+        self.first: Callable[[], Any] = _nobody  # a weak reference to the first pool
         self.void = Account(None, None, None, None)  # fills up a chain for straight runs; it has no caps
         self.scopes = Register()  # the pools, except those of keys
         self.groups = Register()  # the groups of keyed pools
-        self._publish = deque((), 0).extend  # consumes an iterator in one call of C code
+        self._publish = deque(maxlen=0).extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
 
     # ------------------------------------------------------------------ the one way in
@@ -157,8 +163,7 @@ class Family:
             version = self.version
             change = Change()
             answer = decide(change, *arguments)
-            change.stores.append((self, "version", version + 1))
-            made = change.made(self.owed, self.stirred)
+            made = change.made(self)
             if self.version == version:
                 self._publish(made)
                 return answer
@@ -177,8 +182,6 @@ class Family:
 
     def pay(self) -> None:
         """Ring, release what was dropped, call back. An interrupt is raised after everything else was done."""
-        if self.owner == threading.get_ident():
-            return  # the operation that this one interrupts pays when it leaves
         mine = teller()
         stopped: BaseException | None = None
         failed: object = None
@@ -186,13 +189,17 @@ class Family:
         while paid and self.owed:
             paid = False
             for debt in tuple(self.owed):
-                if debt.teller is not None and not mine.may_pay(debt):
+                whose = debt.teller
+                if whose is not None and (mine.busy or whose is not mine.me) and not mine.may_pay(debt):
                     continue
                 paid = True
                 try:
                     debt.pay(self.locked, mine)
-                    self.strike(debt)
-                except BaseException as error:  # noqa: BLE001 - the others come first
+                    try:
+                        self.owed.remove(debt)
+                    except ValueError:  # another thread has already removed it
+                        pass
+                except BaseException as error:
                     if failed is debt:
                         raise  # for the second time: the next operation tries again
                     failed = debt
@@ -292,6 +299,10 @@ class Register:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(dict.fromkeys(thing for one in self._refs if (thing := one()) is not None))
+
+
+def _nobody() -> None:
+    pass
 
 
 def _refuse_forked(name: str | None) -> NoReturn:

@@ -13,6 +13,7 @@ from weakref import ref
 from token_budget import _settings
 from token_budget._account import Account, Watch, current
 from token_budget._arguments import UNCHANGED
+from token_budget._family import PAY
 from token_budget._scope import Scope
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -149,7 +150,7 @@ class Group:
         account = KeyAccount(*caps, name, window, None if window is None else self._period(window, now))
         account.key, account.parent = key, self._chain[0]
         family = self._model._family
-        return family.run(family.locked, True, self._enter, account, own, now)
+        return family.run(family.locked, PAY, self._enter, account, own, now)
 
     def _period(self, window: Window, now: float) -> tuple[float, float]:
         """Return the period of a new key: the latest that any was in, which a clock that steps back does not reopen."""
@@ -236,7 +237,7 @@ class Group:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
         period = (None, None) if window is None or window is UNCHANGED else window.period(window.now())
         family = self._model._family
-        family.run(family.spending, True, self._change_caps, token_cap, nano_cap, window, period)
+        family.run(family.spending, PAY, self._change_caps, token_cap, nano_cap, window, period)
 
     def _change_caps(self, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         family, model = self._model._family, self._model
@@ -259,11 +260,9 @@ class Group:
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""
         family = self._model._family
-        family.run(family.locked, True, family.change, self._with_listeners, subscribers, thresholds)
+        family.run(family.locked, PAY, family.change, self._with_listeners, subscribers, thresholds)
 
-    def _with_listeners(
-        self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]
-    ) -> None:
+    def _with_listeners(self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
         for account in self.accounts():
             change.gate(account, watch=_settings.with_listeners(account.watch, subscribers, thresholds))
@@ -271,7 +270,7 @@ class Group:
     def _ignore(self, item: object) -> None:
         """Forget what listens to all keys; nothing if it is not there."""
         family = self._model._family
-        family.run(family.locked, True, family.change, self._without_listener, item)
+        family.run(family.locked, PAY, family.change, self._without_listener, item)
 
     def _without_listener(self, change: Change, item: object) -> None:
         if self._watch is not None:

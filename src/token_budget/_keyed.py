@@ -8,6 +8,7 @@ from weakref import ref
 from token_budget._account import Subscription, Threshold
 from token_budget._arguments import UNCHANGED, checked_callback, checked_cap, checked_share, checked_window
 from token_budget._events import BudgetEvent
+from token_budget._family import PAY
 from token_budget._group import Group
 from token_budget._money import to_nanos, to_tokens
 from token_budget._scope import Scope
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import decimal
     import fractions
     import typing
-    from typing import Any, Generic, TypeVar
+    from typing import Generic, TypeVar
 
     Pool = TypeVar("Pool", bound=Scope)
 else:
@@ -113,7 +114,7 @@ class KeyedPools(Group, Generic[Pool]):
             ValueError: calls are in flight there; nothing was changed.
         """
         family = self._model._family
-        family.run(family.spending, True, self._forget, key)
+        family.run(family.spending, PAY, self._forget, key)
 
     # ------------------------------------------------------------------ for all keys
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from token_budget import _ledger, _settings, _sleep, _straight
 from token_budget._account import Account
@@ -91,6 +91,7 @@ class BudgetPool(Governed):
         self._parents: Any = ()  # they live as long as it does: the tree shows them, and no key of theirs is forgotten
         self._bind(family, (account,))
         family.scopes.add(self)
+        family.first = ref(self)
         _first_pools[id(self)] = self
 
     @classmethod

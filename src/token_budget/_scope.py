@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from token_budget._account import Watch
+
     Chain = tuple[Account, ...]
     Times = tuple[Callable[[], float] | None, float, float]
 
@@ -37,7 +39,7 @@ class Scope:
     _account: Account
     _chain: Chain
     _family: Family
-    _home: Any  # the family, for a pool that stands alone without a window; AWAY, which is always busy, for the rest
+    _home: Any  # the family, for a pool that stands alone without a window or subscribers; AWAY for the rest
     _few: Chain | None
     _more: Chain | None
     # (clock, since, until): while ``since <= clock() < until`` no period of the chain ends or is too far ahead. None
@@ -65,7 +67,12 @@ def ways(family: Family, chain: Chain) -> dict[str, Any]:
         few, more = (), None  # too many, or no one clock tells
     elif len(chain) == 1 and times is None:
         few = None
-    return {"_few": few, "_more": more, "_times": times, "_home": family if few is None else AWAY}
+    return {"_few": few, "_more": more, "_times": times, "_home": home_of(family, few, chain[0].watch)}
+
+
+def home_of(family: Family, few: Chain | None, watch: Watch | None) -> Any:
+    """Return where a pool's own straight runs find the family: AWAY where they serve nothing."""
+    return AWAY if few is not None or (watch is not None and watch.subscribers) else family
 
 
 def times_of(chain: Chain) -> Times | None:
@@ -74,7 +81,11 @@ def times_of(chain: Chain) -> Times | None:
     if not windows:
         return None
     clock = windows[0].clock
-    return None if clock is system_time else clock, max(account.since for account in chain), min(account.period_end for account in chain)
+    return (
+        None if clock is system_time else clock,
+        max(account.since for account in chain),
+        min(account.period_end for account in chain),
+    )
 
 
 class Claim:

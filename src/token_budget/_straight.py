@@ -69,7 +69,7 @@ def record(scope: Scope, tokens: int, nanos: int) -> bool:
 def reserve(scope: Scope, claim: Claim, tokens: int, nanos: int) -> bool:
     """Hold an amount of each account."""
     family = scope._family
-    few: Any = scope._few or (scope._few is None and (scope._account, family.void, family.void))
+    few: Any = scope._few or (scope._home is family and (scope._account, family.void, family.void))
     times = scope._times
     if family.pending or not few or (times and not times[1] <= (times[0] or time.time)() < times[2]):
         return False
