@@ -283,22 +283,28 @@ def _no_line(change: Change, account: Account) -> None:
 class Register:
     """Things of a family that are alive, in the order of making. To add one costs the same however many there are."""
 
-    __slots__ = ("_alive", "_refs")
+    __slots__ = ("_alive", "_cleaning", "_refs")
 
     def __init__(self) -> None:
+        self._cleaning = False
         self._refs: list[ref[Any]] = []
         self._alive = 0
 
     def add(self, thing: Any) -> None:
         """Know a thing for as long as it lives; twice does no harm."""
         self._refs.append(ref(thing))
-        if len(self._refs) > 2 * self._alive + 64:
-            refs = [one for one in self._refs if one() is not None]
-            self._alive = len(refs)
-            self._refs = refs
+        count = len(self._refs)
+        if count > 2 * self._alive + 64 and not self._cleaning:
+            self._cleaning = True  # a handler in here adds at the end, and leaves the cleaning to this one
+            try:
+                alive = [one for one in self._refs[:count] if one() is not None]
+                self._refs[:count] = alive
+                self._alive = len(alive)
+            finally:
+                self._cleaning = False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(dict.fromkeys(thing for one in self._refs if (thing := one()) is not None))
+        return iter(dict.fromkeys(thing for one in tuple(self._refs) if (thing := one()) is not None))
 
 
 def _nobody() -> None:

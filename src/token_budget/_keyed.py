@@ -9,7 +9,7 @@ from token_budget._account import Subscription, Threshold
 from token_budget._arguments import UNCHANGED, checked_callback, checked_cap, checked_share, checked_window
 from token_budget._events import BudgetEvent
 from token_budget._family import PAY
-from token_budget._group import Group
+from token_budget._group import Group, nobody
 from token_budget._money import to_nanos, to_tokens
 from token_budget._scope import Scope
 from token_budget._window import Window
@@ -53,20 +53,20 @@ class KeyedPools(Group, Generic[Pool]):
             TypeError: the key is not hashable.
         """
         account = self._accounts.get(key)
+        family = self._model._family
         if account is None:
-            return self._first(key)
+            return self._first(key)  # type: ignore[no-any-return]
         seen = account.handle
-        pool = None if seen is None else seen()
+        pool = seen()
         if pool is not None:  # and so it is not forgotten meanwhile
             return pool  # type: ignore[no-any-return]
+        if seen is nobody or family.pending:
+            return self._first(key)  # type: ignore[no-any-return]
         pool = self._handle_of(account)
         handle = ref(pool)
-        family = self._model._family
-        if family.pending:
-            return self._first(key)
         for _ in family.locked:
             try:
-                mine = seen is not None and account.handle is seen
+                mine = account.handle is seen
                 if mine:
                     account.handle = handle
             finally:

@@ -33,7 +33,7 @@ DROPPED = "dropped"  # released because nobody held it any more
 def operate(takes: Iterator[object], scope: Scope, decide: Callable[..., Any], *arguments: Any) -> Any:
     """Do one operation on a scope, in the periods that it is now. Return what it decides."""
     ended = due(scope._chain) if scope._times is not None else ()
-    return scope._family.run(takes, True, decided, scope, ended, decide, *arguments)
+    return scope._family.run(takes, PAY, decided, scope, ended, decide, *arguments)
 
 
 def raising(failure: Failure) -> None:

@@ -148,24 +148,14 @@ class BudgetPool(Governed):
                     account.tokens_claimed = tokens_after
                     account.nanos_claimed = nanos_after
                     return None
-                tokens_reserved = account.tokens_reserved
-                nanos_reserved = account.nanos_reserved
-                token_bound = account.token_bound
-                nano_bound = account.nano_bound
-                terms = account.terms
-                gated = account.gated
             finally:
                 family.lock.release()
             break
-        if gated or force or family.pid != os.getpid():
-            return _ledger.record(self, tokens, nanos, force)
-        if (not tokens and tokens_after > token_bound) or (not nanos and nanos_after > nano_bound):
-            return _ledger.record(self, tokens, nanos, force)  # an axis of which nothing is asked refuses nothing
-        raise BudgetExceeded._refusal(
-            terms[2],
-            tokens, tokens_after, tokens_reserved, token_bound,
-            nanos, nanos_after, nanos_reserved, nano_bound,
-        )  # fmt: skip
+        if not force:
+            refused = _straight.refusal(family, account, tokens, nanos)
+            if refused is not None:
+                raise refused
+        return _ledger.record(self, tokens, nanos, force)
 
     async def arecord(
         self,
@@ -252,6 +242,10 @@ class BudgetPool(Governed):
             finally:
                 family.lock.release()
             break
+        if timeout == 0:
+            refused = _straight.refusal(family, account, tokens, nanos)
+            if refused is not None:
+                raise refused
         return _sleep.reserve(reservation, timeout)
 
     try_reserve = reserve  # what token-budget-py calls it; a call of its own would cost a tenth
