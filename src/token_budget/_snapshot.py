@@ -51,6 +51,10 @@ class _AsOfADataclass:
         return getattr(make_dataclass(owner.__name__, _FIELDS, frozen=True), self.name)
 
 
+def _as_of_a_dataclass(name: str) -> typing.Any:  # type checkers are to see the attribute, not what finds it
+    return _AsOfADataclass(name)
+
+
 class _LooksLikeADataclass:
     """Makes ``dataclasses.asdict``, ``replace`` and the rest work, as with token-budget-py, at no cost to the import.
 
@@ -59,8 +63,8 @@ class _LooksLikeADataclass:
     """
 
     __slots__ = ()
-    __dataclass_fields__ = _AsOfADataclass("__dataclass_fields__")
-    __dataclass_params__ = _AsOfADataclass("__dataclass_params__")
+    __dataclass_fields__: typing.ClassVar[dict[str, typing.Any]] = _as_of_a_dataclass("__dataclass_fields__")
+    __dataclass_params__: typing.ClassVar[typing.Any] = _as_of_a_dataclass("__dataclass_params__")
 
 
 class BudgetSnapshot(_LooksLikeADataclass):
