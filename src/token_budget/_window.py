@@ -11,9 +11,12 @@ import time
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
+    import datetime  # noqa: ICN001 - as at run time, where `_lazy` gives the name its meaning
     from collections.abc import Callable
     from datetime import date, timedelta, tzinfo
     from typing import Any
+else:
+    from token_budget._lazy import datetime
 
 
 def system_time() -> float:
@@ -262,3 +265,13 @@ def _first_moment(day: date, zone: tzinfo) -> float:
         else:
             early = middle
     return late
+
+
+def to_datetime(timestamp: float | None) -> datetime.datetime | None:
+    """Return the moment in UTC; None for None. Beyond the years 1 to 9999 it is the nearest of their first days."""
+    if timestamp is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(timestamp, datetime.timezone.utc)
+    except (OverflowError, ValueError, OSError):  # outside the years that `datetime` knows
+        return datetime.datetime(9999 if timestamp > 0 else 1, 1, 1, tzinfo=datetime.timezone.utc)
