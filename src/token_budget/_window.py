@@ -217,7 +217,7 @@ class Window:
         if not option or any(word in words and word != option for word, _ in _OPTIONS.values()):
             raise ValueError(
                 f"{text[:50]!r} is no window: say daily, weekly or monthly, then a time zone if it is not UTC, or "
-                "every 5h; the start comes last: at 06:00, starts sunday or day 15"
+                "every 5h; the start comes last: at 06:00, starts sunday, day 15"
             )
         zone, given, value = " ".join(words).partition(f" {option} ")
         return _made(kind, zone.strip() or None, {option: read(value.strip())} if given else {}, clock)
