@@ -1,11 +1,11 @@
 """Change: everything that one operation does to the family, noted first and then made by one call.
 
 An operation of the long way looks, computes and notes. Nothing is changed until `Family.change` consumes the notes in a
-single call of C code, in which CPython delivers no signal, switches no thread and starts no collection. So the family is
-whole before every instruction of Python: whoever is interrupted has changed nothing or everything, and a signal handler
-or finaliser that finds its own thread inside goes on with an operation of its own. What has to be told or woken
-afterwards is part of the change (`debts`), and so are the lines that must be looked at (`stirred`): no interrupt can
-lose either.
+single call of C code, in which CPython delivers no signal, switches no thread and starts no collection. So the family
+is whole before every instruction of Python: an operation that is interrupted has changed nothing or everything, and a
+signal handler or finaliser that finds its own thread inside goes on with an operation of its own. What has to be told
+or woken afterwards is part of the change (`debts`), and so are the lines that must be looked at (`stirred`): no
+interrupt can lose either.
 
 A store in that call frees what it replaces, and no finaliser may run there. `keep` holds what is replaced and may hold
 a caller's objects, until the change is made.

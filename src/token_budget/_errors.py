@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import fractions
     import typing
 else:
-    from token_budget._lazy import datetime, decimal, fractions, typing  # noqa: TC001 - `get_type_hints` looks here
+    from token_budget._lazy import datetime, decimal, fractions, typing
 
 _own_args: typing.Any = BaseException.__dict__["args"]  # what `args` of every exception reads and writes
 

@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; 
 if TYPE_CHECKING:
     import typing
 else:
-    from token_budget._lazy import typing  # noqa: TC001 - `get_type_hints` looks here
+    from token_budget._lazy import typing
 
 # In quotes, so that `typing` is imported only for those who ask for the annotations.
 Kind: typing.TypeAlias = """typing.Literal[

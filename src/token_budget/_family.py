@@ -6,7 +6,8 @@ comes through `Family.run`.
 What always holds:
 
 * The family is whole before every instruction of Python (`_change.py`). A signal handler or finaliser whose own thread
-  is inside an operation goes on with its own; the interrupted operation sees that `version` has moved, and decides anew.
+  is inside an operation goes on with its own. The interrupted operation sees that `version` has moved, and decides
+  anew.
 * While the lock is free, no waiter fits at the scope where it is the oldest that waits, and nobody waits for what can
   never come (`_line.py`). Whatever changes an account with a line puts the account into `stirred`. An account that
   somebody waits for room in has no bounds left, so that an operation on it takes the long way, which serves what an
@@ -108,16 +109,17 @@ class Family:
         self.void = Account(None, None, None, None)  # fills up a chain for straight runs; it has no caps
         self.scopes = Register()  # the pools, except those of keys
         self.groups = Register()  # the groups of keyed pools
-        self._publish = deque(maxlen=0).extend  # consumes an iterator in one call of C code
+        nowhere: deque[Any] = deque(maxlen=0)
+        self._publish = nowhere.extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
 
     # ------------------------------------------------------------------ the one way in
 
-    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: FBT001
+    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: C901, FBT001
         """Take the lock, do the work, serve the lines that it stirred, let go, pay what is owed. The only such place.
 
-        A signal handler or finaliser whose own thread is inside goes on at once. Whoever is paying already, or must call
-        nobody back, says so by `pays`. ``takes`` takes the lock: `spending`, `locked`, or with a finaliser's patience.
+        A signal handler or finaliser whose own thread is inside goes on at once. ``takes`` takes the lock: `spending`,
+        `locked`, or an iterator that may give up. ``pays`` is PAY or OWE.
         """
         me = threading.get_ident()
         if self.owner == me:
@@ -135,7 +137,7 @@ class Family:
                         if self.stirred:
                             self.settle()
                         return answer
-                    return None
+                    return None  # noqa: TRY300 - one straight way to the end
                 except BaseException:  # noqa: PERF203 - the loop's body runs once
                     if held and self.stirred:
                         self.settle()
@@ -195,7 +197,7 @@ class Family:
                 paid = True
                 try:
                     debt.pay(self.locked, mine)
-                    try:
+                    try:  # noqa: SIM105 - this is quicker
                         self.owed.remove(debt)
                     except ValueError:  # another thread has already removed it
                         pass
@@ -225,19 +227,15 @@ class Family:
             debt.pay(starmap(self.lock.acquire, ((True, seconds),)), None)
             if not debt.paid():
                 return
-            self.strike(debt)
-
-    def strike(self, debt: object) -> None:
-        """Remove what was paid."""
-        try:
-            self.owed.remove(debt)
-        except ValueError:  # another thread has already removed it
-            pass
+            try:  # noqa: SIM105 - as above
+                self.owed.remove(debt)
+            except ValueError:  # another thread has already removed it
+                pass
 
     # ------------------------------------------------------------------ forks
 
     def check_fork(self) -> None:
-        """Notice a fork in C that ran none of Python's hooks. It asks the system, so it stands where time is no matter."""
+        """Notice a fork in C that ran none of Python's hooks. It asks the system, which takes as long as a `record`."""
         if self.pid != os.getpid():
             self.fork()
 

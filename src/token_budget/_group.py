@@ -124,7 +124,7 @@ class Group:
     def _handle_of(self, account: KeyAccount) -> Any:
         """Make a handle: a pool as `Scope._bind` would make it, after the model of all keys."""
         model = self._model
-        pool: Any = self._kind.__new__(self._kind)
+        pool: Any = object.__new__(self._kind)
         pool._parents = self  # and by that all of its keys are in the tree
         pool._family = model._family
         pool._home = model._home
@@ -250,8 +250,8 @@ class Group:
     def _close(self, change: Change, account: KeyAccount) -> None:
         if account.in_flight:
             raise ValueError(
-                f"{account.in_flight} calls of key {account.key!r} are in flight: let them settle first, or close() its "
-                "pool"
+                f"{account.in_flight} calls of key {account.key!r} are in flight: let them settle first, or "
+                "close() the key's pool"
             )
         _settings.closing(change, account)
         change.set(account, "handle", nobody)
@@ -280,7 +280,7 @@ class Group:
         news = {"token_cap": token_cap, "nano_cap": nano_cap, "window": window}
         for account in [self._model._account, *self.accounts()]:
             values = [UNCHANGED if name in account.own else new for name, new in news.items()]
-            _settings.give_caps(change, account, *values, period)
+            _settings.give_caps(change, account, values[0], values[1], values[2], period)
 
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""

@@ -1,4 +1,7 @@
-"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for. `_group.py` keeps them."""
+"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for."""
+
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once; mypy checks the operators here.
 
 from __future__ import annotations
 
@@ -31,13 +34,14 @@ else:
 class KeyedPools(Group, Generic[Pool]):
     """Child pools of one parent by key, all with the same caps: ``users["user-123"].reserve(...)``.
 
-    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. Keys that are equal are one key,
-    as in a dict (``1`` and ``1.0``); keys that differ are two budgets, also where their names read the same (``1`` and
-    ``"1"``). The same key gives the same budget, whoever asks and whenever.
+    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. Keys that are equal are one
+    key, as in a dict (``1`` and ``1.0``). Keys that differ are two budgets, also where their names read the same
+    (``1`` and ``"1"``). The same key gives the same budget, whoever asks and whenever.
 
     A key is forgotten when that loses nothing: nothing is in flight, nothing is used or its period is over, and nobody
     holds its pool or one below. Caps, a window and listeners that were set on a key's own pool are remembered beyond
-    that, until ``del users[key]``. A closed key is forgotten at its period's end, and is open when it is asked for again.
+    that, until ``del users[key]``. A closed key is forgotten after its period's end, and is open when it is asked for
+    again.
 
     Looking up may be done from any thread and blocks for nothing but the lock.
     """
@@ -174,5 +178,6 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
         raise TypeError(
-            "KeyedPools cannot be copied or pickled: the copy would be a second budget for each key. Pass the group itself"
+            "KeyedPools cannot be copied or pickled: the copy would be a second budget for each key. Pass the object "
+            "itself"
         )

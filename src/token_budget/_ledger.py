@@ -1,8 +1,8 @@
 """The long way: every operation that spends and is more than a straight run, over any number of scopes and listeners.
 
-Each operation has two parts: a function that a pool or reservation calls, and what it decides under the lock, which only
-looks and notes a `Change`. `operate` does the rest, always the same: the clocks, the lock, the periods that have ended,
-the decision and its publishing, the lines, and then without the lock what is owed.
+Each operation has two parts: a function that a pool or reservation calls, and what it decides under the lock, which
+only looks and notes a `Change`. `operate` does the rest, always the same: the clocks, the lock, the periods that have
+ended, the decision and its publishing, the lines, and then without the lock what is owed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from token_budget._change import Change
+    from token_budget._events import Kind
     from token_budget._family import Family
     from token_budget._scope import Chain, Claim, Scope
 
@@ -140,7 +141,7 @@ def _release(change: Change, family: Family, chain: Chain, claim: Claim, state: 
     if claim._state is family.opened:
         change.hold(chain, -claim._tokens, -claim._tokens, -claim._nanos, -claim._nanos, -1)
         change.set(claim, "_state", state)
-        kind = "drop" if state is DROPPED else "release"
+        kind: Kind = "drop" if state is DROPPED else "release"
         change.note(kind, chain, chain[0].terms[2], claim._tokens, claim._nanos)
 
 
@@ -164,7 +165,8 @@ def _overrun(change: Change, chain: Chain, tokens: int, more_tokens: int, nanos:
         return None
     change.note("overrun", chain, chain[0].terms[2], tokens, nanos)
     window = account.window
-    return lambda: BudgetOverrun._of(*facts, None if window is None else max(0.0, facts[6] - window.now()))
+    made: Any = BudgetOverrun._of
+    return lambda: made(*facts, None if window is None else max(0.0, facts[6] - window.now()))
 
 
 # ---------------------------------------------------------------------- waiting

@@ -6,8 +6,8 @@ the taking of the lock and its release. `_account.py` says what always holds, an
 """
 
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
-# pyright cannot know that the body of `for _ in family.locked` runs exactly once, nor that what it computes is therefore
-# no "Unbound" in the comparison after it; mypy checks the operators here.
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once, nor that what it computes is
+# therefore no "Unbound" in the comparison after it; mypy checks the operators here.
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary, ref
 from token_budget import _ledger, _settings, _sleep, _straight
 from token_budget._account import Account
 from token_budget._arguments import checked_caps, checked_name, checked_timeout, checked_window
-from token_budget._errors import BudgetExceeded
 from token_budget._family import Family
 from token_budget._governed import Governed
 from token_budget._keyed import KeyedPools

@@ -181,10 +181,10 @@ def _listen(change: Change, family: Family, account: Account, watch: Watch | Non
 
 def without_listener(watch: Watch, item: object) -> Watch | None:
     """Return the listeners without this one; None if nobody is left."""
-    left = [
-        tuple(one for one in each if one is not item) for each in (watch.subscribers, watch.thresholds, watch.armed)
-    ]
-    return Watch(*left) if left[0] or left[1] else None
+    subscribers = tuple(one for one in watch.subscribers if one is not item)
+    thresholds = tuple(one for one in watch.thresholds if one is not item)
+    armed = tuple(one for one in watch.armed if one is not item)
+    return Watch(subscribers, thresholds, armed) if subscribers or thresholds else None
 
 
 # ---------------------------------------------------------------------- members and copies

@@ -293,14 +293,21 @@ class BudgetSnapshot(_LooksLikeADataclass):
         return _restored, (type(self), self._state)
 
 
-class PoolStatistics(namedtuple("PoolStatistics", ("reservations", "waiters", "children", "subscribers"))):  # noqa: PYI024
+if TYPE_CHECKING:
+
+    class _Statistics(typing.NamedTuple):
+        reservations: int
+        waiters: int
+        children: int
+        subscribers: int
+else:
+    _Statistics = namedtuple("_Statistics", ("reservations", "waiters", "children", "subscribers"))  # noqa: PYI024
+
+
+class PoolStatistics(_Statistics):
     """How many reservations, waiters, children and subscribers a pool has: see ``BudgetPool.statistics``."""
 
     __slots__ = ()
-    reservations: int
-    waiters: int
-    children: int
-    subscribers: int
 
 
 def to_timestamp(moment: datetime.datetime | None, argument: str) -> float | None:
