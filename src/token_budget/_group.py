@@ -150,22 +150,22 @@ class Group:
         if own is not None:
             caps = own.caps(*caps)
             window = own.window if "window" in own.names else window
+        latest = self._latest  # read before the clock: see `_periods.due`
         now = 0.0 if window is None else window.now()
-        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, now))
+        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, latest, now))
         account.key, account.handle, account.parent = key, nobody, self._chain[0]
         family = self._model._family
-        return family.run(family.locked, PAY, self._enter, account, own, now)
+        return family.run(family.locked, PAY, self._enter, account, own, latest, now)
 
-    def _period(self, window: Window, now: float) -> tuple[float, float]:
+    def _period(self, window: Window, latest: tuple[Any, Any] | None, now: float) -> tuple[float, float]:
         """Return the period of a new key: the latest that any was in, which a clock that steps back does not reopen."""
-        latest = self._latest
         if latest is not None and window is self._window:
             since, end = current(latest)
             if since <= now < end:
                 return latest
         return window.period(now)
 
-    def _enter(self, account: KeyAccount, own: Own | None, now: float) -> Any:
+    def _enter(self, account: KeyAccount, own: Own | None, latest: tuple[Any, Any] | None, now: float) -> Any:
         """Under the lock: return the pool of the account's key, made with this account if the key is not known.
 
         A signal handler of this thread may ask for the same key in between: who comes first has made it.
@@ -178,7 +178,7 @@ class Group:
             known = self._accounts.setdefault(key, account)
             if known is account:
                 self._own.pop(key, None)
-                if account.window is not None and account.window is self._window:
+                if account.window is not None and account.window is self._window and self._latest is latest:
                     self._latest = account.terms[3:]
                 for _ in range(_LOOK_AT):
                     self._look_at_next(account, now)
