@@ -80,7 +80,7 @@ class KeyedPools(Group, Generic[Pool]):
 
     def get(self, key: Hashable, default: Pool | None = None) -> Pool | None:
         """Return the pool of a key that is remembered, else the default. It makes no key."""
-        return self[key] if key in self._accounts else default
+        return self[key] if key in self else default  # noqa: SIM401 - this is `get`
 
     def items(self) -> list[tuple[Hashable, Pool]]:
         """Return the keys that are remembered, each with its pool. It makes no key."""
@@ -92,11 +92,11 @@ class KeyedPools(Group, Generic[Pool]):
 
     def keys(self) -> list[Hashable]:
         """Return the keys that are remembered."""
-        return list(self._accounts)
+        return [account.key for account in self.accounts()]
 
     def __iter__(self) -> Iterator[Hashable]:
         """Iterate over the keys that are remembered as it begins."""
-        return iter(list(self._accounts))
+        return iter(self.keys())
 
     def __len__(self) -> int:
         """Return how many keys are remembered."""
@@ -108,7 +108,8 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __contains__(self, key: object) -> bool:
         """Return whether a key is remembered."""
-        return key in self._accounts
+        account = self._accounts.get(key)
+        return account is not None and account.handle is not nobody
 
     def __delitem__(self, key: Hashable) -> None:
         """Forget a key and close its pool. The key begins anew when it is asked for again.
