@@ -205,9 +205,9 @@ class Group:
         return family.change(self._hand_out, known)
 
     def _hand_out(self, change: Change, account: KeyAccount) -> Any:
-        """Return the pool of a known key, a new one where nobody holds it."""
+        """Return the pool of a key, a new one where nobody holds it; None if the key was forgotten meanwhile."""
         held = account.handle()
-        if held is not None:
+        if held is not None or account.handle is nobody:
             return held
         pool = self._handle_of(account)
         change.set(account, "handle", ref(pool))
