@@ -57,12 +57,12 @@ class KeyedPools(Group, Generic[Pool]):
             TypeError: the key is not hashable.
         """
         pool = self._remembered(key)
-        return pool if pool is not None else self._first(key)
+        return pool if pool is not None else self._first(key)  # type: ignore[no-any-return]
 
     def get(self, key: Hashable, default: Pool | None = None) -> Pool | None:
         """Return the pool of a key that is remembered, else the default. It makes no key."""
         pool = self._remembered(key)
-        return pool if pool is not None else default  # type: ignore[no-any-return]
+        return pool if pool is not None else default
 
     def items(self) -> list[tuple[Hashable, Pool]]:
         """Return the keys that are remembered, each with its pool. It makes no key."""
