@@ -277,7 +277,7 @@ class BudgetExceeded(Exception):
         """Say which of the three refusals it is, and what helps."""
         _axis, requested, used, _reserved, attempted, cap, _pool = self._facts
         if cap is None or attempted <= cap:
-            return "busy: others wait for room and come first; reserve() with a timeout waits in line"
+            return "busy: others wait for room, and they come first; reserve() with a timeout waits in line"
         if not self.exhausted:
             return "busy: it fits once calls in flight give back enough; reserve() with a timeout waits for that"
         if requested > cap:
@@ -327,7 +327,7 @@ class BudgetTimeout(BudgetExceeded, TimeoutError):  # pyright: ignore[reportInco
     def _text(self) -> str:
         _axis, _requested, _used, _reserved, attempted, cap, _pool = self._facts
         if cap is None or attempted <= cap:
-            why = "others waited in line before it"
+            why = "others were before it, and no room came in time"
         elif self.exhausted and self.resets_at is not None:
             why = f"used up until {self.resets_at.isoformat()}"
         else:
