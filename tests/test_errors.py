@@ -149,7 +149,7 @@ def test_an_axis_of_which_nothing_is_asked_is_never_the_one_that_is_told(when: t
 @pytest.mark.parametrize(
     ("tokens", "nanos", "axis"),
     [
-        ((9, 19, 0, 10), (11, 11, 0, 10), "usd"),  # never fits, before exhausted
+        ((9, 19, 0, 10), (11, 11, 0, 10), "tokens"),  # both exhausted, though one is larger than its whole cap
         ((5, 12, 5, 10), (9, 19, 0, 10), "usd"),  # exhausted, before busy
         ((5, 9, 0, 10), (5, 12, 5, 10), "usd"),  # busy, before what has room
         ((5, 5, 0, UNBOUNDED), (5, 9, 0, 10), "usd"),  # others wait: the axis that has a cap
@@ -190,8 +190,8 @@ def test_where_others_wait_on_the_other_axis_there_is_no_cap_to_tell() -> None:
          "wait until then or raise the cap"),
         ((5, 12, 0, 10), (NOON.timestamp(), 60.0), "used up until 2026-03-30T12:00:00+00:00, when a new period begins: "
          "ask for less, wait until then or raise the cap"),
-        ((5, 15, 0, 10), (NOON.timestamp(), None), "used up until 2026-03-30T12:00:00+00:00, and another pool has "
-         "no room even then: reset() the pools or raise their caps"),
+        ((5, 15, 0, 10), (NOON.timestamp(), None), "used up until 2026-03-30T12:00:00+00:00, and the call "
+         "does not fit even then: reset() the pools or raise their caps"),
         ((10, 15, 5, 10), (NOON.timestamp(), 0.0), "busy: it fits once calls in flight give back enough; reserve() "
          "with a timeout waits for that"),
         ((5, 10, 5, 10), (), "busy: others wait for room, and they come first; reserve() with a timeout waits in line"),

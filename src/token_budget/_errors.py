@@ -130,7 +130,7 @@ class BudgetExceeded(Exception):
     def axis(self) -> typing.Literal["tokens", "usd"] | typing.Any:  # noqa: F821, UP037 - ruff does not know `_lazy`
         """The axis that had no room, always one that the call asked for.
 
-        Where neither had: the one on which the request can never fit, then the exhausted one, then ``"tokens"``.
+        Where neither had: the exhausted one, and of two such ``"tokens"``.
         """
         return self._facts[0]
 
@@ -286,8 +286,8 @@ class BudgetExceeded(Exception):
         if self.resets_at is None:
             return f"used up: {less}reset() the pool or give it a larger cap"
         until = f"used up until {self.resets_at.isoformat()}"
-        if self.retry_after is None:  # as this scope is not alone: another one refuses too, and never resets
-            return f"{until}, and another pool has no room even then: {less}reset() the pools or raise their caps"
+        if self.retry_after is None:  # for the sake of the other axis, or of another scope that refuses
+            return f"{until}, and the call does not fit even then: {less}reset() the pools or raise their caps"
         return f"{until}, when a new period begins: {less}wait until then or raise the cap"
 
     def _numbers(self, what: str) -> str:
@@ -355,9 +355,9 @@ class PoolForked(RuntimeError):
 
 
 def _weight(axis: tuple[typing.Any, ...]) -> tuple[bool, ...]:
-    """Rank one axis of a refusal: asked for, never fits, exhausted, full, capped."""
+    """Rank one axis of a refusal: asked for, exhausted, full, capped."""
     _name, requested, attempted, reserved, cap = axis
-    return requested > 0, requested > cap, attempted - reserved > cap, attempted > cap, cap != UNBOUNDED
+    return requested > 0, attempted - reserved > cap, attempted > cap, cap != UNBOUNDED
 
 
 def _checked_seconds(seconds: typing.Any) -> float | None:
