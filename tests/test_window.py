@@ -302,6 +302,9 @@ class OneChange(tzinfo):
         self._utc = datetime(1970, 1, 1) + timedelta(seconds=change)  # noqa: DTZ001 - as `fromutc` is given them
         self._before, self._after = timedelta(seconds=before), timedelta(seconds=after)
 
+    def __repr__(self) -> str:
+        return "one change"  # of this and of that zone alike
+
     def __getinitargs__(self) -> tuple[int, int, int]:
         return self._arguments
 
