@@ -136,7 +136,7 @@ def current(period: tuple[Any, Any] | None) -> tuple[float, float]:
 
 
 class Calendar:
-    """The latest period that any of some accounts was in. A new account begins in it, also where the clock steps back."""
+    """The latest period that any of some accounts was in. A new one begins in it, also where the clock steps back."""
 
     __slots__ = ("latest",)
 
