@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def due(accounts: Iterable[Account]) -> list[Due]:
-    """Return the accounts that are in another period now, with the clock's reading and that period. Without the lock."""
+    """Return the accounts that are in another period now, each with its clock's reading and that period."""
     found = []
     readings: dict[int, float] = {}  # each clock is read once: scopes that share one are in one period
     for account in accounts:

@@ -1,4 +1,4 @@
-"""Scope: what an operation counts against. A pool is one; a reservation remembers one. And Claim: what is held of it."""
+"""Scope: what an operation counts against. A pool is one. Claim: what is held of a scope. A reservation is one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from token_budget._account import Watch
 
     Chain = tuple[Account, ...]
     Times = tuple[Callable[[], float] | None, float, float]
@@ -37,7 +39,7 @@ class Scope:
     _account: Account
     _chain: Chain
     _family: Family
-    _home: Any  # the family, for a pool that stands alone without a window; AWAY, which is always busy, for the rest
+    _home: Any  # the family, for a pool that stands alone without a window or subscribers; AWAY for the rest
     _few: Chain | None
     _more: Chain | None
     # (clock, since, until): while ``since <= clock() < until`` no period of the chain ends or is too far ahead. None
@@ -56,7 +58,7 @@ class Scope:
 
 def ways(family: Family, chain: Chain) -> dict[str, Any]:
     """Return what a scope of these accounts has in `_few`, `_more`, `_times` and `_home`."""
-    times = times_of(chain)
+    times, watch = times_of(chain), chain[0].watch
     clocks = [account.window.clock for account in chain if account.window is not None]
     filled = (*chain, *(family.void,) * 4)
     few: Chain | None = filled[:3]
@@ -65,7 +67,12 @@ def ways(family: Family, chain: Chain) -> dict[str, Any]:
         few, more = (), None  # too many, or no one clock tells
     elif len(chain) == 1 and times is None:
         few = None
-    return {"_few": few, "_more": more, "_times": times, "_home": family if few is None else AWAY}
+    return {"_few": few, "_more": more, "_times": times, "_home": home_of(family, few, watch)}
+
+
+def home_of(family: Family, few: Chain | None, watch: Watch | None) -> Any:
+    """Return where a pool's own straight runs find the family: AWAY where they serve nothing."""
+    return AWAY if few is not None or (watch is not None and watch.subscribers) else family
 
 
 def times_of(chain: Chain) -> Times | None:
@@ -74,11 +81,18 @@ def times_of(chain: Chain) -> Times | None:
     if not windows:
         return None
     clock = windows[0].clock
-    return None if clock is system_time else clock, max(account.since for account in chain), min(account.period_end for account in chain)
+    return (
+        None if clock is system_time else clock,
+        max(account.since for account in chain),
+        min(account.period_end for account in chain),
+    )
 
 
 class Claim:
-    """An amount, the scope it is held of, and its state: None, then the family's `opened` while it is held, then its end."""
+    """An amount, the scope that it is held of, and its state.
+
+    The state is None at first, the family's `opened` while the amount is held, and then how that ended.
+    """
 
     __slots__ = ("_nanos", "_pool", "_state", "_tokens")
     teller = None  # as something that is owed (`Family.pay`), anybody may pay it
@@ -97,7 +111,7 @@ def scopes_of(family: Family) -> list[Scope]:
 
 
 def accounts_of(scope: Scope) -> list[Account]:
-    """Return the accounts of all pools of the family that are alive, and of all keys. The family's first comes first."""
+    """Return the accounts of all pools of the family that are alive, and of all keys; the first pool's comes first."""
     family = scope._family
     found = dict.fromkeys([family.root, *scope._chain])
     for pool in family.scopes:

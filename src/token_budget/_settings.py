@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from token_budget._account import Account, Threshold, Watch
 from token_budget._arguments import UNCHANGED
+from token_budget._family import PAY
 from token_budget._ledger import decided, operate, raising
 from token_budget._line import closed
 from token_budget._money import UNBOUNDED
 from token_budget._periods import begin_anew, begin_period, due
-from token_budget._scope import AWAY, accounts_of, scopes_of
+from token_budget._scope import AWAY, accounts_of, home_of, scopes_of
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def set_caps(scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
     else:
         period = (None, None) if window is None else window.period(window.now())
         arguments = (account, token_cap, nano_cap, window, period)
-        raising(family.run(family.spending, True, _with_other_window, scope, due(scope._chain), arguments))
+        raising(family.run(family.spending, PAY, _with_other_window, scope, due(scope._chain), arguments))
 
 
 def _with_other_window(scope: Scope, ended: Any, arguments: tuple[Any, ...]) -> Failure:
     """Change a window under the lock. Every scope that counts against the account takes the long way meanwhile."""
     with bound_again(scope._family, {scope._account}):
-        return decided(scope, ended, _set_caps, arguments)  # type: ignore[no-any-return]
+        return decided(scope, ended, _set_caps, *arguments)  # type: ignore[no-any-return]
 
 
 class bound_again:  # noqa: N801 - it is used like a function
@@ -71,7 +72,7 @@ class bound_again:  # noqa: N801 - it is used like a function
             scope._bind(self.family, scope._chain)
 
 
-def _set_caps(  # noqa: PLR0917
+def _set_caps(
     change: Change,
     _family: Family,
     _chain: Chain,
@@ -89,7 +90,7 @@ def _set_caps(  # noqa: PLR0917
     return None
 
 
-def give_caps(  # noqa: PLR0917
+def give_caps(
     change: Change, account: Account, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]
 ) -> None:
     """Note the caps and the window of an account, each of which may be UNCHANGED."""
@@ -149,9 +150,9 @@ def subscribe(scope: Scope, subscriptions: tuple[Any, ...], thresholds: tuple[Th
 
 
 def _subscribe(
-    change: Change, _family: Family, chain: Chain, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]
+    change: Change, family: Family, chain: Chain, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]
 ) -> None:
-    change.gate(chain[0], watch=with_listeners(chain[0].watch, subscriptions, thresholds))
+    _listen(change, family, chain[0], with_listeners(chain[0].watch, subscriptions, thresholds))
 
 
 def with_listeners(watch: Watch | None, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> Watch:
@@ -165,15 +166,25 @@ def unsubscribe(scope: Scope, item: object) -> None:
     operate(scope._family.locked, scope, _unsubscribe, item)
 
 
-def _unsubscribe(change: Change, _family: Family, chain: Chain, item: object) -> None:
+def _unsubscribe(change: Change, family: Family, chain: Chain, item: object) -> None:
     if chain[0].watch is not None:
-        change.gate(chain[0], watch=without_listener(chain[0].watch, item))
+        _listen(change, family, chain[0], without_listener(chain[0].watch, item))
+
+
+def _listen(change: Change, family: Family, account: Account, watch: Watch | None) -> None:
+    """Note who listens to an account. The first pool tries no straight run in vain while it has subscribers."""
+    change.gate(account, watch=watch)
+    first = family.first()
+    if first is not None and account is family.root:
+        change.set(first, "_home", home_of(family, first._few, watch))
 
 
 def without_listener(watch: Watch, item: object) -> Watch | None:
     """Return the listeners without this one; None if nobody is left."""
-    left = [tuple(one for one in each if one is not item) for each in (watch.subscribers, watch.thresholds, watch.armed)]
-    return Watch(*left) if left[0] or left[1] else None
+    subscribers = tuple(one for one in watch.subscribers if one is not item)
+    thresholds = tuple(one for one in watch.thresholds if one is not item)
+    armed = tuple(one for one in watch.armed if one is not item)
+    return Watch(subscribers, thresholds, armed) if subscribers or thresholds else None
 
 
 # ---------------------------------------------------------------------- members and copies
@@ -202,7 +213,7 @@ def detach(scope: Scope) -> None:
     """See `BudgetPool.detach`."""
     family = scope._family
     family.check_fork()
-    family.run(family.locked, True, family.change, _detach, family, scope)
+    family.run(family.locked, PAY, family.change, _detach, family, scope)
 
 
 def _detach(change: Change, family: Family, scope: Scope) -> None:
@@ -213,4 +224,3 @@ def _detach(change: Change, family: Family, scope: Scope) -> None:
         tokens, held, nanos, nanos_held, _ = account.numbers()
         change.numbers(account, (tokens - held, 0, nanos - nanos_held, 0, 0))
     change.set(family, "spending", family.locked)
-

@@ -49,7 +49,8 @@ def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
             sleeps = Sleeps(waiter.scope, timeout)
             while not bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
                 _ledger.look(waiter.scope)
-            _ledger.leave(waiter)
+            if waiter.state is WAITING:
+                _ledger.leave(waiter)
     except BaseException:
         abandon(waiter)
         raise
@@ -79,11 +80,12 @@ class Sleeps:
 
 def abandon(waiter: Waiter) -> None:
     """Leave the line; twice, for whoever is interrupted a second time in the first."""
-    try:
-        _ledger.abandon(waiter)
-    except BaseException:
-        _ledger.abandon(waiter)
-        raise
+    if waiter.state is not NEW:
+        try:
+            _ledger.abandon(waiter)
+        except BaseException:
+            _ledger.abandon(waiter)
+            raise
 
 
 def outcome(waiter: Waiter) -> Reservation:
@@ -184,7 +186,8 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
             sleeps = Sleeps(waiter.scope, timeout)
             while not await bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
                 _ledger.look(waiter.scope)
-            _ledger.leave(waiter)
+            if waiter.state is WAITING:
+                _ledger.leave(waiter)
     except BaseException:  # cancelled, interrupted, or the loop is gone
         abandon(waiter)
         raise
