@@ -128,7 +128,7 @@ class Change:
     def note(self, kind: Kind, accounts: Iterable[Account], pool: str | None, tokens: int = 0, nanos: int = 0) -> None:
         """Owe an event to those who listen to these accounts, and look at the thresholds."""
         for account in accounts:
-            watch = account.watch
+            watch = account.watch if self._states is None else self.state(account)["watch"]
             if watch is not None:
                 if watch.subscribers:
                     snapshot = _new(BudgetSnapshot)

@@ -234,10 +234,19 @@ class Family:
 
     # ------------------------------------------------------------------ forks
 
-    def check_fork(self) -> None:
-        """Notice a fork in C that ran none of Python's hooks. It asks the system, which takes as long as a `record`."""
-        if self.pid != os.getpid():
+    def check_fork(self) -> bool:
+        """Notice a fork in C that ran none of Python's hooks. Return whether there was one.
+
+        It asks the system, which takes about as long as a `record`: so it stands where something takes longer anyway.
+        """
+        forked = self.pid != os.getpid()
+        if forked:
             self.fork()
+        return forked
+
+    def refuse(self, failure: Callable[[], Exception]) -> NoReturn:
+        """Raise the error that an operation decided on, or PoolForked where it was decided in an unnoticed copy."""
+        raise PoolForked(_forked(self.root.terms[2])) if self.check_fork() else failure()
 
     def fork(self) -> None:
         """Refuse to spend, in a forked child: this copy's parent goes on spending the same budget.
@@ -253,10 +262,11 @@ class Family:
         name = self.root.terms[2]
         owed = deque([debt for debt in self.owed if debt.teller is None or debt.teller() is teller()])
         pid = os.getpid()
+        spending = starmap(_refuse_forked, repeat((name,)))
         # One straight run: whoever interrupts it finds all of the old or all of the new.
         self.lock = lock
         self.locked = locked
-        self.spending = starmap(_refuse_forked, repeat((name,)))
+        self.spending = spending
         self.owner = 0
         self.owed = owed
         self.pending = owed

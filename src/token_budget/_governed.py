@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 else:
     from token_budget._lazy import decimal, fractions, types, typing
 
+    Self = Scope  # what annotations resolve to
+
 _new = object.__new__
 
 

@@ -56,31 +56,13 @@ class KeyedPools(Group, Generic[Pool]):
         Raises:
             TypeError: the key is not hashable.
         """
-        account = self._accounts.get(key)
-        family = self._model._family
-        if account is None:
-            return self._first(key)  # type: ignore[no-any-return]
-        seen = account.handle
-        pool = seen()
-        if pool is not None:  # and so it is not forgotten meanwhile
-            return pool  # type: ignore[no-any-return]
-        if seen is nobody or family.pending:
-            return self._first(key)  # type: ignore[no-any-return]
-        pool = self._handle_of(account)
-        handle = ref(pool)
-        for _ in family.locked:
-            try:
-                mine = account.handle is seen
-                if mine:
-                    account.handle = handle
-            finally:
-                family.lock.release()
-            break
-        return pool if mine else self[key]  # else another thread has made one, or the key was just forgotten; retry
+        pool = self._remembered(key)
+        return pool if pool is not None else self._first(key)  # type: ignore[no-any-return]
 
     def get(self, key: Hashable, default: Pool | None = None) -> Pool | None:
         """Return the pool of a key that is remembered, else the default. It makes no key."""
-        return self[key] if key in self._accounts else default
+        pool = self._remembered(key)
+        return pool if pool is not None else default
 
     def items(self) -> list[tuple[Hashable, Pool]]:
         """Return the keys that are remembered, each with its pool. It makes no key."""
@@ -92,11 +74,11 @@ class KeyedPools(Group, Generic[Pool]):
 
     def keys(self) -> list[Hashable]:
         """Return the keys that are remembered."""
-        return list(self._accounts)
+        return [account.key for account in self.accounts()]
 
     def __iter__(self) -> Iterator[Hashable]:
         """Iterate over the keys that are remembered as it begins."""
-        return iter(list(self._accounts))
+        return iter(self.keys())
 
     def __len__(self) -> int:
         """Return how many keys are remembered."""
@@ -108,7 +90,8 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __contains__(self, key: object) -> bool:
         """Return whether a key is remembered."""
-        return key in self._accounts
+        account = self._accounts.get(key)
+        return account is not None and account.handle is not nobody
 
     def __delitem__(self, key: Hashable) -> None:
         """Forget a key and close its pool. The key begins anew when it is asked for again.
@@ -160,6 +143,29 @@ class KeyedPools(Group, Generic[Pool]):
         if window is not UNCHANGED:
             checked_window(window)
         self._set_caps(tokens, nanos, window)
+
+    def _remembered(self, key: Hashable) -> typing.Any:
+        """Return the pool of a key, by a straight run where nobody holds it; None if the key is not remembered."""
+        account = self._accounts.get(key)
+        if account is None:
+            return None
+        seen = account.handle
+        pool = seen()
+        if pool is not None or seen is nobody:
+            return pool
+        family = self._model._family
+        if not family.pending:
+            pool = self._handle_of(account)
+            handle = ref(pool)
+            for _ in family.locked:
+                try:
+                    if account.handle is seen:
+                        account.handle = handle
+                        return pool
+                finally:
+                    family.lock.release()
+                break
+        return family.run(family.locked, PAY, family.change, self._hand_out, account)
 
     def _ignoring(self, item: object) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the group."""

@@ -37,10 +37,10 @@ def operate(takes: Iterator[object], scope: Scope, decide: Callable[..., Any], *
     return scope._family.run(takes, PAY, decided, scope, ended, decide, *arguments)
 
 
-def raising(failure: Failure) -> None:
-    """Raise the error that an operation decided on."""
+def raising(scope: Scope, failure: Failure) -> None:
+    """Raise the error that an operation decided on, if it did."""
     if failure is not None:
-        raise failure()
+        scope._family.refuse(failure)
 
 
 def untimed(scope: Scope, decide: Callable[..., Any], *arguments: Any) -> None:
@@ -71,7 +71,7 @@ def record(scope: Scope, tokens: int, nanos: int, force: bool) -> None:  # noqa:
     ended = due(scope._chain) if scope._times is not None else ()
     failure = family.run(family.spending, PAY, decided, scope, ended, _record, tokens, nanos, force)
     if failure is not None:
-        raise failure()
+        family.refuse(failure)
 
 
 def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: int, force: bool) -> Failure:  # noqa: FBT001
@@ -86,7 +86,8 @@ def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: i
 
 def reserve(claim: Claim, waiter: Waiter | None) -> None:
     """Take what a claim is for, or let the waiter wait for it, or raise."""
-    raising(operate(claim._pool._family.spending, claim._pool, _reserve, claim, waiter))
+    pool = claim._pool
+    raising(pool, operate(pool._family.spending, pool, _reserve, claim, waiter))
 
 
 def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter: Waiter | None) -> Failure:
@@ -105,7 +106,8 @@ def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter:
 
 def commit(claim: Claim, tokens: int, nanos: int, closed: Callable[[], Exception]) -> None:
     """See `Reservation.commit`. `closed` makes the error of one that is settled."""
-    raising(operate(claim._pool._family.spending, claim._pool, _commit, claim, tokens, nanos, closed))
+    pool = claim._pool
+    raising(pool, operate(pool._family.spending, pool, _commit, claim, tokens, nanos, closed))
 
 
 def _commit(

@@ -135,7 +135,10 @@ class AsyncReserve(Base):
 
     def throw(self, *error: typing.Any) -> typing.Any:
         """Raise an error inside, as with any coroutine."""
-        return (self._coroutine or self._begun()).throw(*error)
+        try:
+            return (self._coroutine or self._begun()).throw(*error)
+        finally:
+            del error  # its traceback holds this frame, and by that the reservation until a collection
 
     def close(self) -> None:
         """End it, as with any coroutine."""
@@ -155,6 +158,11 @@ class AsyncReserve(Base):
         """Warn as a coroutine does that nobody awaited."""
         if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
             warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
+
+    @property
+    def __name__(self) -> str:
+        """What tasks show of it, as of any coroutine."""
+        return "areserve"
 
     def __repr__(self) -> str:
         name = self._reservation._pool._account.terms[2]
