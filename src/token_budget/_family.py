@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
+    from token_budget._telling import Teller
+
 
 def _new_lock() -> Any:
     """Return a lock for a family. Tests replace this function; the class is looked up late for gevent's patches.
@@ -155,7 +157,7 @@ class Family:
                     self.pay()  # whoever was interrupted before or in the middle of paying goes on; then it is raised
                     raise
 
-    def change(self, decide: Callable[..., Any], *arguments: Any) -> Any:
+    def change(self, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Decide, then publish. Whoever was interrupted by an operation of its own thread decides anew.
 
         The second of the package's two tricks: CPython delivers signals and switches threads after calls and at
@@ -185,6 +187,22 @@ class Family:
     def pay(self) -> None:
         """Ring, release what was dropped, call back. An interrupt is raised after everything else was done."""
         mine = teller()
+        before = mine.busy
+        calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
+        mine.busy = (*before, self) if calls_back else before
+        stopped: BaseException | None = None
+        try:
+            stopped = self._pay(mine, calls_back)
+        finally:
+            mine.busy = before
+        if stopped is not None:
+            try:
+                raise stopped
+            finally:
+                stopped = None  # it holds this frame, and by that whatever the caller was making
+
+    def _pay(self, mine: Teller, calls_back: bool) -> BaseException | None:  # noqa: FBT001
+        """Pay all that this thread may pay. Return the first interrupt."""
         stopped: BaseException | None = None
         failed: object = None
         paid = True
@@ -192,11 +210,11 @@ class Family:
             paid = False
             for debt in tuple(self.owed):
                 whose = debt.teller
-                if whose is not None and (mine.busy or whose is not mine.me) and not mine.may_pay(debt):
-                    continue
+                if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
+                    continue  # the thread that owes the callback makes it; for one that has ended, anybody does
                 paid = True
                 try:
-                    debt.pay(self.locked, mine)
+                    debt.pay(self.locked)
                     try:  # noqa: SIM105 - this is quicker
                         self.owed.remove(debt)
                     except ValueError:  # another thread has already removed it
@@ -206,11 +224,7 @@ class Family:
                         raise  # for the second time: the next operation tries again
                     failed = debt
                     stopped = stopped or error
-        if stopped is not None:
-            try:
-                raise stopped
-            finally:
-                stopped = None  # it holds this frame, and by that whatever the caller was making
+        return stopped
 
     def pay_waiters(self) -> None:
         """Release what was dropped for those who wait, and ring for them. It calls nobody back.
@@ -224,7 +238,7 @@ class Family:
             if debt is None:
                 return
             seconds = 0.0 if self.owner else 1.0
-            debt.pay(starmap(self.lock.acquire, ((True, seconds),)), None)
+            debt.pay(starmap(self.lock.acquire, ((True, seconds),)))
             if not debt.paid():
                 return
             try:  # noqa: SIM105 - as above
@@ -280,7 +294,7 @@ class Family:
             if isinstance(waiter.bell, ThreadBell):
                 waiter.bell.ring()
             for account in waiter.scope._chain:
-                self.change(_no_line, account)
+                self.change(_no_line, (account,))
 
 
 def _no_line(change: Change, account: Account) -> None:

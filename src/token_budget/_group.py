@@ -193,7 +193,7 @@ class Group:
             self._remove(known)  # an interrupted thread has forgotten it, and not removed it
             known = None
         if known is None:
-            family.change(self._welcome, family, account, own)
+            family.change(self._welcome, (family, account, own))
             self._rota.append(key)
             known = self._accounts.setdefault(key, account)
             if known is account:
@@ -202,7 +202,7 @@ class Group:
                     self._latest = account.terms[3:]
                 for _ in range(_LOOK_AT):
                     self._look_at_next(account, now)
-        return family.change(self._hand_out, known)
+        return family.change(self._hand_out, (known,))
 
     def _hand_out(self, change: Change, account: KeyAccount) -> Any:
         """Return the pool of a key, a new one where nobody holds it; None if the key was forgotten meanwhile."""
@@ -232,7 +232,7 @@ class Group:
             own = Own(account, self._watch)
             if own:
                 self._own[key] = own  # before the key is forgotten, so that no interrupt loses it
-            if self._model._family.change(self._fade, account, newest.window, now):
+            if self._model._family.change(self._fade, (account, newest.window, now)):
                 self._remove(account)
             else:
                 self._own.pop(key, None)
@@ -262,7 +262,7 @@ class Group:
         if account is None and key not in self._own:
             raise KeyError(key)
         if account is not None:
-            self._model._family.change(self._close, account)
+            self._model._family.change(self._close, (account,))
             self._remove(account)
         self._own.pop(key, None)
 
@@ -281,7 +281,8 @@ class Group:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
         family, period = self._model._family, _settings.period_of(window)
         family.check_fork()
-        family.run(family.spending, PAY, family.change, self._give_caps, token_cap, nano_cap, window, period)
+        arguments = token_cap, nano_cap, window, period
+        family.run(family.spending, PAY, family.change, self._give_caps, arguments)
 
     def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
@@ -301,7 +302,7 @@ class Group:
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""
         family = self._model._family
-        family.run(family.locked, PAY, family.change, self._with_listeners, subscribers, thresholds)
+        family.run(family.locked, PAY, family.change, self._with_listeners, (subscribers, thresholds))
 
     def _with_listeners(self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
@@ -311,7 +312,7 @@ class Group:
     def _ignore(self, item: object) -> None:
         """Forget what listens to all keys; nothing if it is not there."""
         family = self._model._family
-        family.run(family.locked, PAY, family.change, self._without_listener, item)
+        family.run(family.locked, PAY, family.change, self._without_listener, (item,))
 
     def _without_listener(self, change: Change, item: object) -> None:
         if self._watch is not None:

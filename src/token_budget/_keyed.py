@@ -165,7 +165,7 @@ class KeyedPools(Group, Generic[Pool]):
                 finally:
                     family.lock.release()
                 break
-        return family.run(family.locked, PAY, family.change, self._hand_out, account)
+        return family.run(family.locked, PAY, family.change, self._hand_out, (account,))
 
     def _ignoring(self, item: object) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the group."""

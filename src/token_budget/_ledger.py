@@ -34,7 +34,7 @@ DROPPED = "dropped"  # released because nobody held it any more
 def operate(takes: Iterator[object], scope: Scope, decide: Callable[..., Any], *arguments: Any) -> Any:
     """Do one operation on a scope, in the periods that it is now. Return what it decides."""
     ended = due(scope._chain) if scope._times is not None else ()
-    return scope._family.run(takes, PAY, decided, scope, ended, decide, *arguments)
+    return scope._family.run(takes, PAY, decided, scope, ended, decide, arguments)
 
 
 def raising(scope: Scope, failure: Failure) -> None:
@@ -45,10 +45,10 @@ def raising(scope: Scope, failure: Failure) -> None:
 
 def untimed(scope: Scope, decide: Callable[..., Any], *arguments: Any) -> None:
     """Do one operation without a look at the clock: what gives back works also where the clock does not."""
-    scope._family.run(scope._family.locked, PAY, decided, scope, (), decide, *arguments)
+    scope._family.run(scope._family.locked, PAY, decided, scope, (), decide, arguments)
 
 
-def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: Any) -> Any:
+def decided(scope: Scope, ended: Any, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Under the lock: roll over, serve what an interrupted operation left, decide."""
     family, chain = scope._family, scope._chain
     if ended or scope._times is not None:
@@ -59,7 +59,7 @@ def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: An
                 family.stirred.append(account)
     if family.stirred:
         family.settle()
-    return family.change(decide, family, chain, *arguments)
+    return family.change(decide, (family, chain, *arguments))
 
 
 # ---------------------------------------------------------------------- spending
@@ -69,7 +69,7 @@ def record(scope: Scope, tokens: int, nanos: int, force: bool) -> None:  # noqa:
     """See `BudgetPool.record`."""
     family = scope._family
     ended = due(scope._chain) if scope._times is not None else ()
-    failure = family.run(family.spending, PAY, decided, scope, ended, _record, tokens, nanos, force)
+    failure = family.run(family.spending, PAY, decided, scope, ended, _record, (tokens, nanos, force))
     if failure is not None:
         family.refuse(failure)
 
@@ -136,7 +136,7 @@ def release(claim: Claim) -> None:
 def drop(claim: Claim, takes: Iterator[object]) -> None:
     """Release one that was collected unsettled; leave what is owed to the caller."""
     scope = claim._pool
-    scope._family.run(takes, OWE, decided, scope, (), _release, claim, DROPPED)
+    scope._family.run(takes, OWE, decided, scope, (), _release, (claim, DROPPED))
 
 
 def _release(change: Change, family: Family, chain: Chain, claim: Claim, state: str) -> None:
@@ -190,7 +190,7 @@ def abandon(waiter: Waiter) -> None:
 
 def give_back(waiter: Waiter, takes: Iterator[object]) -> None:
     """Do the same for one whose bell nobody hears; leave what is owed to the caller."""
-    waiter.scope._family.run(takes, OWE, decided, waiter.scope, (), _abandon, waiter)
+    waiter.scope._family.run(takes, OWE, decided, waiter.scope, (), _abandon, (waiter,))
 
 
 def _abandon(change: Change, family: Family, chain: Chain, waiter: Waiter) -> None:

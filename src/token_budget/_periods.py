@@ -44,7 +44,7 @@ def due(accounts: Iterable[Account]) -> list[Due]:
 def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
     """Begin the periods that were found due, and let the scope know the times of its periods."""
     if ended:
-        scope._family.change(_roll_over, ended)
+        scope._family.change(_roll_over, (ended,))
     scope._times = times_of(scope._chain)
 
 

@@ -205,7 +205,7 @@ def detach(scope: Scope) -> None:
     """See `BudgetPool.detach`."""
     family = scope._family
     family.check_fork()
-    family.run(family.locked, PAY, family.change, _detach, family, scope)
+    family.run(family.locked, PAY, family.change, _detach, (family, scope))
 
 
 def _detach(change: Change, family: Family, scope: Scope) -> None:
