@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    from token_budget._telling import Teller
-
 
 def _new_lock() -> Any:
     """Return a lock for a family. Tests replace this function; the class is looked up late for gevent's patches.
@@ -166,7 +164,12 @@ class Family:
         while True:
             version = self.version
             change = Change()
-            answer = decide(change, *arguments)
+            try:
+                answer = decide(change, *arguments)
+            except Exception:
+                if self.version == version:
+                    raise
+                continue  # it met what an operation of its own thread changed meanwhile
             made = change.made(self)
             if self.version == version:
                 self._publish(made)
@@ -191,8 +194,27 @@ class Family:
         calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
         mine.busy = (*before, self) if calls_back else before
         stopped: BaseException | None = None
+        failed: object = None
+        paid = True
         try:
-            stopped = self._pay(mine, calls_back)
+            while paid and self.owed:
+                paid = False
+                for debt in tuple(self.owed):
+                    whose = debt.teller
+                    if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
+                        continue  # the thread that owes a callback makes it; for one that has ended, anybody does
+                    paid = True
+                    try:
+                        debt.pay(self.locked)
+                        try:  # noqa: SIM105 - this is quicker
+                            self.owed.remove(debt)
+                        except ValueError:  # another thread has already removed it
+                            pass
+                    except BaseException as error:
+                        if failed is debt:
+                            raise  # for the second time: the next operation tries again
+                        failed = debt
+                        stopped = stopped or error
         finally:
             mine.busy = before
         if stopped is not None:
@@ -200,31 +222,6 @@ class Family:
                 raise stopped
             finally:
                 stopped = None  # it holds this frame, and by that whatever the caller was making
-
-    def _pay(self, mine: Teller, calls_back: bool) -> BaseException | None:  # noqa: FBT001
-        """Pay all that this thread may pay. Return the first interrupt."""
-        stopped: BaseException | None = None
-        failed: object = None
-        paid = True
-        while paid and self.owed:
-            paid = False
-            for debt in tuple(self.owed):
-                whose = debt.teller
-                if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
-                    continue  # the thread that owes the callback makes it; for one that has ended, anybody does
-                paid = True
-                try:
-                    debt.pay(self.locked)
-                    try:  # noqa: SIM105 - this is quicker
-                        self.owed.remove(debt)
-                    except ValueError:  # another thread has already removed it
-                        pass
-                except BaseException as error:
-                    if failed is debt:
-                        raise  # for the second time: the next operation tries again
-                    failed = debt
-                    stopped = stopped or error
-        return stopped
 
     def pay_waiters(self) -> None:
         """Release what was dropped for those who wait, and ring for them. It calls nobody back.
@@ -248,19 +245,13 @@ class Family:
 
     # ------------------------------------------------------------------ forks
 
-    def check_fork(self) -> bool:
-        """Notice a fork in C that ran none of Python's hooks. Return whether there was one.
+    def check_fork(self) -> None:
+        """Notice a fork in C that ran none of Python's hooks.
 
-        It asks the system, which takes about as long as a `record`: so it stands where something takes longer anyway.
+        It asks the system, which takes about half as long as a `record`: it stands where something takes longer anyway.
         """
-        forked = self.pid != os.getpid()
-        if forked:
+        if self.pid != os.getpid():
             self.fork()
-        return forked
-
-    def refuse(self, failure: Callable[[], Exception]) -> NoReturn:
-        """Raise the error that an operation decided on, or PoolForked where it was decided in an unnoticed copy."""
-        raise PoolForked(_forked(self.root.terms[2])) if self.check_fork() else failure()
 
     def fork(self) -> None:
         """Refuse to spend, in a forked child: this copy's parent goes on spending the same budget.

@@ -43,8 +43,8 @@ class Own:
         self.names = account.own  # of "token_cap", "nano_cap", "window"
         self.terms = account.terms
         self.window = account.window
-        self.subscribers = tuple(one for one in watch.subscribers if one not in everyone.subscribers)
-        self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds)
+        self.subscribers = tuple(one for one in watch.subscribers if one not in everyone.subscribers and one.heard)
+        self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds and one.heard)
 
     def __bool__(self) -> bool:
         return bool(self.names or self.subscribers or self.thresholds)
@@ -143,6 +143,9 @@ class Group:
         model = self._model
         pool: Any = object.__new__(self._kind)
         pool._parents = self  # and by that all of its keys are in the tree
+        if account.window is not self._window:
+            pool._bind(model._family, (account, *self._chain))
+            return pool
         pool._family = model._family
         pool._home = model._home
         pool._account = account
@@ -220,7 +223,8 @@ class Group:
         watch = self._watch
         if own is not None:
             change.set(account, "own", own.names)
-            watch = _settings.with_listeners(watch, own.subscribers, own.thresholds)
+            subscribers = tuple(one for one in own.subscribers if one.heard)
+            watch = _settings.with_listeners(watch, subscribers, tuple(one for one in own.thresholds if one.heard))
         if watch is not None:
             change.gate(account, watch=watch)
 
