@@ -18,14 +18,21 @@ from token_budget import BudgetExceeded, BudgetPool, Window
 DAY = 86_400
 NOW = 20_000.0 * DAY + DAY / 4  # six in the morning
 YEAR = 365 * DAY
+
+
+def _record(pool: BudgetPool) -> list[object]:
+    pool.record(tokens=1)
+    return []
+
+
 LOOKS: dict[str, Callable[[BudgetPool], object]] = {
     "record": lambda pool: pool.record(tokens=1),
     "reserve": lambda pool: pool.reserve(tokens=1).commit(),
     "areserve": lambda pool: WAYS["areserve"](pool, tokens=1),
     "commit": lambda pool: pool.reserve(tokens=1).commit(tokens=1),
-    "snapshot": lambda pool: pool.snapshot() and pool.record(tokens=1),
-    "tree": lambda pool: pool.snapshot(tree=True) and pool.record(tokens=1),
-    "refusal": lambda pool: caught(BudgetExceeded, pool.record, tokens=99) and pool.record(tokens=1),
+    "snapshot": lambda pool: [pool.snapshot(), *_record(pool)],
+    "tree": lambda pool: [pool.snapshot(tree=True), *_record(pool)],
+    "refusal": lambda pool: [caught(BudgetExceeded, pool.record, tokens=99), *_record(pool)],
     "force": lambda pool: pool.record(tokens=1, force=True),
 }
 

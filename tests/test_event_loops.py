@@ -1,4 +1,4 @@
-"""Event loops: what areserve() gives is a coroutine, threads that wait in a loop are warned, trio waits in the same line."""
+"""Event loops: areserve() gives a coroutine, threads that wait in a loop are warned, trio waits in the same line."""
 
 from __future__ import annotations
 
@@ -72,6 +72,12 @@ async def threadsafe(pool: BudgetPool, **amounts: Any) -> Reservation:
     return await loop.run_in_executor(None, other_thread)
 
 
+async def in_line(pool: BudgetPool, waiters: int) -> None:
+    """Let the other tasks run until so many wait."""
+    while pool.statistics().waiters < waiters:  # noqa: ASYNC110 - the pool tells of nobody who joins the line
+        await asyncio.sleep(0)
+
+
 AWAITING = [create_task, group, gather, wait_for, ensure_future, shield, plain, threadsafe]
 
 
@@ -84,8 +90,8 @@ def test_whatever_takes_a_coroutine_takes_it(shape: str, awaiting: Callable[...,
     async def main() -> None:
         held = asked.reserve(tokens=10 if waits else 0)
         task = asyncio.create_task(awaiting(asked, tokens=4, timeout=None))
-        while waits and not pool.statistics().waiters:
-            await asyncio.sleep(0)
+        if waits:
+            await in_line(pool, 1)
         held.release()
         with await task as reservation:
             reservation.commit(tokens=3)
@@ -109,7 +115,6 @@ def test_one_that_nobody_awaits_is_told_and_takes_nothing(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, name="daily")
     with pytest.warns(RuntimeWarning, match=r"areserve\(\).*was never awaited"):
         asked.areserve(tokens=4)
-        gc.collect()
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
@@ -167,8 +172,7 @@ def test_a_task_of_it_that_is_cancelled_leaves_the_line(shape: str) -> None:
         held = asked.reserve(tokens=10)
         first = asyncio.create_task(asked.areserve(tokens=10))
         second = asyncio.create_task(asked.areserve(tokens=4))
-        while pool.statistics().waiters < 2:
-            await asyncio.sleep(0)
+        await in_line(pool, 2)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first

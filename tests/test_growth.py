@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from shapes import Clock, waiting
-from token_budget import BudgetPool, Window
+from token_budget import BudgetPool, Reservation, Window, _ledger
 
 
 def steps_of(operation: Callable[[], object]) -> int:
@@ -29,6 +29,11 @@ def steps_of(operation: Callable[[], object]) -> int:
     finally:
         sys.settrace(before)
     return count
+
+
+def each(things: Iterable[Any], operation: Callable[[Any], object]) -> None:
+    for thing in things:
+        operation(thing)
 
 
 def grows_in_proportion(measure: Callable[[int], int]) -> None:
@@ -56,7 +61,7 @@ def served_in_their_own_scopes(scopes: int) -> int:
     pools = [total.child(token_cap=1) for _ in range(scopes)]
     helds = [pool.reserve(tokens=1) for pool in pools]
     waiters = [waiting(pool, tokens=1) for pool in pools]
-    count = steps_of(lambda: [held.release() for held in helds])
+    count = steps_of(lambda: each(helds, Reservation.release))
     assert {waiter.state for waiter in waiters} == {"granted"}
     for waiter in waiters:
         waiter.reservation.release()
@@ -79,12 +84,10 @@ def served_by_a_roll_over(scopes: int) -> int:
 
 
 def withdrawn(scopes: int) -> int:
-    from token_budget import _ledger
-
     total = BudgetPool(token_cap=1)
     held = total.reserve(tokens=1)
     waiters = [waiting(total.child(), tokens=1) for _ in range(scopes)]
-    count = steps_of(lambda: [_ledger.abandon(waiter) for waiter in waiters])
+    count = steps_of(lambda: each(waiters, _ledger.abandon))
     assert total.statistics().waiters == 0
     held.release()
     return count
@@ -93,26 +96,26 @@ def withdrawn(scopes: int) -> int:
 def groups_made(groups: int) -> int:
     total = BudgetPool()
     kept: list[Any] = []
-    count = steps_of(lambda: [kept.append(total.keyed(token_cap=1)) for _ in range(groups)])
-    count += steps_of(lambda: [group["a"].record(tokens=1) for group in kept])
+    count = steps_of(lambda: kept.extend([total.keyed(token_cap=1) for _ in range(groups)]))
+    count += steps_of(lambda: each(kept, lambda group: group["a"].record(tokens=1)))
     assert len(kept) == groups
     return count
 
 
 def groups_made_and_dropped(groups: int) -> int:
     total = BudgetPool()
-    return steps_of(lambda: [total.keyed(token_cap=1)["a"].record(tokens=1) for _ in range(groups)])
+    return steps_of(lambda: each(range(groups), lambda _: total.keyed(token_cap=1)["a"].record(tokens=1)))
 
 
 def children_made(children: int) -> int:
     total = BudgetPool()
     kept: list[Any] = []
-    return steps_of(lambda: [kept.append(total.child(token_cap=1)) for _ in range(children)])
+    return steps_of(lambda: kept.extend([total.child(token_cap=1) for _ in range(children)]))
 
 
 def keys_made(keys: int) -> int:
     users = BudgetPool().keyed(token_cap=1)
-    return steps_of(lambda: [users[key].record(tokens=1) for key in range(keys)])
+    return steps_of(lambda: each(range(keys), lambda key: users[key].record(tokens=1)))
 
 
 def tree_of_a_chain(levels: int) -> int:

@@ -130,10 +130,10 @@ def _parent(total: BudgetPool) -> list[BudgetPool]:
     ]
 
 
-@pytest.mark.parametrize("before", [None, "hourly", "weekly"])
+@pytest.mark.parametrize("before", [None, "every 1h", "weekly"])
 def test_a_window_of_a_parent_reaches_every_pool_below_it(before: str | None) -> None:
     clock = Clock(NOW)
-    total = BudgetPool(token_cap=100, window=before and Window.parse(before.replace("hourly", "every 1h")))
+    total = BudgetPool(token_cap=100, window=None if before is None else Window.parse(before))
     pools = _parent(total)
     users = total.keyed()
     users["forgotten handle"].record(tokens=1)

@@ -22,8 +22,8 @@ NO_NUMBERS: list[Any] = [
     OnlyFloat(), Index(0), Claims(), float, timedelta(seconds=1),
 ]  # fmt: skip
 NO_TIMES: list[Any] = [
-    -1, -1e-9, float("nan"), float("-inf"), -(10**400), EvilInt(-1), EvilFloat(-1.0), EvilFloat("nan"), LyingFloat(-1.0),
-    LyingInt(-1),
+    -1, -1e-9, float("nan"), float("-inf"), -(10**400), EvilInt(-1), EvilFloat(-1.0), EvilFloat("nan"),
+    LyingFloat(-1.0), LyingInt(-1),
 ]  # fmt: skip
 ASKING: dict[str, Callable[[BudgetPool, Any], object]] = {
     "reserve": lambda pool, timeout: pool.reserve(tokens=1, timeout=timeout),
