@@ -201,7 +201,6 @@ def test_a_fork_in_c_is_noticed_by(notices: str, shape: str) -> None:
     assert pool.snapshot().tokens_used == 5
 
 
-@pytest.mark.xfail(strict=True, reason="the long way of a spend does not look for a fork in C")
 def test_a_fork_in_c_is_noticed_by_a_spend_that_has_somebody_to_tell() -> None:
     pool = BudgetPool(token_cap=10)
     heard: list[object] = []
