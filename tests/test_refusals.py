@@ -88,6 +88,21 @@ def test_an_overrun_holds_no_waiter_who_asks_nothing_of_that_axis(shape: str) ->
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_nor_does_an_overrun_of_tokens_one_who_asks_for_dollars(shape: str) -> None:
+    asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
+    held = asked.reserve(usd=1)
+    waiter = waiting(asked, nanos=1)
+    with pytest.raises(BudgetOverrun):
+        pool.record(tokens=11, force=True)
+    assert waiter.state == "waiting"
+    second = waiting(asked, nanos=1)
+    held.release()
+    assert (waiter.state, second.state) == ("granted", "granted")
+    waiter.reservation.release()
+    second.reservation.release()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_an_overrun_refuses_at_once_a_waiter_who_asks_something_of_that_axis(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     held = asked.reserve(tokens=10)
