@@ -261,7 +261,7 @@ def test_those_who_wait_are_told_of_when_they_get_something_and_when_not() -> No
         held = pool.reserve(tokens=10)
         with pytest.raises(BudgetTimeout):
             await pool.areserve(tokens=2, timeout=0.001)
-        large, small = (asyncio.ensure_future(pool.areserve(tokens=n)._take()) for n in (9, 3))
+        large, small = (asyncio.ensure_future(pool.areserve(tokens=n)) for n in (9, 3))
         for _ in range(4):
             await asyncio.sleep(0)
         assert heard.take() == [("reserve", "run", 10, 10), ("refusal", "run", 2, 10)]

@@ -129,7 +129,7 @@ def test_what_is_released_inside_is_back_at_the_end_of_the_operation(drop: bool)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not pool._family.waiters:
+    while not waiters(pool):
         pass
 
     def act() -> None:
@@ -268,7 +268,7 @@ def test_a_drop_that_finds_somebody_inside_is_left_to_them() -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not pool._family.waiters:
+    while not waiters(pool):
         pass
     entered, leave = threading.Event(), threading.Event()
 

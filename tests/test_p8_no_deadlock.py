@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support import HookedLock, caught, counters
+from support import HookedLock, caught, counters, forked
 from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _family, _pool
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def test_a_child_forked_while_another_thread_holds_the_lock_does_not_hang_and_re
     held, let_go = threading.Event(), threading.Event()
 
     def hold_the_lock() -> None:
-        with pool._lock:
+        with pool._family.lock:
             held.set()
             let_go.wait(30)
 
@@ -197,13 +197,13 @@ def test_what_a_child_sees_without_a_fork() -> None:
     pool = BudgetPool(token_cap=100, usd_cap=100, name="shared")
     pool.record(tokens=10, usd=20)
     inherited = pool.reserve(tokens=50, usd=30)
-    pool._after_fork_in_child()
+    forked(pool)
     with pytest.raises(PoolForked) as raised:
         pool.record()
     assert str(raised.value) == (
         "this copy of pool 'shared' came by os.fork() from the process that owns the budget, and does not spend it a "
         "second time: record in that process, make a BudgetPool of this process's own, or call detach() to make this "
-        "copy a separate budget (snapshot() works without)"
+        "copy a separate budget (snapshot() works without). Many processes share one budget through the stores"
     )
     assert counters(pool) == (10, 50, 20 * 10**9, 30 * 10**9, 1)
     pool.detach()
@@ -230,7 +230,7 @@ def test_every_pool_of_the_process_refuses_in_the_child() -> None:
 
 def test_a_forked_pool_without_a_name_is_not_named() -> None:
     pool = BudgetPool()
-    pool._after_fork_in_child()
+    forked(pool)
     with pytest.raises(PoolForked, match=r"^this copy of pool came by os\.fork\(\) from"):
         pool.reserve()
 
@@ -258,7 +258,7 @@ def test_copies_and_pickles_are_refused_with_what_to_do_instead(duplicate: Calla
     pool = BudgetPool(token_cap=10)
     with pytest.raises(
         TypeError,
-        match=r"^a BudgetPool cannot .* would be a second budget\. Pass the pool itself to threads.* to be recorded$",
+        match=r"^a BudgetPool cannot .* would be a second budget\. Pass the pool itself to threads.* that owns the pool$",
     ):
         duplicate(pool)
     with (

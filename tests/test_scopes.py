@@ -238,16 +238,20 @@ def test_a_join_counts_each_account_once() -> None:
         joined.record(tokens=40)
     assert raised.value.pool == "other"
     assert joined.name == "both"
-    assert BudgetPool.join(total, total)._scopes()[1:] == (total,)
+    twice = BudgetPool.join(total, total)
+    twice.record(tokens=1)
+    assert (counters(twice)[0], counters(total)[0]) == (1, 21)
 
 
 def test_only_pools_of_one_family_are_joined() -> None:
     with pytest.raises(ValueError, match="descend from one: make them with child"):
         BudgetPool.join(BudgetPool(), BudgetPool())
-    with pytest.raises(ValueError, match="join at least one"):
+    with pytest.raises(ValueError, match="join needs at least one pool"):
         BudgetPool.join()
-    with pytest.raises(TypeError, match="only pools can be joined, not int"):
+    with pytest.raises(TypeError, match="join takes pools, not int$"):
         BudgetPool.join(BudgetPool(), 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"join takes pools, not list: write join\(\*pools\)$"):
+        BudgetPool.join([BudgetPool()])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- keys
@@ -378,7 +382,7 @@ def test_the_tree_shows_pools_that_only_their_children_hold() -> None:
     held = leaf.reserve(tokens=5)
     gc.collect()
     assert names(root.snapshot(tree=True)) == ("root", [("mid", [("leaf", [])])])
-    root._after_fork_in_child()
+    forked(root)
     root.detach()
     assert held.completed
     assert root.snapshot(tree=True).children[0].tokens_reserved == 0
@@ -388,7 +392,7 @@ def test_pools_that_are_gone_are_not_kept_in_mind() -> None:
     total = BudgetPool()
     for _ in range(1000):
         total.child()
-    assert len(total._family.handles) < 200
+    assert len(total._family.scopes._refs) < 200
 
 
 def test_hostile_keys_harm_only_themselves() -> None:
@@ -461,7 +465,7 @@ def test_a_forked_family_refuses_in_every_scope_until_it_is_detached() -> None:
     users = total.keyed()
     users["ann"].record(tokens=1)
     mine, key = user.reserve(tokens=10), users["ann"].reserve(tokens=3)
-    total._after_fork_in_child()
+    forked(total)
     for pool in (total, project, user, users["ann"]):
         with pytest.raises(PoolForked):
             pool.record(tokens=1)
