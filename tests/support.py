@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import token_budget
 from token_budget import BudgetPool
 
 if TYPE_CHECKING:
@@ -35,6 +40,14 @@ def run_together(*bodies: Callable[[], object]) -> list[Any]:
     if errors:
         raise errors[0]
     return results
+
+
+def run_program(program: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program in a new interpreter, which finds the package also where it is not installed."""
+    path = os.pathsep.join(filter(None, [str(Path(token_budget.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, *options, "-c", program]
+    environ = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=60, env=environ)
 
 
 def caught(error: type[BaseException], function: Callable[..., object], **arguments: object) -> bool:

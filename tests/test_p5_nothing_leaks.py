@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import caught, counters
+from support import caught, counters, run_program
 from token_budget import BudgetExceeded, BudgetPool, Reservation, _ledger
 
 NOTHING = (0, 0, 0, 0, 0)
@@ -228,7 +227,7 @@ def test_the_end_of_the_interpreter_is_silent(ending: str) -> None:
         "keeper = Keeper(); keeper.held = pool.reserve(tokens=5); keeper.self = keeper\n"
         f"{ending}\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    done = run_program(program, "-W", "error", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import token_budget
-from token_budget import _errors, _pool, _snapshot, _window
+from support import run_program
 
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -33,8 +32,7 @@ LAST_LINES = [FAN_OUT, GATHER, PROGRESS, SCOPES, WAITING, EVENTS, EXCEPT]
 
 
 def run(program: str) -> str:
-    command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = run_program(program, "-W", "error")
     assert done.stderr == ""
     return re.split(r"[\r\n]", done.stdout.rstrip())[-1]
 
@@ -53,7 +51,11 @@ def test_the_fan_out_spends_the_budget_and_skips_the_rest() -> None:
     assert skipped > 0
 
 
-@pytest.mark.parametrize("module", [token_budget, _errors, _pool, _snapshot, _window])
-def test_the_examples_of_the_docstrings_are_true(module: object) -> None:
+MODULES = sorted(path.stem for path in Path(token_budget.__file__).parent.glob("*.py") if path.stem != "__main__")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_the_docstrings_are_true(name: str) -> None:
+    module = importlib.import_module(f"token_budget.{name}".removesuffix(".__init__"))
     names = vars(token_budget) | {"module": module}
     assert doctest.testmod(module, extraglobs=names).failed == 0  # type: ignore[arg-type]
