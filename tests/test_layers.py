@@ -1,6 +1,4 @@
-"""The structure of the package: no circle of imports, small modules, classes and functions, and a core that is light to
-import and imports nothing but the standard library.
-"""
+"""The structure of the package: layers without circles, small modules, classes and functions, and a light import."""
 
 from __future__ import annotations
 
