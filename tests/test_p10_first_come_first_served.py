@@ -11,7 +11,7 @@ import copy
 import gc
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -523,6 +523,77 @@ def test_bad_amounts_are_refused_before_waiting() -> None:
             pool.areserve(**arguments)
 
 
+# ---------------------------------------------------------------- the next period
+
+
+def test_a_finite_timeout_waits_for_the_next_period_where_that_begins_in_time() -> None:
+    """A budget of tokens per minute queues, and does not fail."""
+
+    async def main(line: Line) -> None:
+        now = [0.0]
+        minute = Window.every(timedelta(minutes=1), clock=lambda: now[0])
+        pool = BudgetPool(token_cap=10, window=minute)
+        pool.record(tokens=8)
+        for timeout in (0, 59, None):
+            with pytest.raises(BudgetExceeded) as raised:
+                await pool.areserve(tokens=5, timeout=timeout)
+            assert raised.value.exhausted
+            assert not isinstance(raised.value, BudgetTimeout)
+        assert caught(BudgetExceeded, pool.record, tokens=5)
+        with pytest.raises(BudgetExceeded):  # larger than the cap: no period has room for it
+            await pool.areserve(tokens=11, timeout=1000)
+        await line.wait("first", pool, 7, timeout=60)
+        await line.wait("second", pool, 2, timeout=60)
+        await line.wait("third", pool, 4, timeout=60)
+        assert line.order == []
+        now[0] = 60.0
+        pool.snapshot()
+        await settle()
+        assert line.order == ["first", "second"]
+        await line.give_back("first", "second")
+        assert line.order[2:] == ["third"]
+        await line.give_back("third")
+
+    run(main)
+
+
+def test_every_scope_that_refuses_has_to_begin_anew_in_time() -> None:
+    async def main(line: Line) -> None:
+        now = [0.0]
+        clock = lambda: now[0]  # noqa: E731
+        total = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))
+        child = total.child(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+        child.record(tokens=10)
+        with pytest.raises(BudgetExceeded) as raised:
+            await child.areserve(tokens=1, timeout=30)  # the total's period ends too late
+        assert raised.value.exhausted
+        await line.wait("a", child, 1, timeout=60)
+        now[0] = 10.0
+        total.snapshot()
+        await settle()
+        assert line.order == []
+        total.set_caps(token_cap=5)
+        total.set_caps(token_cap=0)  # now no period of the total has room
+        with pytest.raises(BudgetExceeded):
+            await line.tasks.pop("a")
+
+    run(main)
+
+
+def test_one_who_waits_for_the_next_period_is_refused_when_it_does_not_come_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_sleep, "_SHORTEST", 0.0)
+    now = [0.0]
+    pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=0.001), clock=lambda: now[0]))
+    pool.record(tokens=10)
+    with pytest.raises(BudgetTimeout) as raised:  # the window's clock stands still
+        pool.reserve(tokens=1, timeout=0.002)
+    assert raised.value.exhausted
+    assert not waiters(pool)
+    assert takes_the_short_way(pool)
+
+
 # ---------------------------------------------------------------- cancellations, dead loops, interrupts
 
 
@@ -819,6 +890,97 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
     following.join(30)
     assert not following.is_alive()
     held.release()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_an_areserve_is_a_coroutine() -> None:
+    """For tasks, task groups, other threads, and for whoever forgets to await it."""
+
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10, name="run")
+        asked = pool.areserve(tokens=10)
+        assert isinstance(asked, Coroutine)
+        assert asyncio.iscoroutine(asked)
+        held = await asyncio.create_task(asked)
+        loop = asyncio.get_running_loop()
+        later = await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(pool.areserve(tokens=4), loop))
+        gathered = asyncio.gather(pool.areserve(tokens=3), pool.areserve(tokens=3))
+        limited = asyncio.create_task(asyncio.wait_for(pool.areserve(tokens=1), 0.001))
+        await settle()
+        assert len(waiters(pool)) == 4
+        with pytest.raises(asyncio.TimeoutError):
+            await limited
+        held.release()
+        for one in (*await gathered, await asyncio.wrap_future(later)):
+            one.release()
+        if hasattr(asyncio, "TaskGroup"):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(pool.areserve(tokens=10))
+            task.result().release()
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+    pool = BudgetPool(token_cap=10, name="run")
+    with pytest.warns(RuntimeWarning, match=r"^<areserve\(\) of 'run'> was never awaited$"):
+        pool.areserve(tokens=1)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    pool.areserve(tokens=1).close()  # on purpose, and in silence
+
+
+def test_a_wait_in_a_thread_whose_event_loop_is_running_is_warned_of_before_it_begins() -> None:
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=6, timeout=60)  # it does not wait: no warning
+        assert caught(BudgetExceeded, pool.reserve, tokens=5)
+        assert caught(BudgetExceeded, pool.reserve, tokens=11, timeout=60)
+        with pytest.warns(RuntimeWarning, match=r"about to wait .* event loop is running.*areserve") as seen:
+            assert caught(BudgetTimeout, pool.reserve, tokens=5, timeout=0.001)
+        assert [warning.filename for warning in seen] == [caught.__code__.co_filename]
+        with pytest.raises(RuntimeWarning):  # as an error it keeps it from waiting
+            pool.reserve(tokens=5, timeout=None)
+        assert not waiters(pool)
+        held.release()
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_tasks_of_trio_wait_in_the_same_line_as_threads() -> None:
+    trio = pytest.importorskip("trio")
+    pytest.importorskip("trio.testing")
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    order: list[str] = []
+
+    async def task(name: str, tokens: int) -> None:
+        async with pool.areserve(tokens=tokens):
+            order.append(name)
+
+    def wait() -> None:
+        with pool.reserve(tokens=10, timeout=30):
+            order.append("thread")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task, "first", 10)
+            await trio.testing.wait_all_tasks_blocked()
+            thread = threading.Thread(target=wait)
+            thread.start()
+            in_line(pool, 2)
+            with trio.CancelScope() as scope:
+                nursery.start_soon(task, "last", 5)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(BudgetTimeout):
+                    await pool.areserve(tokens=1, timeout=0.001)
+                scope.cancel()
+                await pool.areserve(tokens=1)
+            assert scope.cancelled_caught
+            assert len(waiters(pool)) == 3
+            held.release()
+        thread.join(30)
+
+    trio.run(main)
+    assert order == ["first", "thread", "last"]
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
