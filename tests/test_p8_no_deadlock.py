@@ -73,8 +73,11 @@ def test_a_collection_inside_the_critical_section_hangs_nothing_and_loses_nothin
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
-def test_a_signal_handler_may_use_the_pool_at_any_moment() -> None:
-    pool = BudgetPool(token_cap=1000)
+@pytest.mark.parametrize("depth", [0, 2, 5])
+def test_a_signal_handler_may_use_the_pool_at_any_moment(depth: int) -> None:
+    pool = BudgetPool(token_cap=None if depth else 1000)
+    for level in range(depth):
+        pool = pool.child(token_cap=1000 if level == depth - 1 else None)
     handled = []
 
     def handler(_number: int, _frame: object) -> None:
@@ -190,6 +193,103 @@ def test_a_detached_copy_is_a_budget_of_its_own_without_the_parents_calls_in_fli
     in_child(child)
     inherited.commit()
     assert counters(pool) == (60, 0, 0, 0, 0)
+
+
+@needs_fork
+@forks
+def test_a_child_forked_while_another_thread_is_calling_back_is_told_of_what_it_does_after_a_detach() -> None:
+    pool = BudgetPool(token_cap=100)
+    inside, let_go = threading.Event(), threading.Event()
+    heard: list[int] = []
+
+    def hear(event: Any) -> None:
+        heard.append(event.tokens)
+        if event.tokens == 1:
+            inside.set()
+            let_go.wait(30)
+
+    pool.subscribe(hear)
+    thread = threading.Thread(target=lambda: pool.record(tokens=1))
+    thread.start()
+    assert inside.wait(30)
+
+    def child() -> None:
+        pool.detach()
+        heard.clear()
+        pool.record(tokens=2)
+        pool.record(tokens=3)
+        assert heard == [2, 3]  # and not what the parent's thread tells
+
+    try:
+        in_child(child)
+    finally:
+        let_go.set()
+        thread.join()
+    assert heard == [1]
+
+
+@needs_fork
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
+@forks
+def test_a_thread_that_waits_as_its_signal_handler_forks_is_refused_in_the_child_and_waits_on_in_the_parent() -> None:
+    pool = BudgetPool(token_cap=10, name="run")
+    held = pool.reserve(tokens=10)
+    children: list[int] = []
+
+    def handler(_number: int, _frame: object) -> None:
+        children.append(os.fork())
+        if children[0] == 0:  # pragma: no cover
+            signal.alarm(10)
+        else:
+            held.release()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            pool.reserve(tokens=10, timeout=None).release()
+            refused = False
+        except PoolForked:  # pragma: no cover
+            refused = True
+        if children == [0]:  # pragma: no cover
+            os._exit(0 if refused else 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not refused
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_a_detach(
+    monkeypatch: pytest.MonkeyPatch, below: bool
+) -> None:
+    """As uwsgi forks without ``--py-call-osafterfork``: in C, so that Python's hooks never run."""
+    looks: list[Callable[[BudgetPool], object]] = [
+        lambda pool: pool.record(tokens=11),
+        lambda pool: pool.reserve(tokens=11),
+        lambda pool: pool.reserve(tokens=11, timeout=5),
+        lambda pool: pool.child(),
+        lambda pool: pool.keyed(),
+    ]
+    for look in looks:
+        total = BudgetPool(token_cap=10)
+        pool = total.child() if below else total
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            for _ in range(2):
+                with pytest.raises(PoolForked):
+                    look(pool)
+            with pytest.raises(PoolForked):
+                pool.record(tokens=1)
+            pool.detach()
+            pool.record(tokens=1)
+    pool = BudgetPool(token_cap=10)
+    inherited = pool.reserve(tokens=10)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    pool.detach()
+    assert inherited.completed
+    assert counters(pool) == (0, 0, 0, 0, 0)
 
 
 def test_what_a_child_sees_without_a_fork() -> None:
