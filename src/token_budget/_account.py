@@ -133,11 +133,12 @@ def current(period: tuple[Any, Any] | None) -> tuple[float, float]:
 class Threshold:
     """A share of the caps, in parts of 10**9, and whom to call when what is used comes to it."""
 
-    __slots__ = ("callback", "share")
+    __slots__ = ("callback", "heard", "share")
 
     def __init__(self, share: int, callback: Callable[..., object]) -> None:
         self.share = share
         self.callback = callback
+        self.heard = True  # as of a `Subscription`
 
     def below(self, limit: int) -> int:
         """Return the largest amount that does not come to the share of a limit."""
@@ -154,10 +155,11 @@ class Threshold:
 class Subscription:
     """Somebody who wants to hear of everything; each is one of its own, also of the same callback."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("callback", "heard")
 
     def __init__(self, callback: Callable[..., object]) -> None:
         self.callback = callback
+        self.heard = True  # False once it has ended: a key that was forgotten may bring it back
 
 
 class Watch:

@@ -113,6 +113,6 @@ def checked_callback(callback: Any) -> Callable[[Any], object]:
     if any(iscoroutinefunction(one) or isasyncgenfunction(one) for one in (inner, type(inner).__call__)):
         raise TypeError(
             "callback must be an ordinary function: a coroutine function returns a coroutine that nobody would run. "
-            "Let an ordinary one hand the event over, for example with loop.call_soon_threadsafe(queue.put_nowait, event)"
+            "Let an ordinary one hand the event over, such as loop.call_soon_threadsafe(queue.put_nowait, event)"
         )
     return callback  # type: ignore[no-any-return]

@@ -6,7 +6,8 @@ comes through `Family.run`.
 What always holds:
 
 * The family is whole before every instruction of Python (`_change.py`). A signal handler or finaliser whose own thread
-  is inside an operation goes on with its own; the interrupted operation sees that `version` has moved, and decides anew.
+  is inside an operation goes on with its own. The interrupted operation sees that `version` has moved, and decides
+  anew.
 * While the lock is free, no waiter fits at the scope where it is the oldest that waits, and nobody waits for what can
   never come (`_line.py`). Whatever changes an account with a line puts the account into `stirred`. An account that
   somebody waits for room in has no bounds left, so that an operation on it takes the long way, which serves what an
@@ -108,16 +109,17 @@ class Family:
         self.void = Account(None, None, None, None)  # fills up a chain for straight runs; it has no caps
         self.scopes = Register()  # the pools, except those of keys
         self.groups = Register()  # the groups of keyed pools
-        self._publish = deque(maxlen=0).extend  # consumes an iterator in one call of C code
+        nowhere: deque[Any] = deque(maxlen=0)
+        self._publish = nowhere.extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
 
     # ------------------------------------------------------------------ the one way in
 
-    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: FBT001
+    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: C901, FBT001
         """Take the lock, do the work, serve the lines that it stirred, let go, pay what is owed. The only such place.
 
-        A signal handler or finaliser whose own thread is inside goes on at once. Whoever is paying already, or must call
-        nobody back, says so by `pays`. ``takes`` takes the lock: `spending`, `locked`, or with a finaliser's patience.
+        A signal handler or finaliser whose own thread is inside goes on at once. ``takes`` takes the lock: `spending`,
+        `locked`, or an iterator that may give up. ``pays`` is PAY or OWE.
         """
         me = threading.get_ident()
         if self.owner == me:
@@ -135,7 +137,7 @@ class Family:
                         if self.stirred:
                             self.settle()
                         return answer
-                    return None
+                    return None  # noqa: TRY300 - one straight way to the end
                 except BaseException:  # noqa: PERF203 - the loop's body runs once
                     if held and self.stirred:
                         self.settle()
@@ -153,7 +155,7 @@ class Family:
                     self.pay()  # whoever was interrupted before or in the middle of paying goes on; then it is raised
                     raise
 
-    def change(self, decide: Callable[..., Any], *arguments: Any) -> Any:
+    def change(self, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Decide, then publish. Whoever was interrupted by an operation of its own thread decides anew.
 
         The second of the package's two tricks: CPython delivers signals and switches threads after calls and at
@@ -162,7 +164,12 @@ class Family:
         while True:
             version = self.version
             change = Change()
-            answer = decide(change, *arguments)
+            try:
+                answer = decide(change, *arguments)
+            except Exception:
+                if self.version == version:
+                    raise
+                continue  # it met what an operation of its own thread changed meanwhile
             made = change.made(self)
             if self.version == version:
                 self._publish(made)
@@ -183,27 +190,33 @@ class Family:
     def pay(self) -> None:
         """Ring, release what was dropped, call back. An interrupt is raised after everything else was done."""
         mine = teller()
+        before = mine.busy
+        calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
+        mine.busy = (*before, self) if calls_back else before
         stopped: BaseException | None = None
         failed: object = None
         paid = True
-        while paid and self.owed:
-            paid = False
-            for debt in tuple(self.owed):
-                whose = debt.teller
-                if whose is not None and (mine.busy or whose is not mine.me) and not mine.may_pay(debt):
-                    continue
-                paid = True
-                try:
-                    debt.pay(self.locked, mine)
+        try:
+            while paid and self.owed:
+                paid = False
+                for debt in tuple(self.owed):
+                    whose = debt.teller
+                    if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
+                        continue  # the thread that owes a callback makes it; for one that has ended, anybody does
+                    paid = True
                     try:
-                        self.owed.remove(debt)
-                    except ValueError:  # another thread has already removed it
-                        pass
-                except BaseException as error:
-                    if failed is debt:
-                        raise  # for the second time: the next operation tries again
-                    failed = debt
-                    stopped = stopped or error
+                        debt.pay(self.locked)
+                        try:  # noqa: SIM105 - this is quicker
+                            self.owed.remove(debt)
+                        except ValueError:  # another thread has already removed it
+                            pass
+                    except BaseException as error:
+                        if failed is debt:
+                            raise  # for the second time: the next operation tries again
+                        failed = debt
+                        stopped = stopped or error
+        finally:
+            mine.busy = before
         if stopped is not None:
             try:
                 raise stopped
@@ -222,22 +235,21 @@ class Family:
             if debt is None:
                 return
             seconds = 0.0 if self.owner else 1.0
-            debt.pay(starmap(self.lock.acquire, ((True, seconds),)), None)
+            debt.pay(starmap(self.lock.acquire, ((True, seconds),)))
             if not debt.paid():
                 return
-            self.strike(debt)
-
-    def strike(self, debt: object) -> None:
-        """Remove what was paid."""
-        try:
-            self.owed.remove(debt)
-        except ValueError:  # another thread has already removed it
-            pass
+            try:  # noqa: SIM105 - as above
+                self.owed.remove(debt)
+            except ValueError:  # another thread has already removed it
+                pass
 
     # ------------------------------------------------------------------ forks
 
     def check_fork(self) -> None:
-        """Notice a fork in C that ran none of Python's hooks. It asks the system, so it stands where time is no matter."""
+        """Notice a fork in C that ran none of Python's hooks.
+
+        It asks the system, which takes about half as long as a `record`: it stands where something takes longer anyway.
+        """
         if self.pid != os.getpid():
             self.fork()
 
@@ -255,10 +267,11 @@ class Family:
         name = self.root.terms[2]
         owed = deque([debt for debt in self.owed if debt.teller is None or debt.teller() is teller()])
         pid = os.getpid()
+        spending = starmap(_refuse_forked, repeat((name,)))
         # One straight run: whoever interrupts it finds all of the old or all of the new.
         self.lock = lock
         self.locked = locked
-        self.spending = starmap(_refuse_forked, repeat((name,)))
+        self.spending = spending
         self.owner = 0
         self.owed = owed
         self.pending = owed
@@ -272,7 +285,7 @@ class Family:
             if isinstance(waiter.bell, ThreadBell):
                 waiter.bell.ring()
             for account in waiter.scope._chain:
-                self.change(_no_line, account)
+                self.change(_no_line, (account,))
 
 
 def _no_line(change: Change, account: Account) -> None:
@@ -283,22 +296,28 @@ def _no_line(change: Change, account: Account) -> None:
 class Register:
     """Things of a family that are alive, in the order of making. To add one costs the same however many there are."""
 
-    __slots__ = ("_alive", "_refs")
+    __slots__ = ("_alive", "_cleaning", "_refs")
 
     def __init__(self) -> None:
+        self._cleaning = False
         self._refs: list[ref[Any]] = []
         self._alive = 0
 
     def add(self, thing: Any) -> None:
         """Know a thing for as long as it lives; twice does no harm."""
         self._refs.append(ref(thing))
-        if len(self._refs) > 2 * self._alive + 64:
-            refs = [one for one in self._refs if one() is not None]
-            self._alive = len(refs)
-            self._refs = refs
+        count = len(self._refs)
+        if count > 2 * self._alive + 64 and not self._cleaning:
+            self._cleaning = True  # a handler in here adds at the end, and leaves the cleaning to this one
+            try:
+                alive = [one for one in self._refs[:count] if one() is not None]
+                self._refs[:count] = alive
+                self._alive = len(alive)
+            finally:
+                self._cleaning = False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(dict.fromkeys(thing for one in self._refs if (thing := one()) is not None))
+        return iter(dict.fromkeys(thing for one in tuple(self._refs) if (thing := one()) is not None))
 
 
 def _nobody() -> None:
