@@ -358,7 +358,7 @@ def test_an_operation_that_began_before_somebody_subscribed_tells_them(
     def subscribe() -> None:
         lock.hook = lambda: None
         subscription = Subscription(lambda event: heard.append(event.kind))
-        family.change(_settings._subscribe, family, pool._chain, (subscription,), ())
+        family.change(_settings._subscribe, (family, pool._chain, (subscription,), ()))
 
     lock.hook = subscribe
     operations: dict[str, Any] = {
@@ -417,13 +417,13 @@ def test_a_drop_that_finds_another_thread_inside_is_left_to_it() -> None:
 def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     first, second = pool.reserve(tokens=4), pool.reserve(tokens=3)
-    strike = _family.Family.strike
+    drop = _ledger.drop
 
-    def faster(self: _family.Family, debt: object) -> None:
-        strike(self, debt)
-        self.owed.clear()
+    def faster(*arguments: Any) -> None:
+        drop(*arguments)
+        pool._family.owed.clear()
 
-    monkeypatch.setattr(_family.Family, "strike", faster)
+    monkeypatch.setattr(_ledger, "drop", faster)
     pool._family.owed += (first, second, first)
     assert counters(pool) == (0, 0, 0, 0, 0)
     monkeypatch.undo()

@@ -828,15 +828,17 @@ def test_an_areserve_is_not_copied() -> None:
     asked.close()
 
 
-def test_others_before_it_are_named_on_the_axis_that_has_a_cap() -> None:
+def test_others_before_it_are_named_on_the_axis_that_is_asked_for_also_where_that_has_no_cap() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(usd_cap=1)
         held = pool.reserve(usd=0.5)
         task = asyncio.ensure_future(pool.areserve(usd=0.8))
         await settle()
-        with pytest.raises(BudgetExceeded, match="on usd: attempted 0.5 <= cap 1 .*others wait for room") as raised:
+        with pytest.raises(BudgetExceeded, match="on tokens: attempted 10, no cap .*others wait for room") as raised:
             pool.record(tokens=10)
-        assert (raised.value.axis, raised.value.cap) == ("usd", 1.0)
+        assert (raised.value.axis, raised.value.cap, raised.value.exhausted) == ("tokens", None, False)
+        with pytest.raises(BudgetExceeded, match="on usd: attempted 0.6 <= cap 1 .*others wait for room"):
+            pool.record(usd=0.1)
         with pytest.raises(BudgetTimeout, match="on usd: attempted 0.6 <= cap 1 .*; others were before it, and"):
             await pool.areserve(usd=0.1, timeout=0.001)
         held.release()

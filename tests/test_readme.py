@@ -20,14 +20,14 @@ FAN_OUT = (
     r"(\d+) done, (\d+) skipped: tokens ([\d,]+) / 20,000 \(\d+%\) \| usd 0\.0\d+ / 0\.1000 \(\d+%\) \| 0 in flight"
 )
 GATHER = r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
-PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight\x1b\[K"
+PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| 0 in flight\x1b\[K"
 EXCEPT = r"0\.006"
 SCOPES = (
     r"\(<BudgetSnapshot atlas: .* usd 0\.2599 / 100\.0000 .*>, "
     r"<BudgetSnapshot user:ann: .* usd 0\.0099 / 10\.0000 .*>\) 20\d\d-\d\d-\d\d 2[23]:00:00\+00:00"
 )
-WAITING = r"tokens 0 / 40,000 \(0%\) \| usd 0\.0000 \| 0 in flight"
-EVENTS = r"80 % is gone: day: tokens 0 \| usd 8\.5000 / 10\.0000 \(85%\) \| 0 in flight"
+WAITING = r"tokens 0 / 40,000 \(0%\) \| 0 in flight"
+EVENTS = r"80 % is gone: day: usd 8\.5000 / 10\.0000 \(85%\) \| 0 in flight"
 LAST_LINES = [FAN_OUT, GATHER, PROGRESS, SCOPES, WAITING, EVENTS, EXCEPT]
 
 
