@@ -369,7 +369,7 @@ def test_a_coroutine_function_is_refused_as_a_callback(watch: str) -> None:
     add = pool.subscribe if watch == "subscribe" else partial(pool.on_threshold, 0.5)
     for callback in (hear, hear_all, partial(hear), partial(partial(hear)), Hears(), partial(Hears()), Hears().method):
         with pytest.raises(TypeError, match="callback must be an ordinary function: a coroutine function returns"):
-            add(callback)  # type: ignore[arg-type]
+            add(callback)
     assert takes_the_short_way(pool)
 
 

@@ -100,12 +100,12 @@ def test_an_axis_of_which_nothing_is_asked_refuses_nothing(below: bool) -> None:
         total = BudgetPool(token_cap=10, usd_cap=10)
         pool = total.child() if below else total
         assert caught(BudgetOverrun, pool.record, **{full: 11}, force=True)
-        pool.record(**{free: 1})
+        pool.record(**{free: 1})  # type: ignore[arg-type]
         with pool.reserve(**{free: 2}) as reservation:
             reservation.commit()
         pool.record(tokens=0, usd=0)
         with pytest.raises(BudgetOverrun) as raised:  # on the axis that this spend takes over its cap
-            pool.record(**{free: 8}, force=True)
+            pool.record(force=True, **{free: 8})
         assert raised.value.axis == free
         assert caught(BudgetExceeded, pool.record, **{full: 1})
 

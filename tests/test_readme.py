@@ -58,4 +58,4 @@ MODULES = sorted(path.stem for path in Path(token_budget.__file__).parent.glob("
 def test_the_examples_of_the_docstrings_are_true(name: str) -> None:
     module = importlib.import_module(f"token_budget.{name}".removesuffix(".__init__"))
     names = vars(token_budget) | {"module": module}
-    assert doctest.testmod(module, extraglobs=names).failed == 0  # type: ignore[arg-type]
+    assert doctest.testmod(module, extraglobs=names).failed == 0

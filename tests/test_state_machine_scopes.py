@@ -78,10 +78,13 @@ class Scope:
         """Return whether an amount would not fit in this period even if everything in flight came back."""
         return Ledger(self.ledger.token_cap, self.ledger.usd_cap, self.ledger.spent).over(amount) is not None
 
+    def fits_an_empty_one(self, amount: Amount) -> bool:
+        """Return whether an amount fits in a new period of which nothing is used."""
+        return Ledger(self.ledger.token_cap, self.ledger.usd_cap).over(amount) is None
+
     def hopeless(self, amount: Amount, until: float | None) -> bool:
         """Return whether one who waits until a moment (None: for what is in flight only) waits in vain."""
-        empty = Ledger(self.ledger.token_cap, self.ledger.usd_cap)
-        next_period = until is not None and self.end <= until and empty.over(amount) is None
+        next_period = until is not None and self.end <= until and self.fits_an_empty_one(amount)
         return self.closed or (self.exhausted(amount) and not next_period)
 
     def set_caps(self, news: dict[str, Any], now: float) -> None:
@@ -385,10 +388,19 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             assert error.exhausted == (exhausted is not None)
             axis = scope.ledger.over(amount)
             assert axis is None or error.axis == axis
+            self.told_when(error, [one for one in chain if one.exhausted(amount)], scope, amount)
         else:
             assert isinstance(error, PoolClosed)
             assert closed is not None
         self.model.look(chain)
+
+    def told_when(self, error: BudgetExceeded, exhausted: list[Scope], busy: Scope, amount: Amount) -> None:
+        """Hold that a refusal tells when asking again can help."""
+        ends = [scope.end for scope in exhausted or [busy] if scope.length is not None]
+        never = [one for one in exhausted if one.length is None or not one.fits_an_empty_one(amount)]
+        assert (error.resets_at and error.resets_at.timestamp()) == (max(ends) if ends else None)
+        seconds = None if never else max(ends) - self.model.now if exhausted else 0.0
+        assert error.retry_after == seconds
 
     @rule(data=st.data(), tokens=tokens, usd=usd, force=st.booleans())
     def record(self, data: st.DataObject, tokens: int, usd: float, *, force: bool) -> None:
@@ -508,7 +520,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 chain, reservation = request.chain, request.reservation
-                pool = reservation._pool
+                pool: Any = reservation._pool
                 request.reservation = None  # type: ignore[assignment]
                 del reservation
             pool.reset()  # the next operation finds it
@@ -551,11 +563,11 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     def whenever_the_lock_is_let_go_the_head_of_no_line_fits(self) -> None:
         for pool, _ in getattr(self, "pools", []):
             assert not pool._family.stirred
-            account = pool._account
+            account: Any = pool._account
             head = None if account.line is None else account.line.head(account)
             if head is not None:
-                assert blocker(head.scope._chain, head.tokens, head.nanos, head.ticket) is account
-                assert account.token_bound < 0 > account.nano_bound
+                assert max(account.token_bound, account.nano_bound) < 0
+                assert blocker(head.scope._chain, head.tokens, head.nanos, head.ticket) is pool._account
             assert account.token_bound <= account.token_limit
             assert account.nano_bound <= account.nano_limit
         if getattr(self, "pools", []):
