@@ -11,9 +11,10 @@ from collections import deque
 from weakref import ref
 
 from token_budget import _settings
-from token_budget._account import Account, Watch, current
+from token_budget._account import Account, Calendar, Watch, current
 from token_budget._arguments import UNCHANGED
 from token_budget._family import PAY
+from token_budget._periods import begin_due, due
 from token_budget._scope import Scope
 from token_budget._window import Window, system_time
 
@@ -89,10 +90,10 @@ class Group:
     __slots__ = (
         "__weakref__",
         "_accounts",
+        "_calendar",
         "_caps",
         "_chain",
         "_kind",
-        "_latest",
         "_model",
         "_name",
         "_own",
@@ -119,7 +120,7 @@ class Group:
         self._watch: Watch | None = None  # who listens to every key
         self._accounts: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
-        self._latest: tuple[Any, Any] | None = None  # the latest period that any key was in
+        self._calendar = Calendar()  # of the keys that have the group's window
         self._rota: deque[Hashable] = deque()
         self._model = Scope()  # what handles are made after
         self._model._bind(parent._family, (Account(None, None, None, window), *parent._chain))
@@ -170,10 +171,11 @@ class Group:
         if own is not None:
             caps = own.caps(*caps)
             window = own.window if "window" in own.names else window
-        latest = self._latest  # read before the clock: see `_periods.due`
+        latest = self._calendar.latest  # read before the clock: see `_periods.due`
         now = 0.0 if window is None else window.now()
         account = KeyAccount(*caps, name, window, None if window is None else self._period(window, latest, now))
         account.key, account.handle, account.parent = key, nobody, self._chain[0]
+        account.calendar = self._calendar if window is not None and window is self._window else None
         family = self._model._family
         return family.run(family.locked, PAY, self._enter, account, own, latest, now)
 
@@ -201,8 +203,8 @@ class Group:
             known = self._accounts.setdefault(key, account)
             if known is account:
                 self._own.pop(key, None)
-                if account.window is not None and account.window is self._window and self._latest is latest:
-                    self._latest = account.terms[3:]
+                if account.calendar is not None and account.calendar.latest is latest:
+                    account.calendar.latest = account.terms[3:]
                 for _ in range(_LOOK_AT):
                     self._look_at_next(account, now)
         return family.change(self._hand_out, (known,))
@@ -285,8 +287,15 @@ class Group:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
         family, period = self._model._family, _settings.period_of(window)
         family.check_fork()
-        arguments = token_cap, nano_cap, window, period
-        family.run(family.spending, PAY, family.change, self._give_caps, arguments)
+        ended = due([] if window is UNCHANGED else self.accounts())
+        family.run(family.spending, PAY, self._change_caps, ended, (token_cap, nano_cap, window, period))
+
+    def _change_caps(self, ended: Any, arguments: tuple[Any, ...]) -> None:
+        """Under the lock: let no key keep in another window what it used in a period that has ended."""
+        family = self._model._family
+        if ended:
+            family.change(begin_due, (ended,))
+        family.change(self._give_caps, arguments)
 
     def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
@@ -299,8 +308,10 @@ class Group:
         if window is not UNCHANGED:
             change.keep(self._window)
             change.set(self, "_window", window)
-            change.set(self, "_latest", None if window is None else period)
+            change.set(self._calendar, "latest", None if window is None else period)
             others = [account for account in accounts if "window" not in account.own]
+            for account in others:
+                change.set(account, "calendar", None if window is None else self._calendar)
             _settings.give_window(change, self._model._family, others, window, period)
 
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:

@@ -179,8 +179,11 @@ class KeyedPools(Group, Generic[Pool]):
         return unsubscribe
 
     def __repr__(self) -> str:
-        named = "" if self._name is None else f" {self._name}"
-        return f"<KeyedPools{named} {len(self)} keys>"
+        try:
+            named = "" if self._name is None else f" {self._name}"
+            return f"<KeyedPools{named} {len(self)} keys>"
+        except AttributeError:
+            return "<KeyedPools, half made>"
 
     def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
         raise TypeError(

@@ -67,6 +67,7 @@ def _set_caps(
     change.set(account, "own", account.own.union(name for name, value in news.items() if value is not UNCHANGED))
     give_caps(change, account, token_cap, nano_cap)
     if window is not UNCHANGED:
+        change.set(account, "calendar", None)
         give_window(change, family, [account], window, period)
     return None
 
