@@ -120,7 +120,7 @@ def test_a_subscriber_hears_of_its_own_pool_and_of_those_below() -> None:
     assert (above.take(), below.take()) == ([("refusal", "child", 7, 54)], [("refusal", "child", 7, 4)])
 
 
-def test_who_unsubscribes_hears_no_more_and_the_pool_takes_the_short_way_again() -> None:
+def test_after_unsubscribing_a_subscriber_hears_nothing_and_the_pool_takes_the_short_way_again() -> None:
     pool, heard, other = BudgetPool(token_cap=100), Heard(), Heard()
     ends = [pool.subscribe(heard), pool.subscribe(heard), pool.subscribe(other)]
     pool.record(tokens=1)
@@ -257,7 +257,7 @@ def test_what_cannot_be_called_is_refused() -> None:
         BudgetPool().on_threshold(0.5, "x")  # type: ignore[arg-type]
 
 
-def test_those_who_wait_are_told_of_when_they_get_something_and_when_not() -> None:
+def test_subscribers_hear_when_a_waiter_gets_its_reservation_or_is_refused() -> None:
     pool, heard = BudgetPool(token_cap=10, name="run"), Heard()
     pool.subscribe(heard)
 
@@ -346,6 +346,17 @@ def test_a_larger_cap_that_leaves_what_is_used_below_the_share_arms_a_threshold_
     pool.set_caps(token_cap=None)
     pool.record(usd=0.8)
     assert heard.take() == [("threshold", None, 0, 160)]
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_threshold_above_the_cap_is_told_by_a_refusal_too(below: bool) -> None:
+    total = BudgetPool(token_cap=100)
+    pool = total.child() if below else total
+    heard: list[object] = []
+    assert caught(BudgetExceeded, pool.record, tokens=160, force=True)
+    total.on_threshold(1.5, heard.append)
+    assert caught(BudgetExceeded, pool.record, tokens=1)
+    assert len(heard) == 1
 
 
 @pytest.mark.parametrize("watch", ["subscribe", "on_threshold"])

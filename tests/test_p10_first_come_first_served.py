@@ -1,7 +1,7 @@
 """P10: first come, first served among those who wait; nobody waits for what can never come.
 
 Tasks of one event loop make every order deterministic: each is let run until nothing more happens, then the next thing
-is done. Threads are waited for until they stand in line.
+is done. Threads are waited for until they are in line.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ async def settle() -> None:
 
 
 def in_line(pool: BudgetPool, count: int) -> None:
-    """Wait until so many stand in line; for threads, which come when they come."""
+    """Block until so many callers wait; for threads, whose start takes a while."""
     deadline = time.monotonic() + 20
     while len(waiters(pool)) != count:
-        assert time.monotonic() < deadline, f"{len(waiters(pool))} stand in line, not {count}"
+        assert time.monotonic() < deadline, f"{len(waiters(pool))} wait, not {count}"
         time.sleep(0)
 
 
@@ -76,7 +76,7 @@ def run(main: Callable[[Line], Awaitable[None]]) -> None:
 # ---------------------------------------------------------------- the order
 
 
-def test_who_waits_is_served_in_the_order_of_arrival() -> None:
+def test_waiters_are_served_in_the_order_of_arrival() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = [pool.reserve(tokens=5) for _ in range(2)]
@@ -96,7 +96,7 @@ def test_who_waits_is_served_in_the_order_of_arrival() -> None:
     run(main)
 
 
-def test_a_newcomer_does_not_get_past_who_waits() -> None:
+def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
         held = pool.reserve(tokens=5)
@@ -118,7 +118,7 @@ def test_a_newcomer_does_not_get_past_who_waits() -> None:
     run(main)
 
 
-def test_what_was_spent_already_is_recorded_also_past_those_who_wait() -> None:
+def test_a_forced_record_is_counted_also_while_others_wait() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = pool.reserve(tokens=5)
@@ -169,7 +169,7 @@ def test_threads_and_tasks_stand_in_one_line() -> None:
     pool.record(tokens=10)
 
 
-def test_a_waiter_for_a_full_scope_does_not_hold_up_who_does_not_need_it() -> None:
+def test_a_caller_that_waits_for_a_full_scope_never_blocks_callers_that_do_not_need_that_scope() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=100, name="total")
         ann, bob = total.child(token_cap=10, name="ann"), total.child(token_cap=50, name="bob")
@@ -186,7 +186,7 @@ def test_a_waiter_for_a_full_scope_does_not_hold_up_who_does_not_need_it() -> No
     run(main)
 
 
-def test_who_waits_above_is_served_by_age_whichever_child_it_came_by() -> None:
+def test_waiters_at_a_parent_are_served_by_age_whichever_child_they_came_by() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=10)
         ann, bob = total.child(), total.child()
@@ -231,7 +231,7 @@ def test_a_waiter_that_gets_room_below_takes_its_old_place_in_the_line_above() -
     run(main)
 
 
-def test_who_gets_room_below_still_stands_behind_who_is_older_above() -> None:
+def test_a_waiter_that_gets_room_below_still_waits_behind_an_older_one_above() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=20)
         ann = total.child(token_cap=5)
@@ -321,7 +321,7 @@ def test_room_is_handed_over_whatever_frees_it(free: Callable[[BudgetPool, Reser
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_dropped_reservation_serves_who_waits_at_once() -> None:
+def test_a_dropped_reservation_serves_a_waiter_at_once() -> None:
     pool = BudgetPool(token_cap=10)
     held = [pool.reserve(tokens=10)]
     got = threading.Event()
@@ -364,7 +364,7 @@ def test_room_may_come_from_another_thread_or_another_event_loop() -> None:
 # ---------------------------------------------------------------- what can never come
 
 
-def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
+def test_a_request_that_cannot_fit_even_if_everything_in_flight_came_back_is_refused_at_once() -> None:
     pool = BudgetPool(token_cap=10, usd_cap=1)
     pool.record(tokens=3)
     with pool.reserve(tokens=5):
@@ -390,7 +390,7 @@ def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
 )
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("above", [False, True])
-def test_it_is_refused_too_when_that_becomes_true_while_it_waits(
+def test_a_waiter_is_refused_as_soon_as_its_request_can_no_longer_fit(
     happens: Callable[[BudgetPool, list[Reservation]], Any], error: type[Exception], second: bool, above: bool
 ) -> None:
     """Also where it waits behind another, or at another scope than the one that is too small now."""
@@ -580,7 +580,7 @@ def test_every_scope_that_refuses_has_to_begin_anew_in_time() -> None:
     run(main)
 
 
-def test_one_who_waits_for_the_next_period_is_refused_when_it_does_not_come_in_time(
+def test_a_waiter_for_the_next_period_times_out_when_that_does_not_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_sleep, "_SHORTEST", 0.0)
@@ -694,7 +694,7 @@ def test_what_was_granted_and_then_dropped_serves_the_next() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_many_drops_from_many_threads_serve_who_waits() -> None:
+def test_many_drops_from_many_threads_serve_a_waiter() -> None:
     for _ in range(5):
         pool = BudgetPool(token_cap=300)
         held = [[pool.reserve(tokens=1) for _ in range(100)] for _ in range(3)]
@@ -808,7 +808,7 @@ def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monk
     held.release()
 
 
-def test_a_waiter_that_is_forked_is_told_so() -> None:
+def test_a_waiter_in_a_forked_child_gets_pool_forked() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
         held = pool.reserve(tokens=10)
@@ -828,7 +828,7 @@ def test_an_areserve_is_not_copied() -> None:
     asked.close()
 
 
-def test_others_before_it_are_named_on_the_axis_that_is_asked_for_also_where_that_has_no_cap() -> None:
+def test_a_refusal_because_others_wait_names_the_axis_that_is_asked_for() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(usd_cap=1)
         held = pool.reserve(usd=0.5)
@@ -1012,7 +1012,7 @@ def test_outside_of_an_event_loop_areserve_that_has_to_wait_says_so_and_holds_no
 # ---------------------------------------------------------------- forks, leftovers
 
 
-def test_in_a_forked_child_nobody_stands_in_line_any_more() -> None:
+def test_in_a_forked_child_nobody_waits_any_more() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child()
@@ -1032,7 +1032,7 @@ def test_in_a_forked_child_nobody_stands_in_line_any_more() -> None:
     run(main)
 
 
-def test_nothing_is_kept_of_those_who_gave_up() -> None:
+def test_no_memory_is_kept_for_waiters_that_timed_out() -> None:
     async def main(_line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child()

@@ -463,7 +463,33 @@ def test_new_caps_of_a_group_hold_for_every_key_except_where_a_key_has_its_own()
     assert ann.snapshot().token_cap == 20
 
 
-def test_larger_caps_of_a_group_serve_those_who_wait() -> None:
+def test_another_window_of_a_group_keeps_nothing_of_a_period_that_is_over() -> None:
+    now = [0.0]
+    clock = lambda: now[0]  # noqa: E731
+    users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+    pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+    for one in (users["a"], pool):
+        one.record(tokens=9)
+    now[0] = 15.0
+    other = Window.every(timedelta(seconds=25), clock=clock)
+    users.set_caps(window=other)
+    pool.set_caps(window=other)
+    assert counters(pool)[0] == counters(users["a"])[0] == 0
+
+
+def test_a_clock_that_steps_back_reopens_no_period_for_a_new_key() -> None:
+    now = [5.0]
+    users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=10), clock=lambda: now[0]))
+    users["a"].record(tokens=1)
+    now[0] = 11.0
+    users["a"].record(tokens=1)
+    now[0] = 9.0
+    users["b"].record(tokens=10)
+    now[0] = 11.0
+    assert caught(BudgetExceeded, users["b"].record, tokens=10)
+
+
+def test_larger_caps_of_a_group_serve_waiters() -> None:
     users = BudgetPool().keyed(token_cap=10)
     held = users["ann"].reserve(tokens=10)
     waiting = threading.Thread(target=lambda: users["ann"].reserve(tokens=10, timeout=None).release())
@@ -540,7 +566,7 @@ def test_pools_that_are_gone_are_not_kept_in_mind() -> None:
     assert len(total._family.scopes._refs) < 200
 
 
-def test_a_tree_as_deep_as_it_likes_is_shown() -> None:
+def test_a_tree_of_a_thousand_levels_is_shown() -> None:
     pool = root = BudgetPool(token_cap=10, name="0")
     for level in range(1, 1200):
         pool = pool.child(name=str(level))

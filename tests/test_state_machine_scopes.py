@@ -83,7 +83,7 @@ class Scope:
         return Ledger(self.ledger.token_cap, self.ledger.usd_cap).over(amount) is None
 
     def hopeless(self, amount: Amount, until: float | None) -> bool:
-        """Return whether one who waits until a moment (None: for what is in flight only) waits in vain."""
+        """Return whether one who waits until a moment (None: for what is in flight only) can get nothing by that."""
         next_period = until is not None and self.end <= until and self.fits_an_empty_one(amount)
         return self.closed or (self.exhausted(amount) and not next_period)
 
