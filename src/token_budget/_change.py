@@ -155,7 +155,7 @@ class Change:
     def made(self, family: Any) -> Iterator[object]:
         """Return an iterator whose consumption makes the change, in C code alone."""
         self.stores.append((family, "version", family.version + 1))
-        made: Iterator[object] = starmap(setattr, self.stores)
+        made: Iterator[object] = starmap(object.__setattr__, self.stores)
         if self.debts:
             made = chain(map(family.owed.append, self.debts), made)
         if self.stirred:

@@ -99,7 +99,7 @@ class BudgetPool(Governed):
         pool = BudgetPool.__new__(BudgetPool)
         pool._parents = parents
         pool._bind(parents[0]._family, (account, *chain))
-        _settings.adopt(pool, account, pool._family.scopes, pool)
+        _settings.adopt(pool, account, pool._family.scopes, pool, pool)
         return pool
 
     # ------------------------------------------------------------------ spending

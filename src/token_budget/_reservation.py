@@ -9,6 +9,7 @@ Its methods are the straight runs (`_straight.py`) of a pool that stands alone; 
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 
 from token_budget import _ledger, _straight
@@ -206,8 +207,10 @@ class Reservation(Claim):
             family.owed.append(self)
             if family.root.line is not None:
                 family.pay_waiters()
-            if not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
-                warnings.warn(f"{self!r} was dropped: commit() or release() it", ResourceWarning, 2, source=self)
+            if family.owner == threading.get_ident():  # inside an operation of this thread: nobody is called from here
+                family.owed.append(_Warning(self))
+            elif not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
+                _warn(self, repr(self))
 
     def __repr__(self) -> str:
         try:
@@ -242,6 +245,27 @@ class Reservation(Claim):
             return ReservationClosed(f"cannot {attempt} {self!r}: it was in flight at a fork; the parent holds it")
         advice = "; a call that was billed after that is counted by record(..., force=True)"
         return ReservationClosed(f"cannot {attempt} {self!r}: it was {state} before{advice}")
+
+
+class _Warning:
+    """A warning of a reservation that was dropped inside an operation of its own thread: it is owed (`Family.pay`)."""
+
+    __slots__ = ("_reservation", "_text")
+    _teller = None  # anybody may pay it
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+        self._text = repr(reservation)
+
+    def _pay(self, _takes: object) -> None:
+        _warn(self._reservation, self._text)
+
+    def _paid(self) -> bool:
+        return True
+
+
+def _warn(reservation: Reservation, text: str) -> None:
+    warnings.warn(f"{text} was dropped: commit() or release() it", ResourceWarning, 3, source=reservation)
 
 
 def new_reservation(pool: Any, tokens: int, nanos: int) -> Reservation:
