@@ -177,13 +177,14 @@ class Family:
 
     def settle(self) -> None:
         """Look at the lines that were stirred, until none of them can be served."""
-        stirred = self.stirred
-        while stirred:
-            account = stirred[0]
-            while account.line is not None and self._serve(self, account):
-                pass
-            if stirred and stirred[0] is account:
-                stirred.popleft()
+        while stirred := self.stirred.copy():
+            for account in stirred:
+                while self._serve(self, account):
+                    pass
+                try:  # noqa: SIM105 - an account leaves after it was looked at
+                    self.stirred.remove(account)
+                except ValueError:  # a handler of this thread has looked at it meanwhile
+                    pass
 
     # ------------------------------------------------------------------ what is owed
 

@@ -48,7 +48,7 @@ class Own:
         self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds and one.heard)
 
     def __bool__(self) -> bool:
-        return bool(self.names or self.subscribers or self.thresholds)
+        return bool(self.names) or any(one.heard for one in (*self.subscribers, *self.thresholds))
 
     def caps(self, token_cap: int | None, nano_cap: int | None) -> tuple[int | None, int | None]:
         """Return the caps of the key where these are the group's."""
@@ -260,6 +260,12 @@ class Group:
                 return
             self._own.pop(key, None)
         self._rota.append(key)
+
+    def _tidy(self, key: Hashable) -> None:
+        """Forget what was set on a forgotten key itself where all of that has ended."""
+        own = self._own.get(key)
+        if own is not None and not own:
+            self._own.pop(key, None)
 
     def _fade(self, change: Change, account: KeyAccount, window: Window | None, now: float) -> bool:
         """Forget a key, unless something speaks for it. Return whether it is forgotten."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -205,6 +205,26 @@ class Waiter:
         return self.state is not GRANTED or held is None or held.completed or not self.bell.deaf()
 
 
+def drop_first(heap: list[Any], entry: Any) -> None:
+    """Remove an entry from the front of a heap, unless a handler of this thread has removed it meanwhile.
+
+    CPython 3.10 lets a handler in between a comparison and what it decides.
+    """
+    removed = heappop(heap) if heap else entry
+    if removed is not entry:
+        heappush(heap, removed)
+
+
+def _waiting_first(heap: list[tuple[int, int, Waiter]]) -> Waiter | None:
+    """Return the waiter of the first entry of a heap that still waits."""
+    while heap:
+        entry = heap[0]
+        if entry[2].state is WAITING:
+            return entry[2]
+        drop_first(heap, entry)
+    return None
+
+
 class Largest:
     """The waiters of one kind that ask for most, on each axis, in time that does not grow with their number."""
 
@@ -218,10 +238,8 @@ class Largest:
 
     def top(self) -> tuple[Waiter, Waiter] | None:
         """Return who asks for most tokens and who asks for most dollars; None if nobody is here."""
-        for entries in (self.by_tokens, self.by_nanos):
-            while entries and entries[0][2].state is not WAITING:
-                heappop(entries)
-        return (self.by_tokens[0][2], self.by_nanos[0][2]) if self.by_tokens and self.by_nanos else None
+        by_tokens, by_nanos = _waiting_first(self.by_tokens), _waiting_first(self.by_nanos)
+        return None if by_tokens is None or by_nanos is None else (by_tokens, by_nanos)
 
     def waiting(self) -> list[Waiter]:
         """Return all that still wait."""
@@ -247,10 +265,11 @@ class Line:
         """Return the oldest of those who wait for room in this scope, the one of this account."""
         entries = self.parked
         while entries:
-            ticket, waiter = entries[0]
-            if waiter.state is WAITING and waiter.at is account and waiter.ticket == ticket:
+            entry = entries[0]
+            waiter = entry[1]
+            if waiter.state is WAITING and waiter.at is account and waiter.ticket == entry[0]:
                 return waiter
-            heappop(entries)
+            drop_first(entries, entry)
         return None
 
     def deaf(self, account: object) -> bool:
