@@ -48,7 +48,9 @@ class Own:
         self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds and one.heard)
 
     def __bool__(self) -> bool:
-        return bool(self.names) or any(one.heard for one in (*self.subscribers, *self.thresholds))
+        return (
+            bool(self.names) or any(one.heard for one in self.subscribers) or any(one.heard for one in self.thresholds)
+        )
 
     def caps(self, token_cap: int | None, nano_cap: int | None) -> tuple[int | None, int | None]:
         """Return the caps of the key where these are the group's."""
