@@ -23,7 +23,8 @@ import os
 import sys
 import threading
 from collections import deque
-from itertools import repeat, starmap
+from heapq import heappush
+from itertools import chain, repeat, starmap
 from weakref import ref
 
 from token_budget._account import NOTHING, Account
@@ -170,7 +171,14 @@ class Family:
                 if self.version == version:
                     raise
                 continue  # it met what an operation of its own thread changed meanwhile
-            made = change.made(self)
+            change.stores.append((self, "version", version + 1))
+            made: Iterator[object] = starmap(object.__setattr__, change.stores)
+            if change.debts:
+                made = chain(map(self.owed.append, change.debts), made)
+            if change.stirred:
+                made = chain(map(self.stirred.append, change.stirred), made)
+            if change.pushes is not None:
+                made = chain(starmap(heappush, change.pushes), made)
             if self.version == version:
                 self._publish(made)
                 return answer
