@@ -191,7 +191,7 @@ def test_an_overrun_ends_with_its_period() -> None:
     assert pool.snapshot().tokens_remaining == 10
 
 
-def test_a_clock_that_steps_back_changes_nothing_and_reopens_nothing() -> None:
+def test_a_clock_that_steps_back_by_less_than_a_period_changes_nothing_and_reopens_nothing() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     events = roll_overs(pool)
@@ -199,7 +199,7 @@ def test_a_clock_that_steps_back_changes_nothing_and_reopens_nothing() -> None:
     clock.now = START + HOUR
     pool.record(tokens=3)
     before = pool.snapshot()
-    for back in (1, HOUR, 24 * HOUR, 10**9):
+    for back in (1, HOUR - 1, HOUR):  # to the start of the period before this one
         clock.now = START + HOUR - back
         assert pool.snapshot() == before
         with pytest.raises(BudgetExceeded):
@@ -213,17 +213,37 @@ def test_a_clock_that_steps_back_changes_nothing_and_reopens_nothing() -> None:
     assert len(events) == 2
 
 
-def test_a_clock_that_leaps_ahead_and_comes_back_has_ended_the_period() -> None:
+@pytest.mark.parametrize("back", [HOUR + 1, 2 * HOUR, 24 * HOUR, 10**9])
+def test_a_clock_that_steps_back_by_more_than_a_period_gives_its_period_and_takes_nothing_back(back: int) -> None:
+    clock = Clock(START)
+    pool = BudgetPool(10, window=hourly(clock))
+    events = roll_overs(pool)
+    clock.now = START + HOUR
+    pool.record(tokens=3)
+    clock.now = START + HOUR - back
+    snapshot = pool.snapshot()
+    assert snapshot.tokens_used == 3
+    start = clock.now // HOUR * HOUR
+    assert snapshot.window_start == datetime.fromtimestamp(start, timezone.utc)
+    assert snapshot.resets_at == datetime.fromtimestamp(start + HOUR, timezone.utc)
+    assert len(events) == 1  # no period has ended since
+    clock.now = start + HOUR
+    assert pool.snapshot().tokens_used == 0
+    assert len(events) == 2
+
+
+def test_a_clock_that_leaps_ahead_and_comes_back_is_believed() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     clock.now = START + 50 * HOUR
     pool.record(tokens=3)
     clock.now = START
-    for hour in range(51):
+    assert pool.snapshot().tokens_used == 3  # what is used stays used
+    pool.record(tokens=7)
+    for hour in range(1, 51):
         clock.now = START + hour * HOUR
-        assert pool.snapshot().tokens_used == 3
-    clock.now = START + 51 * HOUR
-    assert pool.snapshot().tokens_used == 0
+        assert pool.snapshot().tokens_used == 0  # and each period of the right clock begins
+        pool.record(tokens=10)
 
 
 def test_neither_reset_nor_new_caps_move_the_period() -> None:
