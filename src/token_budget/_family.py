@@ -89,6 +89,7 @@ class Family:
         "scopes",
         "spending",
         "stirred",
+        "torn",
         "version",
         "void",
     )
@@ -105,6 +106,7 @@ class Family:
         self.owed: deque[Any] = deque()  # filled by anyone in one step of C, a finaliser too
         # What straight runs look at first: true while somebody is inside `run`, or something is owed.
         self.pending: object = self.owed
+        self.torn = False  # whether a handler forked in the middle of an operation that has not noticed yet
         self.version = 0  # counts changes
         self.stirred: deque[Account] = deque()  # accounts whose line is to be looked at before the lock is let go
         self.made = 0  # counts accounts and tickets
@@ -120,7 +122,7 @@ class Family:
 
     # ------------------------------------------------------------------ the one way in
 
-    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: C901, FBT001
+    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: C901, FBT001, PLR0912
         """Take the lock, do the work, serve the lines that it stirred, let go, pay what is owed. The only such place.
 
         A signal handler or finaliser whose own thread is inside goes on at once. ``takes`` takes the lock: `spending`,
@@ -136,6 +138,8 @@ class Family:
             for held in takes:
                 try:
                     if held:  # it is not where a finaliser's patience ended
+                        if lock is not self.lock:
+                            self._refuse_torn()  # a handler forked while this thread waited for the lock
                         self.owner = me
                         self.pending = True
                         answer = work(*arguments)
@@ -160,7 +164,7 @@ class Family:
                     self.pay()  # whoever was interrupted before or in the middle of paying goes on; then it is raised
                     raise
 
-    def change(self, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def change(self, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:  # noqa: C901
         """Decide, then publish. Whoever was interrupted by an operation of its own thread decides anew.
 
         The second of the package's two tricks: CPython delivers signals and switches threads after calls and at
@@ -172,7 +176,7 @@ class Family:
             try:
                 answer = decide(change, *arguments)
             except Exception:
-                if self.version == version:
+                if self.version == version or self.torn:
                     raise
                 continue  # it met what an operation of its own thread changed meanwhile
             if not (change.stores or change.debts or change.stirred):
@@ -190,6 +194,9 @@ class Family:
             if self.version == version:
                 self._publish(made)
                 return answer
+            if self.torn:
+                self.torn = False
+                self._refuse_torn()
 
     def settle(self) -> None:
         """Look at the lines that were stirred, until none of them can be served."""
@@ -212,7 +219,7 @@ class Family:
         calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
         mine.busy = (*before, self) if calls_back else before
         stopped: BaseException | None = None
-        failed: object = None
+        failed: list[object] = []
         paid = True
         try:
             if self.stirred:  # by a handler that came in between the last look and the release of the lock (3.10)
@@ -231,12 +238,14 @@ class Family:
                         except ValueError:  # another thread has already removed it
                             pass
                     except BaseException as error:
-                        if failed is debt:
+                        if any(one is debt for one in failed):
                             raise  # for the second time: the next operation tries again
-                        failed = debt
+                        failed.append(debt)
                         stopped = stopped or error
         finally:
             mine.busy = before
+        if calls_back and self.owed and any(one._teller is mine.me for one in self.owed.copy()):
+            self.pay()  # a handler of this thread came in at the last look
         if stopped is not None:
             try:
                 raise stopped
@@ -277,14 +286,17 @@ class Family:
         if self.pid != os.getpid():
             self.fork()
 
-    def fork(self) -> None:
+    def _refuse_torn(self) -> NoReturn:
+        raise PoolForked(_forked(self.root.terms[2]))
+
+    def fork(self, *, alone: bool = False) -> None:
         """Refuse to spend, in a forked child: this copy's parent goes on spending the same budget.
 
         The lock is new, since a thread that is not in this process may hold the old one. The family is whole:
         ``os.fork()`` runs while the other threads wait for the GIL or, on builds without it, have been stopped; both
         only where a straight run has not begun or is over. Those who waited are refused. Threads are woken: a signal
         handler may fork while its own thread waits. Tasks are not: their event loop must not run in two processes, and
-        a wake-up would go through a pipe that the parent shares.
+        a wake-up would go through a pipe that the parent shares. `alone`: no other thread has begun in this process.
         """
         lock = _new_lock()
         locked = taking(lock)
@@ -292,6 +304,7 @@ class Family:
         owed = deque([debt for debt in self.owed.copy() if debt._teller is None or debt._teller() is teller()])
         pid = os.getpid()
         spending = starmap(_refuse_forked, repeat((name,)))
+        before, torn = self.lock, self.owner == threading.get_ident()
         # One straight run: whoever interrupts it finds all of the old or all of the new.
         self.lock = lock
         self.locked = locked
@@ -299,8 +312,14 @@ class Family:
         self.owner = 0
         self.owed = owed
         self.pending = owed
+        self.torn = torn
         self.version += 1
         self.pid = pid
+        if alone and not torn:  # else the operation that the handler interrupted lets go of it
+            try:  # noqa: SIM105 - it may be free
+                before.release()  # this thread may be waiting for one that is not in this process
+            except RuntimeError:
+                pass
         self.stirred.clear()
         line = self.root.line
         for waiter in line.waiting() if line is not None else ():

@@ -216,7 +216,8 @@ class Group:
             known = self._by_key.setdefault(key, account)
             if known is account:
                 self._rota.append(account)
-                self._own.pop(key, None)
+                if self._own.get(key) is settings[2]:
+                    self._own.pop(key, None)
                 if account.calendar is not None and account.calendar.latest is latest:
                     account.calendar.latest = account.terms[3:]
                 for _ in range(_LOOK_AT):
@@ -278,7 +279,12 @@ class Group:
     def _fade(self, change: Change, account: KeyAccount, window: Window | None, now: float) -> bool:
         """Forget a key, unless something speaks for it. Return whether it is forgotten."""
         unused = account.tokens_claimed == account.nanos_claimed == 0 and not account.closed
-        if account.handle() is not None or account.in_flight or not (unused or _over(account, window, now)):
+        if (
+            account.handle is unheld
+            or account.handle() is not None
+            or account.in_flight
+            or not (unused or _over(account, window, now))
+        ):
             return False
         change.set(account, "handle", nobody)
         return True

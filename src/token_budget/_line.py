@@ -156,15 +156,19 @@ def withdraw(change: Change, waiter: Waiter) -> None:
         end(change, waiter, WITHDRAWN)
 
 
-def renew(change: Change, account: Account, period_end: float) -> None:
-    """Sort those who wait anew, as a scope's period changes: who lives to see its end, and who does not."""
+def renew(change: Change, account: Account, period_end: float, lives: dict[Waiter, dict[Any, Any]]) -> None:
+    """Sort those who wait anew, as a scope's period changes: who lives to see its end, and who does not.
+
+    `lives` has what some of them will have in `Waiter.lives_until`.
+    """
     line = account.line
     if line is not None:
         change.keep(line.now, line.later)
         now: list[Waiter] = []
         later: list[Waiter] = []
         for waiter in line.waiting():
-            (later if waiter.lives_until.get(account, ALWAYS) >= period_end else now).append(waiter)
+            _, moment = lives.get(waiter, waiter.lives_until).get(account, (None, ALWAYS))
+            (later if moment >= period_end else now).append(waiter)
         change.set(line, "now", Largest(now))
         change.set(line, "later", Largest(later))
         change.stirred.append(account)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from token_budget._change import Change
     from token_budget._scope import Scope
+    from token_budget._waiting import Waiter
     from token_budget._window import Window
 
     Due = tuple[Account, Window, tuple[Any, ...], float, tuple[float, float]]
@@ -67,6 +68,10 @@ def begin_due(change: Change, ended: Iterable[Due]) -> None:
             _tell(change, account, period)
         elif now < account.since and account.terms is terms:
             begin_period(change, account, period)  # the clock was wrong before: take its period, keep what is used
+        else:
+            continue
+        if account.calendar is not None:
+            change.set(account.calendar, "latest", period)
 
 
 def begin_anew(change: Change, account: Account) -> None:
@@ -78,15 +83,15 @@ def begin_anew(change: Change, account: Account) -> None:
         change.gate(account, watch=watch.with_armed(watch.thresholds))
 
 
-def begin_period(change: Change, account: Account, period: tuple[Any, Any]) -> None:
-    """Let an account be in a period; (None, None) stands for one that never ends."""
+def begin_period(
+    change: Change, account: Account, period: tuple[Any, Any], lives: dict[Waiter, dict[Any, Any]] | None = None
+) -> None:
+    """Let an account be in a period; (None, None) stands for one that never ends. `lives`: see `renew`."""
     since, end = current(period)
     change.terms(account, *period)
     change.set(account, "since", since)
     change.set(account, "period_end", end)
-    if account.calendar is not None:
-        change.set(account.calendar, "latest", period)
-    renew(change, account, end)
+    renew(change, account, end, {} if lives is None else lives)
 
 
 def _tell(change: Change, account: Account, period: tuple[float, float]) -> None:

@@ -404,7 +404,7 @@ class BudgetPool(Governed):
 
 def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured
     for family in list(families.values()):
-        family.fork()
+        family.fork(alone=True)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork

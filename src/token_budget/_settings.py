@@ -98,10 +98,12 @@ def give_window(
     for account in placed:
         change.keep(account.window)
         change.set(account, "window", window)
+        lives = {}
         for waiter in () if account.line is None else account.line.waiting():
-            waiter.see(account, now)
+            lives[waiter] = waiter.seeing(account, window, now)
+            change.set(waiter, "lives_until", lives[waiter])
             change.debts.append(waiter)  # it has to sleep until another moment
-        begin_period(change, account, (period[0], period[1]))
+        begin_period(change, account, (period[0], period[1]), lives)
     for scope in scopes_of(family):
         if not placed.keys().isdisjoint(scope._chain):
             change.keep(scope._times)

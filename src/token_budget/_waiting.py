@@ -173,26 +173,29 @@ class Waiter:
         self.bell = bell
         self.give_back = give_back  # returns the room of one whose bell nobody can hear any more
         self.deadline = None if timeout is None else time.monotonic() + timeout
-        # For each account of the chain, the latest reading of its window's clock that the waiter lives to see.
-        self.lives_until: dict[Any, float] = {}
+        # For each account of the chain, its window and the latest reading of that one's clock that the waiter lives to
+        # see.
+        self.lives_until: dict[Any, tuple[Any, float]] = {}
         for account in scope._chain:
-            if account.window is not None:
-                self.see(account, account.window.now())
+            window = account.window
+            if window is not None:
+                self.lives_until = self.seeing(account, window, window.now())
         self.state = NEW
         self.ticket = 0  # the order of arrival
         self.at: Any = None  # the account at which it waits for room
         self.refusal: Callable[[], Exception] | None = None  # makes the error of one that got nothing
 
-    def see(self, account: Any, now: float | None) -> None:
-        """Find out which reading of an account's clock it lives to see. `now` is its reading; None without a window."""
-        self.lives_until.pop(account, None)
+    def seeing(self, account: Any, window: Any, now: float | None) -> dict[Any, tuple[Any, float]]:
+        """Return what `lives_until` is with another window of one account, by whose clock it is `now`."""
+        lives = {one: seen for one, seen in self.lives_until.items() if one is not account}
         if self.deadline is not None and now is not None:
-            self.lives_until[account] = now + max(0.0, self.deadline - time.monotonic())
+            lives[account] = window, now + max(0.0, self.deadline - time.monotonic())
+        return lives
 
     def patient(self, account: Any) -> bool:
         """Return whether it lives to see the end of an account's period."""
-        moment = self.lives_until.get(account)
-        return moment is not None and bool(account.period_end <= moment)
+        window, moment = self.lives_until.get(account, (None, 0.0))
+        return window is not None and window is account.window and bool(account.period_end <= moment)
 
     def _pay(self, takes: Any) -> None:
         """Ring. Where nobody can hear it any more, give its room back."""
