@@ -23,8 +23,9 @@ import os
 import sys
 import threading
 from collections import deque
-from itertools import repeat, starmap
-from weakref import ref
+from heapq import heappush
+from itertools import chain, repeat, starmap
+from weakref import WeakValueDictionary, ref
 
 from token_budget._account import NOTHING, Account
 from token_budget._change import Change
@@ -61,6 +62,8 @@ def taking(lock: Any) -> Iterator[object]:
     return starmap(lock.acquire, repeat(()))
 
 
+# Every family that is alive, for the hook that a forked child runs and for finalisers.
+families: WeakValueDictionary[int, Family] = WeakValueDictionary()
 PAY = True  # whoever comes out of `Family.run` pays what is owed
 OWE = False  # or leaves that to its caller, who is paying already or must call nobody back
 
@@ -69,6 +72,7 @@ class Family:
     """The lock of a pool and all that descend from it."""
 
     __slots__ = (
+        "__weakref__",
         "_publish",
         "_serve",
         "first",
@@ -112,6 +116,7 @@ class Family:
         nowhere: deque[Any] = deque(maxlen=0)
         self._publish = nowhere.extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
+        families[id(self)] = self
 
     # ------------------------------------------------------------------ the one way in
 
@@ -134,7 +139,7 @@ class Family:
                         self.owner = me
                         self.pending = True
                         answer = work(*arguments)
-                        if self.stirred:
+                        while self.stirred:  # the last look, after which no handler comes in between
                             self.settle()
                         return answer
                     return None  # noqa: TRY300 - one straight way to the end
@@ -148,7 +153,7 @@ class Family:
                         self.owner = 0
                         lock.release()
         finally:
-            if pays and self.owed:
+            if pays and (self.owed or self.stirred):
                 try:
                     self.pay()
                 except BaseException:
@@ -170,21 +175,29 @@ class Family:
                 if self.version == version:
                     raise
                 continue  # it met what an operation of its own thread changed meanwhile
-            made = change.made(self)
+            change.stores.append((self, "version", version + 1))
+            made: Iterator[object] = starmap(object.__setattr__, change.stores)
+            if change.debts:
+                made = chain(map(self.owed.append, change.debts), made)
+            if change.stirred:
+                made = chain(map(self.stirred.append, change.stirred), made)
+            if change.pushes is not None:
+                made = chain(starmap(heappush, change.pushes), made)
             if self.version == version:
                 self._publish(made)
                 return answer
 
     def settle(self) -> None:
         """Look at the lines that were stirred, until none of them can be served."""
-        while stirred := self.stirred.copy():
-            for account in stirred:
+        stirred = self.stirred
+        while stirred:
+            try:
+                account = stirred[0]
                 while self._serve(self, account):
                     pass
-                try:  # noqa: SIM105 - an account leaves after it was looked at
-                    self.stirred.remove(account)
-                except ValueError:  # a handler of this thread has looked at it meanwhile
-                    pass
+                stirred.remove(account)  # after it was looked at: an interrupt leaves it
+            except (IndexError, ValueError):  # noqa: PERF203 - a handler of this thread has looked at it meanwhile
+                continue
 
     # ------------------------------------------------------------------ what is owed
 
@@ -198,6 +211,8 @@ class Family:
         failed: object = None
         paid = True
         try:
+            if self.stirred:  # by a handler that came in between the last look and the release of the lock (3.10)
+                self.run(self.locked, OWE, int)
             while paid and self.owed:
                 paid = False
                 for debt in self.owed.copy() if len(self.owed) < 2 else self.debts():

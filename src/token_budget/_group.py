@@ -1,8 +1,8 @@
 """Group: the keys of one parent, their accounts, and what holds for all of them. `KeyedPools` is its public face.
 
 A key's account outlives the pool that callers hold, which is a light handle and is made anew when it is asked for. The
-family's lock guards the accounts, the rota and the group's settings. A key is in the rota when it is in the accounts:
-each new key pays for a look at two old ones, so that keys which nothing speaks for are forgotten.
+family's lock guards the accounts, the rota and the group's settings. An account is in the rota while it is known: each
+new key pays for a look at two old ones, so that keys which nothing speaks for are forgotten.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Group:
         self._by_key: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
         self._calendar = Calendar()  # of the keys that have the group's window
-        self._rota: deque[Hashable] = deque()
+        self._rota: deque[KeyAccount] = deque()  # each of them once, and for a while some that are forgotten
         self._model = Scope()  # what handles are made after
         self._model._bind(parent._family, (Account(None, None, None, window), *parent._chain))
         _settings.adopt(parent, None, parent._family.groups, self, self._model)
@@ -213,9 +213,9 @@ class Group:
             if any(new is not old for new, old in zip(self._settings(key), settings, strict=True)):
                 return None
             family.change(self._welcome, (family, account, settings[2]))
-            self._rota.append(key)
             known = self._by_key.setdefault(key, account)
             if known is account:
+                self._rota.append(account)
                 self._own.pop(key, None)
                 if account.calendar is not None and account.calendar.latest is latest:
                     account.calendar.latest = account.terms[3:]
@@ -246,12 +246,15 @@ class Group:
 
     def _look_at_next(self, newest: KeyAccount, now: float) -> None:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""
-        key = self._rota.popleft()
+        if not self._rota:
+            return
+        account = self._rota.popleft()
+        key = account.key
         try:
-            account = self._by_key.get(key)
+            listed = account.handle is not nobody and self._by_key.get(key) is account
         except Exception:  # noqa: BLE001 - a key whose hash or comparison fails is nobody else's trouble
             return
-        if account is None:
+        if not listed:
             return
         if account is not newest:
             own = Own(account, self._watch)
@@ -261,7 +264,7 @@ class Group:
                 self._remove(account)
                 return
             self._own.pop(key, None)
-        self._rota.append(key)
+        self._rota.append(account)
 
     def _tidy(self, key: Hashable) -> None:
         """Forget what was set on a forgotten key itself where all of that has ended."""

@@ -14,6 +14,7 @@ import warnings
 
 from token_budget import _ledger, _straight
 from token_budget._errors import ReservationClosed
+from token_budget._family import families
 from token_budget._ledger import COMMITTED, RELEASED
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._scope import Claim
@@ -207,8 +208,9 @@ class Reservation(Claim):
             family.owed.append(self)
             if family.root.line is not None:
                 family.pay_waiters()
-            if family.owner == threading.get_ident():  # inside an operation of this thread: nobody is called from here
-                family.owed.append(_Warning(self))
+            me = threading.get_ident()
+            if any(one.owner == me for one in list(families.values())):
+                family.owed.append(_Warning(self))  # a warning may take a lock that somebody holds who waits for ours
             elif not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
                 _warn(self, repr(self))
 
@@ -248,7 +250,11 @@ class Reservation(Claim):
 
 
 class _Warning:
-    """A warning of a reservation that was dropped inside an operation of its own thread: it is owed (`Family.pay`)."""
+    """A warning of a reservation that was dropped inside an operation of its own thread.
+
+    It is owed (`Family.pay`), and given as it leaves, without the lock: by its finaliser, so that it is given once, and
+    that a warning which is made an error stops no operation.
+    """
 
     __slots__ = ("_reservation", "_text")
     _teller = None  # anybody may pay it
@@ -258,10 +264,13 @@ class _Warning:
         self._text = repr(reservation)
 
     def _pay(self, _takes: object) -> None:
-        _warn(self._reservation, self._text)
+        pass
 
     def _paid(self) -> bool:
         return True
+
+    def __del__(self) -> None:
+        _warn(self._reservation, self._text)
 
 
 def _warn(reservation: Reservation, text: str) -> None:

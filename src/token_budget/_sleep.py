@@ -175,7 +175,7 @@ class AsyncReserve(Base):
             warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
 
     @property
-    def __name__(self) -> str:
+    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What tasks show of it, as of any coroutine."""
         return "areserve"
 
