@@ -96,7 +96,7 @@ def test_a_key_that_is_made_while_the_settings_of_all_change_has_the_new_ones(ne
         expected.window_start,
         expected.resets_at,
     )
-    users["new"].record(tokens=expected.token_cap)
+    users["new"].record(tokens=expected.token_cap or 0)
     clock.now = 1050.0
     assert users["new"].snapshot().tokens_used == (1000 if news == "no window" else 0)
 
@@ -114,6 +114,15 @@ def test_a_key_that_gets_caps_of_its_own_and_is_forgotten_while_another_thread_m
 
     clock.hook = lambda: in_a_thread(meanwhile)
     assert users["ann"].snapshot().token_cap == 7
+
+
+def test_a_key_that_gets_a_window_of_its_own_leaves_the_period_of_the_other_keys_alone() -> None:
+    clock = Clock(10.0)
+    users = BudgetPool().keyed(token_cap=100, window=Window.every(SPAN, clock=clock))
+    users["ann"].set_caps(window=Window.every(SPAN / 4, clock=clock))
+    end = users["bob"].snapshot().resets_at
+    assert end is not None
+    assert end.timestamp() == 100.0
 
 
 def _keyed(pool: BudgetPool) -> BudgetPool:
