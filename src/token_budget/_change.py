@@ -57,7 +57,9 @@ class Change:
 
     def keep(self, *things: object) -> None:
         """Hold what is replaced and may hold a caller's objects, until the change is made."""
-        self._kept = [*(self._kept or ()), *things]
+        if self._kept is None:
+            self._kept = []
+        self._kept += things
 
     def push(self, heap: list[Any], entry: tuple[Any, ...]) -> None:
         """Push an entry into a heap. Entries begin with integers that differ, so that comparing them runs no Python."""
@@ -111,7 +113,9 @@ class Change:
     def gate(self, account: Account, **news: Any) -> None:
         """Set what decides the bounds of an account (`Account.bounds`), and the bounds with it."""
         state = {**self.state(account), **news}
-        self._states = {**(self._states or {}), account: state}
+        if self._states is None:
+            self._states = {}
+        self._states[account] = state
         for name, value in news.items():
             self.keep(getattr(account, name))
             self.set(account, name, value)

@@ -175,6 +175,10 @@ class Family:
                 if self.version == version:
                     raise
                 continue  # it met what an operation of its own thread changed meanwhile
+            if not (change.stores or change.debts or change.stirred):
+                if self.version == version:
+                    return answer
+                continue
             change.stores.append((self, "version", version + 1))
             made: Iterator[object] = starmap(object.__setattr__, change.stores)
             if change.debts:

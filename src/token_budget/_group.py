@@ -261,6 +261,9 @@ class Group:
             if own:
                 self._own[key] = own  # before the key is forgotten, so that no interrupt loses it
             if self._model._family.change(self._fade, (account, newest.window, now)):
+                own = Own(account, self._watch)  # once more: a handler of this thread may have set a cap in between
+                if own:
+                    self._own[key] = own
                 self._remove(account)
                 return
             self._own.pop(key, None)

@@ -13,7 +13,7 @@ from token_budget._account import Account
 from token_budget._errors import BudgetOverrun
 from token_budget._family import OWE, PAY
 from token_budget._line import blocker, end, hopeless, join, refusal, withdraw
-from token_budget._periods import due, roll_over
+from token_budget._periods import due, roll_over, seconds_to
 from token_budget._waiting import GRANTED, WAITING, WITHDRAWN, Waiter
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -174,7 +174,7 @@ def _overrun(change: Change, chain: Chain, tokens: int, more_tokens: int, nanos:
     change.note("overrun", chain, chain[0].terms[2], tokens, nanos)
     window = account.window
     made: Any = BudgetOverrun._of
-    return lambda: made(*facts, None if window is None else max(0.0, facts[6] - window.now()))
+    return lambda: made(*facts, None if window is None else seconds_to(window, facts[6]))
 
 
 # ---------------------------------------------------------------------- waiting

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from token_budget._change import Change
     from token_budget._scope import Scope
+    from token_budget._window import Window
 
-    Due = tuple[Account, tuple[Any, ...], float, tuple[float, float]]
+    Due = tuple[Account, Window, tuple[Any, ...], float, tuple[float, float]]
 
 
 def due(accounts: Iterable[Account]) -> list[Due]:
@@ -37,7 +38,7 @@ def due(accounts: Iterable[Account]) -> list[Due]:
         now = readings[key] if key in readings else readings.setdefault(key, window.now())
         since, end = current(terms[3:])
         if not since <= now < end:
-            found.append((account, terms, now, window.period(now)))
+            found.append((account, window, terms, now, window.period(now)))
     return found
 
 
@@ -45,12 +46,21 @@ def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
     """Begin the periods that were found due, and let the scope know the times of its periods."""
     if ended:
         scope._family.change(begin_due, (ended,))
-    scope._times = times_of(scope._chain)
+    scope._family.change(_know_times, (scope,))
+
+
+def _know_times(change: Change, scope: Scope) -> None:
+    times = times_of(scope._chain)
+    if times != scope._times:
+        change.keep(scope._times)
+        change.set(scope, "_times", times)
 
 
 def begin_due(change: Change, ended: Iterable[Due]) -> None:
     """Begin the periods that were found due, where another thread has not begun them meanwhile."""
-    for account, terms, now, period in ended:
+    for account, window, terms, now, period in ended:
+        if account.window is not window:
+            continue  # it has another since, whose clock says nothing here
         if now >= account.period_end:
             begin_anew(change, account)
             begin_period(change, account, period)
@@ -85,3 +95,11 @@ def _tell(change: Change, account: Account, period: tuple[float, float]) -> None
         terms = (*account.terms[:3], *period)
         event = BudgetEvent._of("roll-over", account.terms[2], 0, 0, shown(change.after[account], terms))
         change.debts += tellings(watch.subscribers, event)
+
+
+def seconds_to(window: Window, end: float) -> float | None:
+    """Return in how many seconds a period ends; None where the window's clock fails, which must hide no error."""
+    try:
+        return max(0.0, end - window.now())
+    except Exception:  # noqa: BLE001 - a caller's clock
+        return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from token_budget._account import Account
+from operator import attrgetter
+
+from token_budget._account import NUMBERS, Account, shown
 from token_budget._family import PAY
 from token_budget._ledger import operate
 from token_budget._periods import due, roll_over
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from token_budget._snapshot import BudgetSnapshot
+
+_NUMBERS_AND_TERMS = attrgetter(*NUMBERS, "terms")
 
 
 def snapshot(scope: Scope) -> BudgetSnapshot:
@@ -33,16 +37,11 @@ def tree(scope: Scope) -> BudgetSnapshot:
 
 def _tree(scope: Scope, ended: Any) -> BudgetSnapshot:
     roll_over(scope, ended)
-    while True:  # once more where a handler of this thread came in between: all is to be as of one moment
-        version = scope._family.version
-        shown = _shown_tree(scope)
-        if version == scope._family.version:
-            return shown
-
-
-def _shown_tree(scope: Scope) -> BudgetSnapshot:
+    known = accounts_of(scope)
+    # All as of one moment: a handler of this thread cannot come in between the steps of one call of C code.
+    shown_as = dict(zip(known, list(map(_NUMBERS_AND_TERMS, known)), strict=True))
     below: dict[Account | None, list[Account]] = {}
-    for account in accounts_of(scope):
+    for account in known:
         below.setdefault(account.parent, []).append(account)
     # Parents before children, then shown from the last to the first: a tree may be as deep as it likes.
     order = [scope._account]
@@ -51,7 +50,8 @@ def _shown_tree(scope: Scope) -> BudgetSnapshot:
     done: dict[Account, BudgetSnapshot] = {}
     for account in reversed(order):
         children = sorted(below.get(account, ()), key=lambda child: child.number)
-        done[account] = account.shown(children=tuple([done.pop(child) for child in children]))
+        *numbers, terms = shown_as[account]
+        done[account] = shown(tuple(numbers), terms, tuple([done.pop(child) for child in children]))
     return done[scope._account]
 
 
