@@ -41,7 +41,16 @@ usd_caps = st.none() | st.sampled_from([0.3, 1.0, 2.5])
 caps_of_both = st.tuples(token_caps, usd_caps)
 periods = st.sampled_from([None, None, 10.0, 25.0])
 shares = st.sampled_from(["1/10", "1/2", "4/5", "1"]).map(Fraction)
+timeouts = st.sampled_from([None, 1.5, 8.5, 20.5, 60.5])  # none is over at the very end of a period
 parts = st.sets(st.sampled_from(["token_cap", "usd_cap", "window"]))
+
+
+@dataclass
+class Calendar:
+    """The latest period that a key of a group was in."""
+
+    start: float = float("-inf")
+    end: float = float("inf")
 
 
 @dataclass
@@ -55,6 +64,7 @@ class Scope:
     end: float = float("inf")
     closed: bool = False
     own: set[str] = field(default_factory=set)  # what was set on it itself
+    calendar: Calendar = field(default_factory=Calendar)  # of all keys with the window of their group
 
     def begin(self, now: float) -> None:
         """Take the period that the clock is in."""
@@ -62,6 +72,7 @@ class Scope:
         if self.length is not None:
             self.start = now // self.length * self.length
             self.end = self.start + self.length
+        self.calendar.start, self.calendar.end = self.start, self.end
 
     def roll_over(self, now: float) -> None:
         """Begin the next period when this one is over; take the clock's where it is a whole one or more behind."""
@@ -107,7 +118,16 @@ class Request:
     reservation: Reservation
     waiter: Waiter | None = None
     refused: bool = False
-    until: float | None = None
+    until: dict[str, float] = field(default_factory=dict)  # by scope, the latest reading of its clock that it lives to
+    timeout: float | None = None
+
+    def see(self, scope: Scope, now: float) -> None:
+        """Find out which reading of a scope's clock it lives to see: no time passes for the one that gives up."""
+        if self.timeout is not None:
+            self.until[scope.name] = now + self.timeout
+
+    def hopeless(self) -> bool:
+        return any(scope.hopeless(self.amount, self.until.get(scope.name)) for scope in self.chain)
 
 
 @dataclass
@@ -120,6 +140,7 @@ class Group:
     caps: dict[str, Any]
     keys: dict[str, Scope] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
+    calendar: Calendar = field(default_factory=Calendar)
 
 
 @dataclass
@@ -153,10 +174,7 @@ class Model:
 
     def serve(self) -> None:
         while True:
-            hopeless = [
-                one for one in self.waiting if any(scope.hopeless(one.amount, one.until) for scope in one.chain)
-            ]
-            for one in hopeless:
+            for one in [one for one in self.waiting if one.hopeless()]:
                 one.refused = True
                 self.waiting.remove(one)
                 self.look(one.chain)
@@ -232,9 +250,11 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         scopes = [scope for index, scope in enumerate(union) if not any(scope is s for s in union[:index])]
         scopes.append(self.pools[0][1][0])
         self.model.roll_over(scopes)
-        if any(scope.closed for scope in scopes):
-            return
         name = f"join {len(self.pools)}"
+        if any(scope.closed for scope in scopes):
+            with pytest.raises(PoolClosed):
+                BudgetPool.join(one, other, name=name)
+            return
         self.pools.append((BudgetPool.join(one, other, name=name), [self.scope(name, (None, None)), *scopes]))
 
     @rule(step=st.sampled_from([-30.0, -3.0, 1.0, 4.0, 10.0, 30.0]))
@@ -246,8 +266,6 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         self, data: st.DataObject, caps: tuple[int | None, float | None], period: float | None, named: set[str]
     ) -> None:
         pool, chain = self.pick(data)
-        if named & {"window"} and any(one.chain[0] is chain[0] or chain[0] in one.chain for one in self.model.waiting):
-            return  # who waits lives to see the ends of the periods that its scopes had when it came
         self.model.roll_over(chain)
         news, arguments = self.news(caps, period, named)
         if chain[0].closed:
@@ -255,9 +273,18 @@ class FamilyAgainstModel(RuleBasedStateMachine):
                 pool.set_caps(**arguments)
             return
         pool.set_caps(**arguments)
-        chain[0].set_caps(news, self.model.now)
+        if "window" in news:
+            chain[0].calendar = Calendar()  # no longer that of its group
         chain[0].own |= named
+        self.set_caps_of(chain[0], news)
         self.model.serve()
+
+    def set_caps_of(self, scope: Scope, news: dict[str, Any]) -> None:
+        """Change what is named. Those who wait learn of a window that their scope gets."""
+        scope.set_caps(news, self.model.now)
+        for request in self.model.waiting:
+            if "window" in news and any(scope is one for one in request.chain):
+                request.see(scope, self.model.now)
 
     def news(
         self, caps: tuple[int | None, float | None], period: float | None, named: set[str]
@@ -326,6 +353,11 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         if key not in group.keys:
             caps = group.caps
             made = self.scope(f"{group.name}:{key}", (caps["token_cap"], caps["usd_cap"]), caps["window"])
+            latest = group.calendar
+            if made.length is not None and latest.start - made.length <= self.model.now < latest.end < float("inf"):
+                made.start, made.end = latest.start, latest.end  # no key reopens it
+            made.calendar = latest
+            latest.start, latest.end = made.start, made.end
             made.ledger.alarms += [Alarm(alarm.name, alarm.share) for alarm in group.alarms]
             group.keys[key] = made
             self.pools.append((pool, [made, *group.chain]))
@@ -352,15 +384,17 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     ) -> None:
         group = data.draw(st.sampled_from(self.groups))
         scopes = list(group.keys.values())
-        if named & {"window"} and any(scope in one.chain for one in self.model.waiting for scope in scopes):
-            return
         if named & {"window"}:
-            self.model.roll_over(scopes)
+            for scope in scopes:  # nobody is served in between
+                scope.roll_over(self.model.now)
         news, arguments = self.news(caps, period, named)
         group.users.set_caps(**arguments)
         group.caps.update(news)
+        if named & {"window"}:
+            latest = self.scope(group.name, (None, None), period)
+            group.calendar.start, group.calendar.end = latest.start, latest.end
         for scope in scopes:
-            scope.set_caps({name: value for name, value in news.items() if name not in scope.own}, self.model.now)
+            self.set_caps_of(scope, {name: value for name, value in news.items() if name not in scope.own})
         self.model.serve()
 
     @precondition(lambda self: self.groups)
@@ -442,16 +476,18 @@ class FamilyAgainstModel(RuleBasedStateMachine):
                 pool.reserve(tokens=tokens, usd=usd)
             self.refused(refused.value, chain, amount)
 
-    @rule(data=st.data(), tokens=tokens, usd=usd, timeout=st.sampled_from([None, 1.0, 8.0, 20.0, 60.0]))
+    @rule(data=st.data(), tokens=tokens, usd=usd, timeout=timeouts)
     def wait(self, data: st.DataObject, tokens: int, usd: float, timeout: float | None) -> None:
         pool, chain = self.pick(data)
         amount = (tokens, grid(usd))
         self.model.roll_over(chain)
-        until = None if timeout is None else self.model.now + timeout
         reservation = new_reservation(pool, tokens, int(amount[1] * 10**9))
         waiter = Waiter(reservation, Bell(), timeout, _ledger.give_back)
+        request = Request(self.made + 1, chain, amount, reservation, timeout=timeout)
+        for scope in chain:
+            request.see(scope, self.model.now)
         fits = self.model.blocked(chain, amount, self.model.places()) is None
-        if not fits and any(scope.hopeless(amount, until) for scope in chain):
+        if not fits and request.hopeless():
             with pytest.raises((BudgetExceeded, PoolClosed)) as refused:
                 _ledger.reserve(reservation, waiter)
             self.refused(refused.value, chain, amount)
@@ -459,7 +495,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         _ledger.reserve(reservation, waiter)
         assert waiter.state is (NEW if fits else WAITING)
         self.made += 1
-        request = Request(self.made, chain, amount, reservation, None if fits else waiter, until=until)
+        request.waiter = None if fits else waiter
         self.open.append(request)
         if fits:
             for scope in chain:

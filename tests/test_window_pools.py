@@ -699,9 +699,7 @@ class PoolsAgainstNaiveWindows(RuleBasedStateMachine):
     def spend(self, which: int, tokens: int, hold: bool) -> None:
         pool, chain = self.pools[which], self.see(which)
         ask = pool.reserve if hold else pool.record
-        if any(
-            scope.used + sum(scope.held.values()) + tokens > CAP for scope in chain if scope is not self.scopes[4]
-        ):
+        if any(scope.used + sum(scope.held.values()) + tokens > CAP for scope in chain if scope is not self.scopes[4]):
             with pytest.raises(BudgetExceeded):
                 ask(tokens=tokens)
             return
