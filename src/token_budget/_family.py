@@ -184,7 +184,7 @@ class Family:
                     return answer
                 continue
             change.stores.append((self, "version", version + 1))
-            made: Iterator[object] = starmap(object.__setattr__, change.stores)
+            made: Iterator[object] = starmap(setattr, change.stores)  # `object.__setattr__` would make a tuple in there
             if change.debts:
                 made = chain(map(self.owed.append, change.debts), made)
             if change.stirred:

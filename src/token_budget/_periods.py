@@ -9,7 +9,7 @@ from __future__ import annotations
 from token_budget._account import Account, current, shown
 from token_budget._events import BudgetEvent
 from token_budget._line import renew
-from token_budget._scope import times_of
+from token_budget._scope import rebindable, times_of
 from token_budget._telling import tellings
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -52,7 +52,7 @@ def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
 
 def _know_times(change: Change, scope: Scope) -> None:
     times = times_of(scope._chain)
-    if times != scope._times:
+    if times != scope._times and rebindable(scope):
         change.keep(scope._times)
         change.set(scope, "_times", times)
 

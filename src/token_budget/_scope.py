@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from token_budget._account import Account
+from token_budget._account import ALWAYS, NEVER, Account
 from token_budget._family import Family
 from token_budget._window import system_time
 
@@ -58,8 +58,17 @@ class Scope:
         self._family = family
         self._account = chain[0]
         self._chain = chain
-        for name, value in ways(family, chain).items():
-            object.__setattr__(self, name, value)  # a subclass may have a `__setattr__` of its own
+        for name, value in (ways(family, chain) if rebindable(self) else _LONG).items():
+            object.__setattr__(self, name, value)
+
+
+# The values of a scope that always goes the long way, and looks at the clocks each time.
+_LONG: dict[str, Any] = {"_few": (), "_more": None, "_times": (None, NEVER, ALWAYS), "_home": AWAY}
+
+
+def rebindable(scope: Scope) -> bool:
+    """Return whether its shortest way may change: a subclass with a `__setattr__` of its own cannot be in a change."""
+    return type(scope).__setattr__ is object.__setattr__
 
 
 def ways(family: Family, chain: Chain, placed: Placed | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from token_budget._ledger import operate, spend, untimed
 from token_budget._line import closed
 from token_budget._money import UNBOUNDED
 from token_budget._periods import begin_anew, begin_period
-from token_budget._scope import accounts_of, home_of, scopes_of, ways
+from token_budget._scope import accounts_of, home_of, rebindable, scopes_of, ways
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def give_window(
             change.debts.append(waiter)  # it has to sleep until another moment
         begin_period(change, account, (period[0], period[1]), lives)
     for scope in scopes_of(family):
-        if not placed.keys().isdisjoint(scope._chain):
+        if rebindable(scope) and not placed.keys().isdisjoint(scope._chain):
             change.keep(scope._times)
             for name, value in ways(family, scope._chain, placed).items():
                 change.set(scope, name, value)
@@ -177,7 +177,7 @@ def _listen(change: Change, family: Family, account: Account, watch: Watch | Non
     """Note who listens to an account. The first pool tries no straight run in vain while it has subscribers."""
     change.gate(account, watch=watch)
     first = family.first()
-    if first is not None and account is family.root:
+    if first is not None and account is family.root and rebindable(first):
         change.set(first, "_home", home_of(family, first._few, watch))
 
 
@@ -215,8 +215,9 @@ def _adopt(
     if account is not None:
         change.set(family, "made", family.made + 1)
         change.set(account, "number", family.made + 1)
-    for name, value in ways(family, bound._chain).items():
-        change.set(bound, name, value)
+    if rebindable(bound):
+        for name, value in ways(family, bound._chain).items():
+            change.set(bound, name, value)
     register.add(thing)
     return None
 
