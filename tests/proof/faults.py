@@ -206,6 +206,7 @@ FAULTS = [
         (
             (FEW, FEW + "fits = first.tokens_claimed + tokens <= first.token_bound or False\n"),
             ("first.tokens_claimed + tokens <= first.token_bound\n", "fits\n"),
+            ("and first.nanos_claimed + nanos <= first.nano_bound\n", "and True\n"),
         ),
         "Tree",
     ),
@@ -250,7 +251,7 @@ FAULTS = [
     Fault(
         "who has timed out stays in the line",
         "_line.withdraw",
-        ("wait_a_while", "release"),
+        ("wait_a_while", "snapshot"),
         (("end(change, waiter, WITHDRAWN)\n", "pass\n"),),
         "Full",
     ),
