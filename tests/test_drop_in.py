@@ -7,6 +7,7 @@ its promises stand with the promise that they broke.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -33,7 +34,7 @@ def test_record_then_read_the_fields() -> None:
     assert isinstance(snapshot, BudgetSnapshot)
     assert (snapshot.tokens_used, snapshot.usd_used) == (1200, 0.0036)
     assert (snapshot.tokens_remaining, snapshot.usd_remaining) == (998_800, 9.9964)
-    assert set(dataclasses.asdict(snapshot)) >= {  # type: ignore[call-overload]
+    assert set(dataclasses.asdict(snapshot)) >= {
         "tokens_used", "usd_used", "token_cap", "usd_cap", "tokens_remaining", "usd_remaining",
     }  # fmt: skip
 
@@ -167,3 +168,11 @@ def test_doubles_of_its_error_and_snapshot() -> None:
         tokens_used=10, usd_used=0.1, token_cap=100, usd_cap=1.0, tokens_remaining=90, usd_remaining=0.9
     )
     assert (double.tokens_remaining, double.usd_remaining) == (90, 0.9)
+
+
+def test_the_error_is_made_by_position_or_keyword_and_can_be_pickled() -> None:
+    for error in (BudgetExceeded("tokens", 110, 100), BudgetExceeded(axis="tokens", attempted=110, cap=100)):
+        again = pickle.loads(pickle.dumps(error))
+        for one in (error, again):
+            assert (one.axis, one.attempted, one.cap) == ("tokens", 110, 100)
+            assert one.args[0].startswith("budget exceeded on tokens: attempted 110 > cap 100")

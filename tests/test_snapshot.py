@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import pprint
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
-from token_budget import BudgetOverrun, BudgetPool, BudgetSnapshot
+from token_budget import BudgetOverrun, BudgetPool, BudgetSnapshot, Window
+
+NOON = datetime(2026, 3, 30, 12, tzinfo=timezone.utc)
 
 
 def busy() -> BudgetSnapshot:
@@ -41,7 +46,7 @@ def test_after_an_overrun_remaining_is_negative() -> None:
     assert (snapshot.tokens_remaining, snapshot.usd_remaining) == (-5, -0.15)
     assert str(snapshot) == "tokens 15 / 10 (150%) | usd 0.2500 / 0.1000 (250%) | 0 in flight"
     assert BudgetSnapshot(15, 0.25, 10, 0.1, -5, -0.15) == snapshot
-    assert dataclasses.replace(snapshot) == snapshot  # type: ignore[type-var]
+    assert dataclasses.replace(snapshot) == snapshot
 
 
 @pytest.mark.parametrize(
@@ -49,12 +54,52 @@ def test_after_an_overrun_remaining_is_negative() -> None:
     [
         (busy(), "run: tokens 1,200 + 300 held / 10,000 (15%) | usd 0.0036 + 0.0009 held / 0.5000 (0%) | 1 in flight"),
         (BudgetPool().snapshot(), "tokens 0 | usd 0.0000 | 0 in flight"),
-        (BudgetPool(token_cap=0).snapshot(), "tokens 0 / 0 (100%) | usd 0.0000 | 0 in flight"),
+        (BudgetSnapshot(5), "tokens 5 | usd 0.0000 | 0 in flight"),
+        (BudgetSnapshot(usd_used=5), "tokens 0 | usd 5.0000 | 0 in flight"),
+        # With one capped axis, the other is shown only if something was spent on it.
+        (BudgetPool(token_cap=0).snapshot(), "tokens 0 / 0 (100%) | 0 in flight"),
+        (BudgetSnapshot(250, token_cap=1000, name="batch"), "batch: tokens 250 / 1,000 (25%) | 0 in flight"),
+        (BudgetSnapshot(250, 0.5, 1000), "tokens 250 / 1,000 (25%) | usd 0.5000 | 0 in flight"),
+        (BudgetSnapshot(token_cap=10, usd_reserved=0.5), "tokens 0 / 10 (0%) | usd 0.0000 + 0.5000 held | 0 in flight"),
+        (BudgetSnapshot(usd_used=0.5, usd_cap=1), "usd 0.5000 / 1.0000 (50%) | 0 in flight"),
+        (BudgetSnapshot(7, 0.5, usd_cap=1), "tokens 7 | usd 0.5000 / 1.0000 (50%) | 0 in flight"),
+        (BudgetSnapshot(usd_cap=1, tokens_reserved=7), "tokens 0 + 7 held | usd 0.0000 / 1.0000 (0%) | 0 in flight"),
+        (BudgetSnapshot(token_cap=0, usd_cap=0), "tokens 0 / 0 (100%) | usd 0.0000 / 0.0000 (100%) | 0 in flight"),
     ],
 )
 def test_the_text_is_one_line_for_a_display(snapshot: BudgetSnapshot, text: str) -> None:
     assert str(snapshot) == text
     assert repr(snapshot) == f"<BudgetSnapshot {text}>"
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (0, "0.0000"),
+        (1e-9, "0.000000001"),
+        (0.00003, "0.00003"),
+        (0.00005, "0.00005"),
+        (0.0001, "0.0001"),
+        (0.00012, "0.00012"),
+        (0.000999999, "0.000999999"),
+        (0.0009, "0.0009"),
+        (0.001, "0.0010"),
+        (0.001234, "0.0012"),
+        (12.345678, "12.3457"),
+        (1234.5, "1,234.5000"),
+    ],
+)
+def test_what_is_not_0_never_reads_as_0(usd: float, text: str) -> None:
+    assert str(BudgetSnapshot(usd_used=usd)) == f"tokens 0 | usd {text} | 0 in flight"
+    assert str(BudgetSnapshot(usd_cap=usd)) == f"usd 0.0000 / {text} ({0 if usd else 100}%) | 0 in flight"
+    if usd:
+        assert str(BudgetSnapshot(usd_reserved=usd)) == f"tokens 0 | usd 0.0000 + {text} held | 0 in flight"
+
+
+def test_a_share_of_a_tiny_cap_is_told_with_the_digits_that_it_needs() -> None:
+    pool = BudgetPool(usd_cap=0.00004)
+    pool.record(usd=0.00003)
+    assert str(pool.snapshot()) == "usd 0.00003 / 0.00004 (75%) | 0 in flight"
 
 
 def test_it_is_a_value() -> None:
@@ -65,6 +110,16 @@ def test_it_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(busy())) == busy()
     with pytest.raises(AttributeError):
         busy().tokens_used = 5  # type: ignore[misc]
+
+
+class Marked(BudgetSnapshot):
+    """A user's subclass."""
+
+
+def test_a_subclass_of_it_survives_pickle() -> None:
+    snapshot = Marked(5, token_cap=10)
+    again = pickle.loads(pickle.dumps(snapshot))
+    assert (type(again), again, again.tokens_remaining) == (Marked, snapshot, 5)
 
 
 def test_one_made_by_hand_equals_one_that_a_pool_made() -> None:
@@ -100,6 +155,17 @@ def test_the_rest_of_what_one_is_made_of_is_checked_and_named() -> None:
         BudgetSnapshot(in_flight="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^name must be a str, not int"):
         BudgetSnapshot(name=1)  # type: ignore[arg-type]
+    for argument in ("window_start", "resets_at"):
+        with pytest.raises(TypeError, match=f"^{argument} must be a datetime or None, not float"):
+            BudgetSnapshot(**{argument: 5.0})  # type: ignore[arg-type]
+
+
+def test_times_are_in_utc_whatever_zone_they_were_given_in() -> None:
+    berlin = timezone(timedelta(hours=2))
+    snapshot = BudgetSnapshot(window_start=NOON.astimezone(berlin), resets_at=NOON)
+    for moment in (snapshot.window_start, snapshot.resets_at):
+        assert moment == NOON
+        assert moment.tzinfo is timezone.utc
 
 
 def test_the_text_stays_one_line_whatever_the_name() -> None:
@@ -113,7 +179,7 @@ def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> Non
     pool.record(tokens=10**18)
     snapshot = pool.snapshot()
     assert pprint.pformat({"a": snapshot}, width=20).count("\n") == 0
-    assert dataclasses.replace(busy(), tokens_used=5).tokens_remaining == 9695  # type: ignore[type-var]
+    assert dataclasses.replace(busy(), tokens_used=5).tokens_remaining == 9695
     assert snapshot.__dataclass_params__.frozen
     match busy():
         case BudgetSnapshot(used, _, cap):
@@ -123,7 +189,7 @@ def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> Non
 
 
 def test_dataclass_tools_work_on_it_as_on_token_budget_pys() -> None:
-    assert dataclasses.asdict(busy()) == {  # type: ignore[call-overload]
+    assert dataclasses.asdict(busy()) == {
         "tokens_used": 1200,
         "usd_used": 0.0036,
         "token_cap": 10_000,
@@ -138,4 +204,69 @@ def test_dataclass_tools_work_on_it_as_on_token_budget_pys() -> None:
         "resets_at": None,
         "children": (),
     }
-    assert dataclasses.replace(busy(), name="other").name == "other"  # type: ignore[type-var]
+    assert dataclasses.replace(busy(), name="other").name == "other"
+    assert all(map(dataclasses.is_dataclass, (BudgetSnapshot, busy())))
+    assert [field.name for field in dataclasses.fields(BudgetSnapshot)] == [*dataclasses.asdict(busy())]
+    family = BudgetSnapshot(5, children=(BudgetSnapshot(3),))
+    assert dataclasses.asdict(family)["children"][0]["tokens_used"] == 3
+    assert dataclasses.replace(family) == family
+
+
+def test_to_dict_has_every_field_ready_for_json() -> None:
+    clock = NOON.timestamp
+    pool = BudgetPool(token_cap=10_000, usd_cap=0.5, name="run", window=Window.daily(clock=clock))
+    pool.record(tokens=1200, usd=0.0036)
+    child = pool.child(name="step")
+    with child.reserve(tokens=300, usd=0.0009):
+        fields = pool.snapshot(tree=True).to_dict()
+    step: dict[str, Any] = {
+        "tokens_used": 0,
+        "usd_used": 0.0,
+        "token_cap": None,
+        "usd_cap": None,
+        "tokens_remaining": None,
+        "usd_remaining": None,
+        "tokens_reserved": 300,
+        "usd_reserved": 0.0009,
+        "in_flight": 1,
+        "name": "step",
+        "window_start": None,
+        "resets_at": None,
+        "children": [],
+        "usd_used_nanos": 0,
+        "usd_reserved_nanos": 900_000,
+        "usd_cap_nanos": None,
+        "usd_remaining_nanos": None,
+    }
+    assert fields == {
+        "tokens_used": 1200,
+        "usd_used": 0.0036,
+        "token_cap": 10_000,
+        "usd_cap": 0.5,
+        "tokens_remaining": 8500,
+        "usd_remaining": 0.4955,
+        "tokens_reserved": 300,
+        "usd_reserved": 0.0009,
+        "in_flight": 1,
+        "name": "run",
+        "window_start": "2026-03-30T00:00:00+00:00",
+        "resets_at": "2026-03-31T00:00:00+00:00",
+        "children": [step],
+        "usd_used_nanos": 3_600_000,
+        "usd_reserved_nanos": 900_000,
+        "usd_cap_nanos": 500_000_000,
+        "usd_remaining_nanos": 495_500_000,
+    }
+    assert json.loads(json.dumps(fields)) == fields
+
+
+def test_to_dict_of_a_chain_deeper_than_python_recurses() -> None:
+    snapshot = BudgetSnapshot(0)
+    for depth in range(1, 2000):
+        snapshot = BudgetSnapshot(depth, children=(snapshot,))
+    fields = snapshot.to_dict()
+    depths = [fields["tokens_used"]]
+    while fields["children"]:
+        (fields,) = fields["children"]
+        depths.append(fields["tokens_used"])
+    assert depths == [*range(1999, -1, -1)]

@@ -146,9 +146,9 @@ class Threshold:
     def reached(self, numbers: tuple[int, ...], token_limit: int, nano_limit: int) -> bool:
         """Return whether what is used, by these numbers, has come to the share of a limit."""
         tokens_claimed, tokens_reserved, nanos_claimed, nanos_reserved = numbers[:4]
-        return tokens_claimed - tokens_reserved > self.below(token_limit) or nanos_claimed - nanos_reserved > self.below(
-            nano_limit
-        )
+        return tokens_claimed - tokens_reserved > self.below(
+            token_limit
+        ) or nanos_claimed - nanos_reserved > self.below(nano_limit)
 
 
 class Subscription:

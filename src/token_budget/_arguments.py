@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NAME_CHARACTERS = 200
-UNCHANGED: Any = type("Unchanged", (), {"__repr__": lambda _: "..."})()  # the default of an argument that changes nothing
+UNCHANGED: Any = type(
+    "Unchanged", (), {"__repr__": lambda _: "..."}
+)()  # the default of an argument that changes nothing
 
 
 def checked_name(name: Any, argument: str = "name") -> str | None:
@@ -111,6 +113,6 @@ def checked_callback(callback: Any) -> Callable[[Any], object]:
     if any(iscoroutinefunction(one) or isasyncgenfunction(one) for one in (inner, type(inner).__call__)):
         raise TypeError(
             "callback must be an ordinary function: a coroutine function returns a coroutine that nobody would run. "
-            "Let an ordinary one hand the event over, for example with loop.call_soon_threadsafe(queue.put_nowait, event)"
+            "Let an ordinary one hand the event over, such as loop.call_soon_threadsafe(queue.put_nowait, event)"
         )
     return callback  # type: ignore[no-any-return]

@@ -1,11 +1,11 @@
 """Change: everything that one operation does to the family, noted first and then made by one call.
 
 An operation of the long way looks, computes and notes. Nothing is changed until `Family.change` consumes the notes in a
-single call of C code, in which CPython delivers no signal, switches no thread and starts no collection. So the family is
-whole before every instruction of Python: whoever is interrupted has changed nothing or everything, and a signal handler
-or finaliser that finds its own thread inside goes on with an operation of its own. What has to be told or woken
-afterwards is part of the change (`debts`), and so are the lines that must be looked at (`stirred`): no interrupt can
-lose either.
+single call of C code, in which CPython delivers no signal, switches no thread and starts no collection. So the family
+is whole before every instruction of Python: an operation that is interrupted has changed nothing or everything, and a
+signal handler or finaliser that finds its own thread inside goes on with an operation of its own. What has to be told
+or woken afterwards is part of the change (`debts`), and so are the lines that must be looked at (`stirred`): no
+interrupt can lose either.
 
 A store in that call frees what it replaces, and no finaliser may run there. `keep` holds what is replaced and may hold
 a caller's objects, until the change is made.
@@ -19,17 +19,18 @@ from itertools import chain, repeat, starmap
 from token_budget._account import NUMBERS, Account, shown
 from token_budget._events import BudgetEvent
 from token_budget._money import UNBOUNDED
+from token_budget._snapshot import BudgetSnapshot
 from token_budget._telling import tellings
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Iterable, Iterator
     from typing import Any
 
     from token_budget._events import Kind
     from token_budget._waiting import Waiter
 
+_new = object.__new__
 _DECIDING = ("watch", "demand", "closed", "token_limit", "nano_limit")
 _BOUNDS = ("token_bound", "nano_bound", "gated")
 
@@ -75,7 +76,9 @@ class Change:
             if account.line is not None:
                 self.stirred.append(account)
 
-    def hold(self, accounts: Iterable[Account], tokens: int, held: int, nanos: int, nanos_held: int, calls: int) -> None:
+    def hold(
+        self, accounts: Iterable[Account], tokens: int, held: int, nanos: int, nanos_held: int, calls: int
+    ) -> None:
         """Add to what each of the accounts has claimed, holds of it, and has in flight."""
         for account in accounts:
             numbers = (
@@ -125,10 +128,11 @@ class Change:
     def note(self, kind: Kind, accounts: Iterable[Account], pool: str | None, tokens: int = 0, nanos: int = 0) -> None:
         """Owe an event to those who listen to these accounts, and look at the thresholds."""
         for account in accounts:
-            watch = account.watch
+            watch = account.watch if self._states is None else self.state(account)["watch"]
             if watch is not None:
                 if watch.subscribers:
-                    snapshot = shown(self.after.get(account) or account.numbers(), account.terms)
+                    snapshot = _new(BudgetSnapshot)
+                    snapshot._state = (*(self.after.get(account) or account.numbers()), account.terms, ())  # type: ignore[assignment]
                     event = BudgetEvent._of(kind, pool, tokens, nanos, snapshot)
                     self.debts += tellings(watch.subscribers, event)
                 if watch.armed:
@@ -147,13 +151,14 @@ class Change:
 
     # ------------------------------------------------------------------ making it
 
-    def made(self, owed: deque[Any], stirred: deque[Account]) -> Iterator[object]:
+    def made(self, family: Any) -> Iterator[object]:
         """Return an iterator whose consumption makes the change, in C code alone."""
+        self.stores.append((family, "version", family.version + 1))
         made: Iterator[object] = starmap(setattr, self.stores)
+        if self.debts:
+            made = chain(map(family.owed.append, self.debts), made)
+        if self.stirred:
+            made = chain(map(family.stirred.append, self.stirred), made)
         if self._pushes is not None:
             made = chain(starmap(heappush, self._pushes), made)
-        if self.stirred:
-            made = chain(map(stirred.append, self.stirred), made)
-        if self.debts:
-            made = chain(map(owed.append, self.debts), made)
         return made

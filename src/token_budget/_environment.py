@@ -38,7 +38,7 @@ def pool_arguments(prefix: str, environ: Mapping[str, str], require_cap: bool) -
         "token_cap": read("TOKEN_CAP", lambda text: to_tokens(int(text)), "a whole number of tokens, at most 10**18"),
         "usd_cap": read("USD_CAP", _dollars, "a number of dollars, at most 10**9"),
         "name": read("NAME", checked_name, "at most 200 characters"),
-        "window": read("WINDOW", Window.parse, "a window such as `daily Europe/Berlin` or `every 5h`"),
+        "window": read("WINDOW", Window.parse, "a window: daily, weekly or monthly and a time zone, or every 5h"),
     }
     if require_cap and arguments["token_cap"] is arguments["usd_cap"] is None:
         raise ValueError(_no_cap(prefix, environ))

@@ -1,30 +1,40 @@
-"""What the pool raises beyond TypeError and ValueError.
+"""The errors that a pool raises, beyond TypeError and ValueError.
 
-Each error carries its numbers as the integers that the pool counts, as of the moment of the decision, and writes its
-text only when somebody reads it: a refusal is an everyday answer, and most are caught and never printed.
+Refusals are frequent, and most of them are caught and never printed. So an error only stores the integers of the
+decision when it is made; its axis, its amounts and its text are computed when somebody reads them.
 """
 
 from __future__ import annotations
 
+from sys import float_info
+
 from token_budget._arguments import checked_name
-from token_budget._money import UNBOUNDED, to_nanos, to_tokens, to_usd, usd_text
+from token_budget._money import UNBOUNDED, shown_type, to_nanos, to_tokens, to_usd, usd_text
+from token_budget._snapshot import to_timestamp
+from token_budget._window import to_datetime
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from decimal import Decimal
-    from fractions import Fraction
-    from typing import Any, Literal
+    import datetime  # noqa: ICN001 - as at run time, where `_lazy` gives the name its meaning
+    import decimal
+    import fractions
+    import typing
+else:
+    from token_budget._lazy import datetime, decimal, fractions, typing
 
+_own_args: typing.Any = BaseException.__dict__["args"]  # what `args` of every exception reads and writes
 
 
 class BudgetExceeded(Exception):
-    """A request did not fit under a cap. It changed nothing, on any axis.
+    """A request did not fit under a cap. Nothing was changed, on any axis.
 
-    Amounts are tokens (int) or dollars (float), by ``axis``; beside each stands the exact integer of nanodollars
-    (``attempted_nanos`` and so on; None on the token axis). The text is exact. Can be pickled.
+    Amounts are tokens (int) or dollars (float), depending on ``axis``. Beside each stands the exact integer of
+    nanodollars (``attempted_nanos`` and so on), which is None on the token axis.
 
-    The pool makes it; the constructor is public for tests that play a pool. It takes what token-budget-py 0.1.0 took,
-    and by keyword the parts of ``attempted``: what they leave open counts as used.
+    The pool makes it. The constructor is public for tests that play a pool: it takes what token-budget-py 0.1.0 took,
+    and by keyword the parts of ``attempted``; what they leave open counts as used. Like any exception it can be pickled
+    and copied, takes notes, and can be made again from its ``args``: an error that is made from one text shows that
+    text, and its axis, pool and numbers are None.
 
     Example:
         >>> from token_budget import BudgetExceeded, BudgetPool
@@ -37,98 +47,120 @@ class BudgetExceeded(Exception):
         tokens 110 100 run True
     """
 
-    # What was decided on, in integers of tokens or nanodollars. For one axis: (axis, requested, attempted, reserved,
-    # cap, pool). For both: (pool, then requested, attempted, reserved, cap of the tokens, then of the dollars), of
-    # which `_facts` tells the one that matters.
-    _decision: tuple[Any, ...]
+    # One of three tuples of integers (tokens or nanodollars), or nothing in an error that was made from a text:
+    # - a refusal by a pool without a window: (pool, then requested, attempted, reserved, cap of the tokens, then of the
+    #   dollars);
+    # - any other refusal: the same, then the end of the period (POSIX timestamp or None) and `retry_after`;
+    # - one axis: (axis, requested, attempted, reserved, cap, pool), then the same two.
+    # A cap of `UNBOUNDED` is no cap.
+    _decision: tuple[typing.Any, ...]
+    _args_were_set: bool = False
 
     def __init__(
         self,
-        axis: Literal["tokens", "usd"],
-        attempted: float | Decimal | Fraction,
-        cap: float | Decimal | Fraction,
+        axis: str,
+        attempted: float | decimal.Decimal | fractions.Fraction | None = None,
+        cap: float | decimal.Decimal | fractions.Fraction | None = None,
         *,
-        requested: float | Decimal | Fraction = 0,
-        reserved: float | Decimal | Fraction = 0,
+        requested: float | decimal.Decimal | fractions.Fraction = 0,
+        reserved: float | decimal.Decimal | fractions.Fraction = 0,
         pool: str | None = None,
+        resets_at: datetime.datetime | None = None,
+        retry_after: float | None = None,
     ) -> None:
+        """Make the error from the numbers of one axis, or from one text.
+
+        ``retry_after`` is in seconds; if it is left out, it is 0.0 for a busy pool and None for an exhausted one.
+
+        Raises:
+            TypeError, ValueError: axis is neither "tokens" nor "usd", or a number is no such amount.
+        """
+        others = (requested, reserved, pool, resets_at, retry_after)
+        if attempted is None and cap is None and others == (0, 0, None, None, None):
+            super().__init__(axis)
+            return
         super().__init__()
         if axis not in {"tokens", "usd"}:
             raise ValueError('axis must be "tokens" or "usd"')
-        convert: Any = to_tokens if axis == "tokens" else to_nanos
-        self._decision = (
-            axis,
-            convert(requested, "requested"),
-            convert(attempted, "attempted"),
-            convert(reserved, "reserved"),
-            convert(cap, "cap"),
-            checked_name(pool, "pool"),
-        )
+        convert: typing.Any = to_tokens if axis == "tokens" else to_nanos
+        asked = convert(requested, "requested")
+        after = convert(attempted, "attempted")
+        held = convert(reserved, "reserved")
+        bound = convert(cap, "cap")
+        seconds = _checked_seconds(retry_after)
+        if seconds is None and after - held <= bound:
+            seconds = 0.0
+        period_end = to_timestamp(resets_at, "resets_at")
+        self._decision = (axis, asked, after, held, bound, checked_name(pool, "pool"), period_end, seconds)
 
     @classmethod
     def _of(
-        cls, axis: Literal["tokens", "usd"], requested: int, attempted: int, reserved: int, cap: int, pool: str | None, *_
+        cls,
+        axis: str,
+        requested: int,
+        attempted: int,
+        reserved: int,
+        cap: int,
+        pool: str | None,
+        period_end: float | None = None,
+        retry_after: float | None = None,
     ) -> BudgetExceeded:
-        """Make the error from the pool's own integers: tokens, or nanodollars."""
+        """Make the error of one axis, from the pool's own integers."""
         error = cls.__new__(cls)
-        error._decision = (axis, requested, attempted, reserved, cap, pool)
+        error._decision = (axis, requested, attempted, reserved, cap, pool, period_end, retry_after)
         return error
 
     @classmethod
-    def _refusal(cls, *decision: Any) -> BudgetExceeded:
-        """Make the error from the pool's numbers on both axes; which of them to tell is found when somebody asks."""
+    def _refusal(cls, *decision: typing.Any) -> BudgetExceeded:
+        """Make the error of a pool without a window, from its numbers on both axes."""
         error = cls.__new__(cls)
         error._decision = decision
         return error
 
     @classmethod
-    def _refusal_of(cls, numbers, period_end, retry_after):
-        return cls._refusal(*numbers)
+    def _refusal_of(
+        cls, numbers: tuple[typing.Any, ...], period_end: float | None, retry_after: float | None
+    ) -> BudgetExceeded:
+        """Make the error of any pool, from its numbers on both axes, its period's end and what `retry_after` says."""
+        error = cls.__new__(cls)
+        error._decision = (*numbers, period_end, retry_after)
+        return error
 
     @property
-    def _facts(self) -> tuple[Literal["tokens", "usd"], int, int, int, int, str | None]:
-        """Return (axis, requested, attempted, reserved, cap, pool) of the axis to tell, exhausted ones first."""
-        decision: Any = self._decision
-        if len(decision) == 6:
-            return decision  # type: ignore[no-any-return]
-        pool, tokens, nanos = decision[0], decision[1:5], decision[5:]
-        exhausted = [attempted - reserved > cap for _requested, attempted, reserved, cap in (tokens, nanos)]
-        full = [attempted > cap for _requested, attempted, _reserved, cap in (tokens, nanos)]
-        # Neither is full where others wait for room: then an axis that has a cap, and that something is asked of.
-        by_turn = not any(full) and tokens[3] != UNBOUNDED and (tokens[0] > 0 or nanos[3] == UNBOUNDED)
-        if exhausted[0] or (full[0] and not exhausted[1]) or by_turn:
-            return ("tokens", *tokens, pool)
-        return ("usd", *nanos, pool)
+    def axis(self) -> typing.Literal["tokens", "usd"] | typing.Any:  # noqa: F821, UP037 - ruff does not know `_lazy`
+        """The axis that had no room, always one that the call asked for.
 
-    @property
-    def axis(self) -> Literal["tokens", "usd"]:
-        """The axis that had no room. Where neither had: the exhausted one, and of two such ``"tokens"``."""
+        Where neither had: the one on which the request can never fit, then the exhausted one, then ``"tokens"``.
+        """
         return self._facts[0]
 
     @property
-    def requested(self) -> float:
+    def requested(self) -> float | typing.Any:
         """What this call asked for."""
         return self._amount(self._facts[1])
 
     @property
-    def used(self) -> float:
+    def used(self) -> float | typing.Any:
         """What was used before this call."""
-        return self._amount(self._facts[2] - self._facts[3] - self._facts[1])
+        return self._amount(self._facts[2])
 
     @property
-    def reserved(self) -> float:
+    def reserved(self) -> float | typing.Any:
         """What the other calls in flight held."""
         return self._amount(self._facts[3])
 
     @property
-    def attempted(self) -> float:
+    def attempted(self) -> float | typing.Any:
         """What it would have come to: ``used + reserved + requested``."""
-        return self._amount(self._facts[2])
+        return self._amount(self._facts[4])
 
     @property
-    def cap(self) -> float:
-        """The cap that it would have passed."""
-        return self._amount(self._facts[4])
+    def cap(self) -> float | typing.Any:
+        """The cap that it would have passed.
+
+        None in one case: the axis has no cap, and the call was refused because others wait for room on the other axis.
+        """
+        return self._amount(self._facts[5])
 
     @property
     def requested_nanos(self) -> int | None:
@@ -138,7 +170,7 @@ class BudgetExceeded(Exception):
     @property
     def used_nanos(self) -> int | None:
         """`used` in nanodollars."""
-        return self._nanos(self._facts[2] - self._facts[3] - self._facts[1])
+        return self._nanos(self._facts[2])
 
     @property
     def reserved_nanos(self) -> int | None:
@@ -148,58 +180,130 @@ class BudgetExceeded(Exception):
     @property
     def attempted_nanos(self) -> int | None:
         """`attempted` in nanodollars."""
-        return self._nanos(self._facts[2])
+        return self._nanos(self._facts[4])
 
     @property
     def cap_nanos(self) -> int | None:
         """`cap` in nanodollars."""
-        return self._nanos(self._facts[4])
+        return self._nanos(self._facts[5])
 
     @property
     def pool(self) -> str | None:
         """The name of the pool that refused, None if it has none."""
-        return self._facts[5]
+        return self._facts[6]  # type: ignore[no-any-return]
 
     @property
-    def exhausted(self) -> bool:
+    def exhausted(self) -> bool | typing.Any:
         """True: it would not fit even if all that is in flight came back. False: the pool is only busy."""
-        _axis, _requested, attempted, reserved, cap, _pool = self._facts
-        return attempted - reserved > cap
+        _axis, requested, used, _reserved, _attempted, cap, _pool = self._facts
+        if requested is None:
+            return None
+        return cap is not None and used + requested > cap
 
     @property
-    def args(self) -> tuple[str]:  # type: ignore[override]
-        """The text, as with token-budget-py; written when somebody reads it."""
-        return (str(self),)
+    def resets_at(self) -> datetime.datetime | None:
+        """When the scope that refused starts a new period, in UTC; None without a window."""
+        return to_datetime(self._period[0])
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds, as of the refusal, until asking again can help.
+
+        0.0 if the pool is only busy; None if the request never fits.
+        """
+        return self._period[1]
+
+    @property
+    def args(self) -> tuple[typing.Any, ...]:
+        """The text, as with token-budget-py, unless other args were set: what is set is what ``str()`` shows."""
+        if self._made_from_args:
+            return _own_args.__get__(self)  # type: ignore[no-any-return]
+        return (self._text(),)
+
+    @args.setter
+    def args(self, value: tuple[typing.Any, ...]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _own_args.__set__(self, value)
+        self._args_were_set = True
 
     def __str__(self) -> str:
-        if self.exhausted:
-            less = "ask for less, " if self._facts[1] else ""
-            advice = f"exhausted: {less}reset() the pool or give it a larger cap"
-        else:
-            advice = "busy: it fits when calls in flight give back what they do not use"
-            if self.attempted <= self.cap:
-                advice = "busy: others wait for room, and it is their turn"
-        return f"{self._numbers('budget exceeded')}; {advice}"
+        return super().__str__() if self._made_from_args else self._text()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self._decision), self.__dict__
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        return _restored, (type(self), _own_args.__get__(self)), self.__dict__
+
+    @property
+    def _made_from_args(self) -> bool:
+        return self._args_were_set or self._stored is None
+
+    @property
+    def _stored(self) -> tuple[typing.Any, ...] | None:
+        # A subclass may never call this class's `__init__`, or hand on the attributes of an error that it wraps.
+        return getattr(self, "_decision", None)
+
+    @property
+    def _facts(self) -> tuple[typing.Any, ...]:
+        """Return (axis, requested, used, reserved, attempted, cap, pool) of the axis that the error tells."""
+        decision = self._stored
+        if decision is None:
+            return (None,) * 7
+        if len(decision) == 8:
+            axis, requested, attempted, reserved, cap, pool = decision[:6]
+        else:
+            pool = decision[0]
+            # Of equal weights `max` takes the first: tokens.
+            axis, requested, attempted, reserved, cap = max(
+                ("tokens", *decision[1:5]), ("usd", *decision[5:9]), key=_weight
+            )
+        used = attempted - reserved - requested
+        return axis, requested, used, reserved, attempted, None if cap == UNBOUNDED else cap, pool
+
+    @property
+    def _period(self) -> tuple[float | None, float | None]:
+        """Return the end of the period as a POSIX timestamp, and `retry_after`."""
+        decision = self._stored
+        if decision is None:
+            return None, None
+        if len(decision) == 9:
+            return None, None if self.exhausted else 0.0
+        return decision[-2:]
+
+    def _text(self) -> str:
+        return f"{self._numbers('budget exceeded')}; {self._advice()}"
+
+    def _advice(self) -> str:
+        """Say which of the three refusals it is, and what helps."""
+        _axis, requested, used, _reserved, attempted, cap, _pool = self._facts
+        if cap is None or attempted <= cap:
+            return "busy: others wait for room and come first; reserve() with a timeout waits in line"
+        if not self.exhausted:
+            return "busy: it fits once calls in flight give back enough; reserve() with a timeout waits for that"
+        if requested > cap:
+            return "the request is larger than the whole cap: ask for less or raise the cap"
+        less = "ask for less, " if used < cap else ""
+        if self.resets_at is None:
+            return f"used up: {less}reset() the pool or give it a larger cap"
+        until = f"used up until {self.resets_at.isoformat()}"
+        if self.retry_after is None:  # as this scope is not alone: another one refuses too, and never resets
+            return f"{until}, and another pool has no room even then: {less}reset() the pools or raise their caps"
+        return f"{until}, when a new period begins: {less}wait until then or raise the cap"
 
     def _numbers(self, what: str) -> str:
-        axis, requested, attempted, reserved, cap, pool = self._facts
+        axis, requested, used, reserved, attempted, cap, pool = self._facts
         text = str if axis == "tokens" else usd_text
         where = f" in pool {pool!r}" if pool is not None else ""
+        limit = ", no cap" if cap is None else f" {'>' if attempted > cap else '<='} cap {text(cap)}"
         return (
-            f"{what} on {axis}{where}: attempted {text(attempted)} {'>' if attempted > cap else '<='} cap {text(cap)} "
-            f"({text(attempted - reserved - requested)} used, {text(reserved)} reserved, {text(requested)} requested)"
+            f"{what} on {axis}{where}: attempted {text(attempted)}{limit} "
+            f"({text(used)} used, {text(reserved)} reserved, {text(requested)} requested)"
         )
 
-    def _amount(self, units: int) -> float:
-        return units if self._facts[0] == "tokens" else to_usd(units)
+    def _amount(self, units: int | None) -> float | None:
+        return units if units is None or self._facts[0] == "tokens" else to_usd(units)
 
-    def _nanos(self, units: int) -> int | None:
+    def _nanos(self, units: int | None) -> int | None:
         return units if self._facts[0] == "usd" else None
 
 
@@ -210,18 +314,24 @@ class BudgetOverrun(BudgetExceeded):
     what was there before (without the reservation that is being committed), ``attempted`` is what there is now.
     """
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self._numbers('budget overrun')}; the spend is recorded: do not commit it again"
 
 
 class BudgetTimeout(BudgetExceeded, TimeoutError):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A reservation was waited for until its time-out, and no room came. Nothing was changed.
+    """A call waited for room, and none came before its time-out. Nothing was changed.
 
     Its numbers are those of the scope at which it waited, as of the moment at which it gave up.
     """
 
-    def __str__(self) -> str:
-        why = "no room came in time" if self.attempted > self.cap else "others were before it, and are still"
+    def _text(self) -> str:
+        _axis, _requested, _used, _reserved, attempted, cap, _pool = self._facts
+        if cap is None or attempted <= cap:
+            why = "others waited in line before it"
+        elif self.exhausted and self.resets_at is not None:
+            why = f"used up until {self.resets_at.isoformat()}"
+        else:
+            why = "no room came in time"
         return f"{self._numbers('budget timeout')}; {why}: wait longer, ask for less, or set larger caps"
 
 
@@ -230,18 +340,39 @@ class ReservationClosed(RuntimeError):
 
 
 class PoolClosed(RuntimeError):
-    """The pool, or one above it, was closed: it lets calls in flight settle, and begins none. Nothing was changed."""
+    """The pool, or one above it, was closed: calls in flight can still settle, new ones are refused.
 
-
-class PoolForked(RuntimeError):
-    """This copy of the pool came into a child process by ``os.fork()``, and refuses to spend the parent's budget again.
-
-    Make a pool of the child's own, or call `BudgetPool.detach` to go on with this copy as a separate budget.
-    ``snapshot()`` works without.
+    Nothing was changed.
     """
 
 
-def _restored(kind: type[BudgetExceeded], decision: tuple[Any, ...]) -> BudgetExceeded:
+class PoolForked(RuntimeError):
+    """A child process made by ``os.fork()`` holds a copy of the pool, and the copy refuses to spend the same budget.
+
+    Make a pool in the child, or call `BudgetPool.detach` to go on with this copy as a separate budget. ``snapshot()``
+    works without either.
+    """
+
+
+def _weight(axis: tuple[typing.Any, ...]) -> tuple[bool, ...]:
+    """Rank one axis of a refusal: asked for, never fits, exhausted, full, capped."""
+    _name, requested, attempted, reserved, cap = axis
+    return requested > 0, requested > cap, attempted - reserved > cap, attempted > cap, cap != UNBOUNDED
+
+
+def _checked_seconds(seconds: typing.Any) -> float | None:
+    if seconds is None:
+        return None
+    kind = type(seconds)
+    if issubclass(kind, bool) or not issubclass(kind, (int, float)):
+        raise TypeError(f"retry_after must be a number of seconds or None, not {shown_type(seconds)}")
+    number = int.__index__(seconds) if issubclass(kind, int) else float.__float__(seconds)
+    if not 0 <= number <= float_info.max:
+        raise ValueError("retry_after must be a finite number of seconds, from 0 on")
+    return float(number)
+
+
+def _restored(kind: type[BudgetExceeded], args: tuple[typing.Any, ...]) -> BudgetExceeded:
     error = kind.__new__(kind)
-    error._decision = decision
+    _own_args.__set__(error, args)
     return error

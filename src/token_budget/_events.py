@@ -1,55 +1,55 @@
-"""BudgetEvent: what a pool tells those who subscribed to it."""
+"""BudgetEvent: what a pool tells its subscribers."""
 
 from __future__ import annotations
 
-from token_budget._money import to_usd, usd_text
+from token_budget._money import to_tokens, to_usd, usd_text
+from token_budget._snapshot import BudgetSnapshot, pydantic_schema
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from typing import Any, Literal, NoReturn
+    import typing
+else:
+    from token_budget._lazy import typing
 
-    from token_budget._snapshot import BudgetSnapshot
-
-    Kind = Literal[
-        "record",
-        "reserve",
-        "commit",
-        "release",
-        "refusal",
-        "overrun",
-        "drop",
-        "reset",
-        "roll-over",
-        "threshold",
-    ]
+# In quotes, so that `typing` is imported only for those who ask for the annotations.
+Kind: typing.TypeAlias = """typing.Literal[
+    "record", "reserve", "commit", "release", "refusal", "overrun", "drop", "reset", "roll-over", "threshold"
+]"""
+_FIELDS = ("kind", "pool", "tokens", "usd", "usd_nanos", "snapshot")
+_new = object.__new__
 
 
 class BudgetEvent:
     """One thing that happened to a pool. It never changes.
 
     ``kind`` is ``"record"``, ``"reserve"``, ``"commit"``, ``"release"``, ``"refusal"`` (what was asked for did not fit,
-    or was waited for in vain), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a
-    reservation was collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
+    or no room came in time), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a reservation
+    was garbage-collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
 
-    ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to (for
-    ``"roll-over"`` and ``"threshold"`` of the one that it happened to);
-    ``snapshot`` shows the one subscribed to, right after. ``tokens`` and ``usd`` are what the call recorded, reserved,
-    committed, gave back or was refused; 0 for the last three kinds.
+    ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to; for
+    ``"roll-over"`` and ``"threshold"`` it is the pool that it happened to. ``snapshot`` shows the pool subscribed to,
+    right after. ``tokens`` and ``usd`` are what the call recorded, reserved, committed, gave back or was refused; they
+    are 0 for the last three kinds.
+
+    Can be pickled; `to_dict` is ready for JSON, and pydantic and FastAPI take the class as a type.
     """
 
     __slots__ = ("_facts",)
     _facts: tuple[Kind, str | None, int, int, BudgetSnapshot]
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: typing.Any) -> None:
         raise TypeError("a pool makes its events: see BudgetPool.subscribe")
 
     @classmethod
     def _of(cls, kind: Kind, pool: str | None, tokens: int, nanos: int, snapshot: BudgetSnapshot) -> BudgetEvent:
-        event = cls.__new__(cls)
-        object.__setattr__(event, "_facts", (kind, pool, tokens, nanos, snapshot))
+        event = _new(cls)
+        _set_facts(event, (kind, pool, tokens, nanos, snapshot))
         return event
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
+    def __setattr__(self, name: str, value: object) -> typing.NoReturn:
+        raise AttributeError("a BudgetEvent never changes")
+
+    def __delattr__(self, name: str) -> typing.NoReturn:
         raise AttributeError("a BudgetEvent never changes")
 
     @property
@@ -82,8 +82,22 @@ class BudgetEvent:
         """The pool subscribed to, right after."""
         return self._facts[4]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BudgetEvent._of, self._facts
+    def to_dict(self) -> dict[str, typing.Any]:
+        """Return all fields as a dict that is ready for JSON; ``snapshot`` as its own `BudgetSnapshot.to_dict`."""
+        return {**_read(self), "snapshot": self.snapshot.to_dict()}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: typing.Any, handler: typing.Any) -> dict[str, typing.Any]:
+        """Tell pydantic the fields."""
+        return pydantic_schema(cls, handler, _FIELDS, {}, {*_FIELDS} - {"usd"}, _read, cls._made)
+
+    @classmethod
+    def _made(cls, fields: dict[str, typing.Any]) -> BudgetEvent:
+        tokens, nanos = to_tokens(fields["tokens"]), to_tokens(fields["usd_nanos"], "usd_nanos")
+        return cls._of(fields["kind"], fields["pool"], tokens, nanos, fields["snapshot"])
+
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        return type(self)._of, self._facts
 
     def __eq__(self, other: object) -> bool:
         return self._facts == other._facts if isinstance(other, BudgetEvent) else NotImplemented
@@ -95,3 +109,10 @@ class BudgetEvent:
         kind, pool, tokens, nanos, snapshot = self._facts
         where = "" if pool is None else f" in {pool!r}"
         return f"<BudgetEvent {kind}{where} tokens {tokens:,} | usd {usd_text(nanos)} | after: {snapshot}>"
+
+
+_set_facts = BudgetEvent.__dict__["_facts"].__set__  # the slot's own way in: `__setattr__` is closed
+
+
+def _read(event: BudgetEvent) -> dict[str, typing.Any]:
+    return {name: getattr(event, name) for name in _FIELDS}

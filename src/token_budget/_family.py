@@ -6,7 +6,8 @@ comes through `Family.run`.
 What always holds:
 
 * The family is whole before every instruction of Python (`_change.py`). A signal handler or finaliser whose own thread
-  is inside an operation goes on with its own; the interrupted operation sees that `version` has moved, and decides anew.
+  is inside an operation goes on with its own. The interrupted operation sees that `version` has moved, and decides
+  anew.
 * While the lock is free, no waiter fits at the scope where it is the oldest that waits, and nobody waits for what can
   never come (`_line.py`). Whatever changes an account with a line puts the account into `stirred`. An account that
   somebody waits for room in has no bounds left, so that an operation on it takes the long way, which serves what an
@@ -60,12 +61,17 @@ def taking(lock: Any) -> Iterator[object]:
     return starmap(lock.acquire, repeat(()))
 
 
+PAY = True  # whoever comes out of `Family.run` pays what is owed
+OWE = False  # or leaves that to its caller, who is paying already or must call nobody back
+
+
 class Family:
     """The lock of a pool and all that descend from it."""
 
     __slots__ = (
         "_publish",
         "_serve",
+        "first",
         "groups",
         "lock",
         "locked",
@@ -99,19 +105,21 @@ class Family:
         self.stirred: deque[Account] = deque()  # accounts whose line is to be looked at before the lock is let go
         self.made = 0  # counts accounts and tickets
         self.root = root  # the account of the first pool; whoever waits anywhere is in its line
+        self.first: Callable[[], Any] = _nobody  # a weak reference to the first pool
         self.void = Account(None, None, None, None)  # fills up a chain for straight runs; it has no caps
         self.scopes = Register()  # the pools, except those of keys
         self.groups = Register()  # the groups of keyed pools
-        self._publish = deque((), 0).extend  # consumes an iterator in one call of C code
+        nowhere: deque[Any] = deque(maxlen=0)
+        self._publish = nowhere.extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
 
     # ------------------------------------------------------------------ the one way in
 
-    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: FBT001
+    def run(self, takes: Iterator[object], pays: bool, work: Callable[..., Any], *arguments: Any) -> Any:  # noqa: C901, FBT001
         """Take the lock, do the work, serve the lines that it stirred, let go, pay what is owed. The only such place.
 
-        A signal handler or finaliser whose own thread is inside goes on at once. Whoever is paying already, or must call
-        nobody back, says so by `pays`. ``takes`` takes the lock: `spending`, `locked`, or with a finaliser's patience.
+        A signal handler or finaliser whose own thread is inside goes on at once. ``takes`` takes the lock: `spending`,
+        `locked`, or an iterator that may give up. ``pays`` is PAY or OWE.
         """
         me = threading.get_ident()
         if self.owner == me:
@@ -129,7 +137,7 @@ class Family:
                         if self.stirred:
                             self.settle()
                         return answer
-                    return None
+                    return None  # noqa: TRY300 - one straight way to the end
                 except BaseException:  # noqa: PERF203 - the loop's body runs once
                     if held and self.stirred:
                         self.settle()
@@ -157,8 +165,7 @@ class Family:
             version = self.version
             change = Change()
             answer = decide(change, *arguments)
-            change.stores.append((self, "version", version + 1))
-            made = change.made(self.owed, self.stirred)
+            made = change.made(self)
             if self.version == version:
                 self._publish(made)
                 return answer
@@ -177,8 +184,6 @@ class Family:
 
     def pay(self) -> None:
         """Ring, release what was dropped, call back. An interrupt is raised after everything else was done."""
-        if self.owner == threading.get_ident():
-            return  # the operation that this one interrupts pays when it leaves
         mine = teller()
         stopped: BaseException | None = None
         failed: object = None
@@ -186,13 +191,17 @@ class Family:
         while paid and self.owed:
             paid = False
             for debt in tuple(self.owed):
-                if debt.teller is not None and not mine.may_pay(debt):
+                whose = debt.teller
+                if whose is not None and (mine.busy or whose is not mine.me) and not mine.may_pay(debt):
                     continue
                 paid = True
                 try:
                     debt.pay(self.locked, mine)
-                    self.strike(debt)
-                except BaseException as error:  # noqa: BLE001 - the others come first
+                    try:  # noqa: SIM105 - this is quicker
+                        self.owed.remove(debt)
+                    except ValueError:  # another thread has already removed it
+                        pass
+                except BaseException as error:
                     if failed is debt:
                         raise  # for the second time: the next operation tries again
                     failed = debt
@@ -218,21 +227,26 @@ class Family:
             debt.pay(starmap(self.lock.acquire, ((True, seconds),)), None)
             if not debt.paid():
                 return
-            self.strike(debt)
-
-    def strike(self, debt: object) -> None:
-        """Remove what was paid."""
-        try:
-            self.owed.remove(debt)
-        except ValueError:  # another thread has already removed it
-            pass
+            try:  # noqa: SIM105 - as above
+                self.owed.remove(debt)
+            except ValueError:  # another thread has already removed it
+                pass
 
     # ------------------------------------------------------------------ forks
 
-    def check_fork(self) -> None:
-        """Notice a fork in C that ran none of Python's hooks. It asks the system, so it stands where time is no matter."""
-        if self.pid != os.getpid():
+    def check_fork(self) -> bool:
+        """Notice a fork in C that ran none of Python's hooks. Return whether there was one.
+
+        It asks the system, which takes about as long as a `record`: so it stands where something takes longer anyway.
+        """
+        forked = self.pid != os.getpid()
+        if forked:
             self.fork()
+        return forked
+
+    def refuse(self, failure: Callable[[], Exception]) -> NoReturn:
+        """Raise the error that an operation decided on, or PoolForked where it was decided in an unnoticed copy."""
+        raise PoolForked(_forked(self.root.terms[2])) if self.check_fork() else failure()
 
     def fork(self) -> None:
         """Refuse to spend, in a forked child: this copy's parent goes on spending the same budget.
@@ -248,10 +262,11 @@ class Family:
         name = self.root.terms[2]
         owed = deque([debt for debt in self.owed if debt.teller is None or debt.teller() is teller()])
         pid = os.getpid()
+        spending = starmap(_refuse_forked, repeat((name,)))
         # One straight run: whoever interrupts it finds all of the old or all of the new.
         self.lock = lock
         self.locked = locked
-        self.spending = starmap(_refuse_forked, repeat((name,)))
+        self.spending = spending
         self.owner = 0
         self.owed = owed
         self.pending = owed
@@ -276,22 +291,32 @@ def _no_line(change: Change, account: Account) -> None:
 class Register:
     """Things of a family that are alive, in the order of making. To add one costs the same however many there are."""
 
-    __slots__ = ("_alive", "_refs")
+    __slots__ = ("_alive", "_cleaning", "_refs")
 
     def __init__(self) -> None:
+        self._cleaning = False
         self._refs: list[ref[Any]] = []
         self._alive = 0
 
     def add(self, thing: Any) -> None:
         """Know a thing for as long as it lives; twice does no harm."""
         self._refs.append(ref(thing))
-        if len(self._refs) > 2 * self._alive + 64:
-            refs = [one for one in self._refs if one() is not None]
-            self._alive = len(refs)
-            self._refs = refs
+        count = len(self._refs)
+        if count > 2 * self._alive + 64 and not self._cleaning:
+            self._cleaning = True  # a handler in here adds at the end, and leaves the cleaning to this one
+            try:
+                alive = [one for one in self._refs[:count] if one() is not None]
+                self._refs[:count] = alive
+                self._alive = len(alive)
+            finally:
+                self._cleaning = False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(dict.fromkeys(thing for one in self._refs if (thing := one()) is not None))
+        return iter(dict.fromkeys(thing for one in tuple(self._refs) if (thing := one()) is not None))
+
+
+def _nobody() -> None:
+    pass
 
 
 def _refuse_forked(name: str | None) -> NoReturn:

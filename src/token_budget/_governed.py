@@ -1,6 +1,7 @@
-"""Governed: what can be seen of a pool, and what changes the pool itself: its caps, listeners, closing. Spending is in
-`_pool.py`.
-"""
+"""Governed: what can be seen of a pool, and what changes the pool itself. Spending is in `_pool.py`."""
+
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once; mypy checks the operators here.
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Self = TypeVar("Self", bound="Governed")
 else:
     from token_budget._lazy import decimal, fractions, types, typing
+
+    Self = Scope  # what annotations resolve to
 
 _new = object.__new__
 
@@ -79,7 +82,7 @@ class Governed(Scope):
             finally:
                 family.lock.release()
             break
-        snapshot._state = (tokens_claimed, tokens_reserved, nanos_claimed, nanos_reserved, in_flight, terms, ())  # type: ignore[assignment]
+        snapshot._state = (tokens_claimed, tokens_reserved, nanos_claimed, nanos_reserved, in_flight, terms, ())
         return snapshot
 
     async def asnapshot(self, tree: bool = False) -> BudgetSnapshot:  # noqa: FBT001, FBT002
@@ -252,6 +255,6 @@ class Governed(Scope):
     def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
         raise TypeError(
             "a BudgetPool cannot be copied or pickled: the copy would be a second budget. Pass the pool itself to "
-            "threads and tasks. Many processes share one budget through the stores, or send their spends to the process "
+            "threads and tasks. Many processes share one budget through a store, or send their spends to the process "
             "that owns the pool"
         )

@@ -13,17 +13,21 @@ from weakref import ref
 from token_budget import _settings
 from token_budget._account import Account, Watch, current
 from token_budget._arguments import UNCHANGED
+from token_budget._family import PAY
 from token_budget._scope import Scope
+from token_budget._window import Window, system_time
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
+    import typing
     from collections.abc import Hashable
     from typing import Any
 
     from token_budget._account import Threshold
     from token_budget._change import Change
     from token_budget._family import Family
-    from token_budget._window import Window
+else:
+    from token_budget._lazy import typing
 
 _LOOK_AT = 2  # how many old keys each new one pays to look at
 
@@ -53,11 +57,29 @@ class Own:
         )
 
 
+def nobody() -> None:
+    """Stand for the handle of a key that is forgotten: its account counts no more, also where it is still listed."""
+
+
+def unheld() -> None:
+    """Stand for the handle of a key whose first pool is about to be handed out."""
+
+
+def _over(account: KeyAccount, window: Window | None, now: float) -> bool:
+    """Return whether the period of a key is over. `now` is a reading of another window's clock."""
+    own = account.window
+    if own is None:
+        return False
+    if own.clock is system_time:
+        return account.period_end <= system_time()
+    return window is not None and own.clock is window.clock and account.period_end <= now
+
+
 class KeyAccount(Account):
     """What one key has claimed."""
 
     __slots__ = ("handle", "key")
-    handle: Any  # a weak reference to the pool that somebody may hold; None once the key is forgotten
+    handle: Any  # a weak reference to the pool that somebody may hold
     key: Any
 
 
@@ -82,7 +104,7 @@ class Group:
 
     def __init__(
         self,
-        kind: type[Any],
+        kind: type[typing.Any],
         parent: Scope,
         caps: tuple[int | None, int | None],
         name: str | None,
@@ -107,11 +129,11 @@ class Group:
 
     def accounts(self) -> list[KeyAccount]:
         """Return the accounts of all keys."""
-        return list(self._accounts.values())
+        return [account for account in list(self._accounts.values()) if account.handle is not nobody]
 
     def scopes(self) -> list[Scope]:
         """Return the pools of keys that are alive, and what they are made after."""
-        handles = [account.handle() for account in self.accounts() if account.handle is not None]
+        handles = [account.handle() for account in self.accounts()]
         return [self._model, *[pool for pool in handles if pool is not None]]
 
     # ------------------------------------------------------------------ keys that come and go
@@ -119,7 +141,7 @@ class Group:
     def _handle_of(self, account: KeyAccount) -> Any:
         """Make a handle: a pool as `Scope._bind` would make it, after the model of all keys."""
         model = self._model
-        pool: Any = self._kind.__new__(self._kind)
+        pool: Any = object.__new__(self._kind)
         pool._parents = self  # and by that all of its keys are in the tree
         pool._family = model._family
         pool._home = model._home
@@ -145,45 +167,54 @@ class Group:
         if own is not None:
             caps = own.caps(*caps)
             window = own.window if "window" in own.names else window
+        latest = self._latest  # read before the clock: see `_periods.due`
         now = 0.0 if window is None else window.now()
-        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, now))
-        account.key, account.parent = key, self._chain[0]
+        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, latest, now))
+        account.key, account.handle, account.parent = key, nobody, self._chain[0]
         family = self._model._family
-        return family.run(family.locked, True, self._enter, account, own, now)
+        return family.run(family.locked, PAY, self._enter, account, own, latest, now)
 
-    def _period(self, window: Window, now: float) -> tuple[float, float]:
+    def _period(self, window: Window, latest: tuple[Any, Any] | None, now: float) -> tuple[float, float]:
         """Return the period of a new key: the latest that any was in, which a clock that steps back does not reopen."""
-        latest = self._latest
         if latest is not None and window is self._window:
             since, end = current(latest)
             if since <= now < end:
                 return latest
         return window.period(now)
 
-    def _enter(self, account: KeyAccount, own: Own | None, now: float) -> Any:
-        """Under the lock: return the pool of the account's key, made with this account if the key is not known."""
-        key = account.key
+    def _enter(self, account: KeyAccount, own: Own | None, latest: tuple[Any, Any] | None, now: float) -> Any:
+        """Under the lock: return the pool of the account's key, made with this account if the key is not known.
+
+        A signal handler of this thread may ask for the same key in between: who comes first has made it.
+        """
+        key, family = account.key, self._model._family
         known = self._accounts.get(key)
-        if known is not None:
-            pool = known.handle()
-            if pool is None:
-                pool = self._handle_of(known)
-                known.handle = ref(pool)
-            return pool
-        family = self._model._family
+        if known is not None and known.handle is nobody:
+            self._remove(known)  # an interrupted thread has forgotten it, and not removed it
+            known = None
+        if known is None:
+            family.change(self._welcome, family, account, own)
+            self._rota.append(key)
+            known = self._accounts.setdefault(key, account)
+            if known is account:
+                self._own.pop(key, None)
+                if account.window is not None and account.window is self._window and self._latest is latest:
+                    self._latest = account.terms[3:]
+                for _ in range(_LOOK_AT):
+                    self._look_at_next(account, now)
+        return family.change(self._hand_out, known)
+
+    def _hand_out(self, change: Change, account: KeyAccount) -> Any:
+        """Return the pool of a key, a new one where nobody holds it; None if the key was forgotten meanwhile."""
+        held = account.handle()
+        if held is not None or account.handle is nobody:
+            return held
         pool = self._handle_of(account)
-        account.handle = ref(pool)
-        if account.window is not None and account.window is self._window:
-            self._latest = account.terms[3:]
-        family.change(self._welcome, family, account, own)
-        self._rota.append(key)
-        self._accounts[key] = account
-        self._own.pop(key, None)
-        for _ in range(_LOOK_AT):
-            self._look_at_next(now)
+        change.set(account, "handle", ref(pool))
         return pool
 
     def _welcome(self, change: Change, family: Family, account: KeyAccount, own: Own | None) -> None:
+        change.set(account, "handle", unheld)
         change.set(family, "made", family.made + 1)
         change.set(account, "number", family.made + 1)
         watch = self._watch
@@ -193,77 +224,86 @@ class Group:
         if watch is not None:
             change.gate(account, watch=watch)
 
-    def _look_at_next(self, now: float) -> None:
+    def _look_at_next(self, newest: KeyAccount, now: float) -> None:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""
         key = self._rota[0]
         account = self._accounts.get(key)
-        if account is not None and account.handle() is None and account.in_flight == 0:
-            unused = account.tokens_claimed == account.nanos_claimed == 0 and not account.closed
-            if unused or self._over(account, now):
-                own = Own(account, self._watch)
-                if own:
-                    self._own[key] = own
-                account.handle = None
-                del self._accounts[key]
+        if account is not None and account is not newest:
+            own = Own(account, self._watch)
+            if own:
+                self._own[key] = own  # before the key is forgotten, so that no interrupt loses it
+            if self._model._family.change(self._fade, account, newest.window, now):
+                self._remove(account)
+            else:
+                self._own.pop(key, None)
         if key in self._accounts:
             self._rota.append(key)
         self._rota.popleft()
 
-    def _over(self, account: KeyAccount, now: float) -> bool:
-        """Return whether the period of a key is over, by a reading of the group's clock."""
-        window = account.window
-        if window is None or self._window is None or window.clock is not self._window.clock:
+    def _fade(self, change: Change, account: KeyAccount, window: Window | None, now: float) -> bool:
+        """Forget a key, unless something speaks for it. Return whether it is forgotten."""
+        unused = account.tokens_claimed == account.nanos_claimed == 0 and not account.closed
+        if account.handle() is not None or account.in_flight or not (unused or _over(account, window, now)):
             return False
-        return account.period_end <= now
+        change.set(account, "handle", nobody)
+        return True
+
+    def _remove(self, account: KeyAccount) -> None:
+        """Remove the account of a key that is forgotten, unless a handler of this thread has made another meanwhile."""
+        removed = self._accounts.pop(account.key, None)
+        if removed is not None and removed is not account:
+            self._accounts.setdefault(account.key, removed)
 
     def _forget(self, key: Hashable) -> None:
+        """Under the lock: see `KeyedPools.__delitem__`."""
         account = self._accounts.get(key)
+        if account is not None and account.handle is nobody:
+            account = None
         if account is None and key not in self._own:
             raise KeyError(key)
         if account is not None:
-            if account.in_flight:
-                raise ValueError(
-                    f"{account.in_flight} calls of key {key!r} are in flight: let them settle first, or close() its pool"
-                )
-            self._model._family.change(_settings.closing, account)
-            account.handle = None
-            self._accounts.pop(key, None)
+            self._model._family.change(self._close, account)
+            self._remove(account)
         self._own.pop(key, None)
+
+    def _close(self, change: Change, account: KeyAccount) -> None:
+        if account.in_flight:
+            raise ValueError(
+                f"{account.in_flight} calls of key {account.key!r} are in flight: let them settle first, or "
+                "close() the key's pool"
+            )
+        _settings.closing(change, account)
+        change.set(account, "handle", nobody)
 
     # ------------------------------------------------------------------ what holds for all keys
 
     def _set_caps(self, token_cap: Any, nano_cap: Any, window: Any) -> None:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
-        period = (None, None) if window is None or window is UNCHANGED else window.period(window.now())
-        family = self._model._family
-        family.run(family.spending, True, self._change_caps, token_cap, nano_cap, window, period)
-
-    def _change_caps(self, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
-        family, model = self._model._family, self._model
-        accounts: set[Account] = set() if window is UNCHANGED else {model._account, *self.accounts()}
-        with _settings.bound_again(family, accounts):
-            family.change(self._give_caps, token_cap, nano_cap, window, period)
+        family, period = self._model._family, _settings.period_of(window)
+        family.check_fork()
+        family.run(family.spending, PAY, family.change, self._give_caps, token_cap, nano_cap, window, period)
 
     def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
         change.set(self, "_caps", tuple(old if new is UNCHANGED else new for old, new in caps))
+        accounts = [self._model._account, *self.accounts()]
+        for account in accounts:
+            tokens = UNCHANGED if "token_cap" in account.own else token_cap
+            nanos = UNCHANGED if "nano_cap" in account.own else nano_cap
+            _settings.give_caps(change, account, tokens, nanos)
         if window is not UNCHANGED:
             change.keep(self._window)
             change.set(self, "_window", window)
             change.set(self, "_latest", None if window is None else period)
-        news = {"token_cap": token_cap, "nano_cap": nano_cap, "window": window}
-        for account in [self._model._account, *self.accounts()]:
-            values = [UNCHANGED if name in account.own else new for name, new in news.items()]
-            _settings.give_caps(change, account, *values, period)
+            others = [account for account in accounts if "window" not in account.own]
+            _settings.give_window(change, self._model._family, others, window, period)
 
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""
         family = self._model._family
-        family.run(family.locked, True, family.change, self._with_listeners, subscribers, thresholds)
+        family.run(family.locked, PAY, family.change, self._with_listeners, subscribers, thresholds)
 
-    def _with_listeners(
-        self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]
-    ) -> None:
+    def _with_listeners(self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
         for account in self.accounts():
             change.gate(account, watch=_settings.with_listeners(account.watch, subscribers, thresholds))
@@ -271,7 +311,7 @@ class Group:
     def _ignore(self, item: object) -> None:
         """Forget what listens to all keys; nothing if it is not there."""
         family = self._model._family
-        family.run(family.locked, True, family.change, self._without_listener, item)
+        family.run(family.locked, PAY, family.change, self._without_listener, item)
 
     def _without_listener(self, change: Change, item: object) -> None:
         if self._watch is not None:

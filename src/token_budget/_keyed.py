@@ -1,4 +1,7 @@
-"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for. `_group.py` keeps them."""
+"""KeyedPools: a child pool for each key (user, project, run), made when it is first asked for."""
+
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once; mypy checks the operators here.
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from weakref import ref
 from token_budget._account import Subscription, Threshold
 from token_budget._arguments import UNCHANGED, checked_callback, checked_cap, checked_share, checked_window
 from token_budget._events import BudgetEvent
-from token_budget._group import Group
+from token_budget._family import PAY
+from token_budget._group import Group, nobody
 from token_budget._money import to_nanos, to_tokens
 from token_budget._scope import Scope
 from token_budget._window import Window
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     import decimal
     import fractions
     import typing
-    from typing import Any, Generic, TypeVar
+    from typing import Generic, TypeVar
 
     Pool = TypeVar("Pool", bound=Scope)
 else:
@@ -30,13 +34,14 @@ else:
 class KeyedPools(Group, Generic[Pool]):
     """Child pools of one parent by key, all with the same caps: ``users["user-123"].reserve(...)``.
 
-    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. Keys that are equal are one key,
-    as in a dict (``1`` and ``1.0``); keys that differ are two budgets, also where their names read the same (``1`` and
-    ``"1"``). The same key gives the same budget, whoever asks and whenever.
+    ``BudgetPool.keyed`` makes it. Any hashable key will do; its text is the pool's name. Keys that are equal are one
+    key, as in a dict (``1`` and ``1.0``). Keys that differ are two budgets, also where their names read the same
+    (``1`` and ``"1"``). The same key gives the same budget, whoever asks and whenever.
 
     A key is forgotten when that loses nothing: nothing is in flight, nothing is used or its period is over, and nobody
     holds its pool or one below. Caps, a window and listeners that were set on a key's own pool are remembered beyond
-    that, until ``del users[key]``. A closed key is forgotten at its period's end, and is open when it is asked for again.
+    that, until ``del users[key]``. A closed key is forgotten after its period's end, and is open when it is asked for
+    again.
 
     Looking up may be done from any thread and blocks for nothing but the lock.
     """
@@ -51,31 +56,13 @@ class KeyedPools(Group, Generic[Pool]):
         Raises:
             TypeError: the key is not hashable.
         """
-        account = self._accounts.get(key)
-        if account is None:
-            return self._first(key)
-        seen = account.handle
-        pool = None if seen is None else seen()
-        if pool is not None:  # and so it is not forgotten meanwhile
-            return pool  # type: ignore[no-any-return]
-        pool = self._handle_of(account)
-        handle = ref(pool)
-        family = self._model._family
-        if family.pending:
-            return self._first(key)
-        for _ in family.locked:
-            try:
-                mine = seen is not None and account.handle is seen
-                if mine:
-                    account.handle = handle
-            finally:
-                family.lock.release()
-            break
-        return pool if mine else self[key]  # else another thread has made one, or the key was just forgotten; retry
+        pool = self._remembered(key)
+        return pool if pool is not None else self._first(key)  # type: ignore[no-any-return]
 
     def get(self, key: Hashable, default: Pool | None = None) -> Pool | None:
         """Return the pool of a key that is remembered, else the default. It makes no key."""
-        return self[key] if key in self._accounts else default
+        pool = self._remembered(key)
+        return pool if pool is not None else default
 
     def items(self) -> list[tuple[Hashable, Pool]]:
         """Return the keys that are remembered, each with its pool. It makes no key."""
@@ -87,11 +74,11 @@ class KeyedPools(Group, Generic[Pool]):
 
     def keys(self) -> list[Hashable]:
         """Return the keys that are remembered."""
-        return list(self._accounts)
+        return [account.key for account in self.accounts()]
 
     def __iter__(self) -> Iterator[Hashable]:
         """Iterate over the keys that are remembered as it begins."""
-        return iter(list(self._accounts))
+        return iter(self.keys())
 
     def __len__(self) -> int:
         """Return how many keys are remembered."""
@@ -103,7 +90,8 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __contains__(self, key: object) -> bool:
         """Return whether a key is remembered."""
-        return key in self._accounts
+        account = self._accounts.get(key)
+        return account is not None and account.handle is not nobody
 
     def __delitem__(self, key: Hashable) -> None:
         """Forget a key and close its pool. The key begins anew when it is asked for again.
@@ -113,7 +101,7 @@ class KeyedPools(Group, Generic[Pool]):
             ValueError: calls are in flight there; nothing was changed.
         """
         family = self._model._family
-        family.run(family.spending, True, self._forget, key)
+        family.run(family.spending, PAY, self._forget, key)
 
     # ------------------------------------------------------------------ for all keys
 
@@ -156,6 +144,29 @@ class KeyedPools(Group, Generic[Pool]):
             checked_window(window)
         self._set_caps(tokens, nanos, window)
 
+    def _remembered(self, key: Hashable) -> typing.Any:
+        """Return the pool of a key, by a straight run where nobody holds it; None if the key is not remembered."""
+        account = self._accounts.get(key)
+        if account is None:
+            return None
+        seen = account.handle
+        pool = seen()
+        if pool is not None or seen is nobody:
+            return pool
+        family = self._model._family
+        if not family.pending:
+            pool = self._handle_of(account)
+            handle = ref(pool)
+            for _ in family.locked:
+                try:
+                    if account.handle is seen:
+                        account.handle = handle
+                        return pool
+                finally:
+                    family.lock.release()
+                break
+        return family.run(family.locked, PAY, family.change, self._hand_out, account)
+
     def _ignoring(self, item: object) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the group."""
         group = ref(self)
@@ -173,5 +184,6 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
         raise TypeError(
-            "KeyedPools cannot be copied or pickled: the copy would be a second budget for each key. Pass the group itself"
+            "KeyedPools cannot be copied or pickled: the copy would be a second budget for each key. Pass the object "
+            "itself"
         )

@@ -1,14 +1,15 @@
 """The long way: every operation that spends and is more than a straight run, over any number of scopes and listeners.
 
-Each operation has two parts: a function that a pool or reservation calls, and what it decides under the lock, which only
-looks and notes a `Change`. `operate` does the rest, always the same: the clocks, the lock, the periods that have ended,
-the decision and its publishing, the lines, and then without the lock what is owed.
+Each operation has two parts: a function that a pool or reservation calls, and what it decides under the lock, which
+only looks and notes a `Change`. `operate` does the rest, always the same: the clocks, the lock, the periods that have
+ended, the decision and its publishing, the lines, and then without the lock what is owed.
 """
 
 from __future__ import annotations
 
 from token_budget._account import Account
 from token_budget._errors import BudgetOverrun
+from token_budget._family import OWE, PAY
 from token_budget._line import blocker, end, hopeless, join, refusal, withdraw
 from token_budget._periods import due, roll_over
 from token_budget._waiting import GRANTED, WAITING, WITHDRAWN, Waiter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from token_budget._change import Change
+    from token_budget._events import Kind
     from token_budget._family import Family
     from token_budget._scope import Chain, Claim, Scope
 
@@ -32,28 +34,29 @@ DROPPED = "dropped"  # released because nobody held it any more
 def operate(takes: Iterator[object], scope: Scope, decide: Callable[..., Any], *arguments: Any) -> Any:
     """Do one operation on a scope, in the periods that it is now. Return what it decides."""
     ended = due(scope._chain) if scope._times is not None else ()
-    return scope._family.run(takes, True, decided, scope, ended, decide, arguments)
+    return scope._family.run(takes, PAY, decided, scope, ended, decide, *arguments)
 
 
-def raising(failure: Failure) -> None:
-    """Raise the error that an operation decided on."""
+def raising(scope: Scope, failure: Failure) -> None:
+    """Raise the error that an operation decided on, if it did."""
     if failure is not None:
-        raise failure()
+        scope._family.refuse(failure)
 
 
 def untimed(scope: Scope, decide: Callable[..., Any], *arguments: Any) -> None:
     """Do one operation without a look at the clock: what gives back works also where the clock does not."""
-    scope._family.run(scope._family.locked, True, decided, scope, (), decide, arguments)
+    scope._family.run(scope._family.locked, PAY, decided, scope, (), decide, *arguments)
 
 
-def decided(scope: Scope, ended: Any, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: Any) -> Any:
     """Under the lock: roll over, serve what an interrupted operation left, decide."""
     family, chain = scope._family, scope._chain
     if ended or scope._times is not None:
         roll_over(scope, ended)
-    for account in chain:
-        if account.line is not None and account.line.deaf(account):
-            family.stirred.append(account)
+    if family.root.line is not None:  # somebody waits somewhere
+        for account in chain:
+            if account.line is not None and account.line.deaf(account):
+                family.stirred.append(account)
     if family.stirred:
         family.settle()
     return family.change(decide, family, chain, *arguments)
@@ -64,9 +67,11 @@ def decided(scope: Scope, ended: Any, decide: Callable[..., Any], arguments: tup
 
 def record(scope: Scope, tokens: int, nanos: int, force: bool) -> None:  # noqa: FBT001
     """See `BudgetPool.record`."""
-    failure = operate(scope._family.spending, scope, _record, tokens, nanos, force)
+    family = scope._family
+    ended = due(scope._chain) if scope._times is not None else ()
+    failure = family.run(family.spending, PAY, decided, scope, ended, _record, tokens, nanos, force)
     if failure is not None:
-        raise failure()
+        family.refuse(failure)
 
 
 def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: int, force: bool) -> Failure:  # noqa: FBT001
@@ -81,7 +86,8 @@ def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: i
 
 def reserve(claim: Claim, waiter: Waiter | None) -> None:
     """Take what a claim is for, or let the waiter wait for it, or raise."""
-    raising(operate(claim._pool._family.spending, claim._pool, _reserve, claim, waiter))
+    pool = claim._pool
+    raising(pool, operate(pool._family.spending, pool, _reserve, claim, waiter))
 
 
 def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter: Waiter | None) -> Failure:
@@ -100,7 +106,8 @@ def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter:
 
 def commit(claim: Claim, tokens: int, nanos: int, closed: Callable[[], Exception]) -> None:
     """See `Reservation.commit`. `closed` makes the error of one that is settled."""
-    raising(operate(claim._pool._family.spending, claim._pool, _commit, claim, tokens, nanos, closed))
+    pool = claim._pool
+    raising(pool, operate(pool._family.spending, pool, _commit, claim, tokens, nanos, closed))
 
 
 def _commit(
@@ -129,14 +136,14 @@ def release(claim: Claim) -> None:
 def drop(claim: Claim, takes: Iterator[object]) -> None:
     """Release one that was collected unsettled; leave what is owed to the caller."""
     scope = claim._pool
-    scope._family.run(takes, False, decided, scope, (), _release, (claim, DROPPED))
+    scope._family.run(takes, OWE, decided, scope, (), _release, claim, DROPPED)
 
 
 def _release(change: Change, family: Family, chain: Chain, claim: Claim, state: str) -> None:
     if claim._state is family.opened:
         change.hold(chain, -claim._tokens, -claim._tokens, -claim._nanos, -claim._nanos, -1)
         change.set(claim, "_state", state)
-        kind = "drop" if state is DROPPED else "release"
+        kind: Kind = "drop" if state is DROPPED else "release"
         change.note(kind, chain, chain[0].terms[2], claim._tokens, claim._nanos)
 
 
@@ -160,7 +167,8 @@ def _overrun(change: Change, chain: Chain, tokens: int, more_tokens: int, nanos:
         return None
     change.note("overrun", chain, chain[0].terms[2], tokens, nanos)
     window = account.window
-    return lambda: BudgetOverrun._of(*facts, None if window is None else max(0.0, facts[6] - window.now()))
+    made: Any = BudgetOverrun._of
+    return lambda: made(*facts, None if window is None else max(0.0, facts[6] - window.now()))
 
 
 # ---------------------------------------------------------------------- waiting
@@ -182,7 +190,7 @@ def abandon(waiter: Waiter) -> None:
 
 def give_back(waiter: Waiter, takes: Iterator[object]) -> None:
     """Do the same for one whose bell nobody hears; leave what is owed to the caller."""
-    waiter.scope._family.run(takes, False, decided, waiter.scope, (), _abandon, (waiter,))
+    waiter.scope._family.run(takes, OWE, decided, waiter.scope, (), _abandon, waiter)
 
 
 def _abandon(change: Change, family: Family, chain: Chain, waiter: Waiter) -> None:

@@ -79,7 +79,7 @@ def refusal(
 ) -> Callable[[], Exception]:
     """Return what makes the error, with the numbers as they are now; the error is made without the lock.
 
-    It names the first scope that is closed, else the first that is exhausted, else the one where the request is blocked.
+    It names the first scope that is closed, else the first that is exhausted, else the one where the request waits.
     """
     empty = [account for account in chain if account.closed or exhausted(account, tokens, nanos)]
     account = next((one for one in empty if one.closed), empty[0] if empty else at)
@@ -97,10 +97,7 @@ def refusal(
     end, window = max(windows, key=lambda item: item[0])
 
     def error() -> Exception:
-        if never:
-            seconds = None
-        else:
-            seconds = max(0.0, end - window.now()) if empty else 0.0
+        seconds = None if never else max(0.0, end - window.now()) if empty else 0.0
         return kind._refusal_of(numbers, end, seconds)
 
     return error

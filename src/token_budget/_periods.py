@@ -20,20 +20,24 @@ if TYPE_CHECKING:
     from token_budget._change import Change
     from token_budget._scope import Scope
 
-    Due = tuple[Account, float, tuple[float, float]]
+    Due = tuple[Account, tuple[Any, ...], float, tuple[float, float]]
 
 
 def due(accounts: Iterable[Account]) -> list[Due]:
-    """Return the accounts that are in another period now, with the clock's reading and that period. Without the lock."""
+    """Return the accounts that are in another period now, each with its clock's reading and that period.
+
+    What an account was in is read before the clock. So a reading that is behind it says that the clock has stepped
+    back, and not that this thread was slow.
+    """
+    seen = [(account, account.window, account.terms) for account in accounts if account.window is not None]
     found = []
     readings: dict[int, float] = {}  # each clock is read once: scopes that share one are in one period
-    for account in accounts:
-        window = account.window
-        if window is not None:
-            key = id(window.clock)
-            now = readings[key] if key in readings else readings.setdefault(key, window.now())
-            if not account.since <= now < account.period_end:
-                found.append((account, now, window.period(now)))
+    for account, window, terms in seen:
+        key = id(window.clock)
+        now = readings[key] if key in readings else readings.setdefault(key, window.now())
+        since, end = current(terms[3:])
+        if not since <= now < end:
+            found.append((account, terms, now, window.period(now)))
     return found
 
 
@@ -45,13 +49,13 @@ def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
 
 
 def _roll_over(change: Change, ended: Iterable[Due]) -> None:
-    for account, now, period in ended:
+    for account, terms, now, period in ended:
         if now >= account.period_end:
             begin_anew(change, account)
             begin_period(change, account, period)
             _tell(change, account, period)
-        elif now < account.since:  # the clock was wrong before: take its period, and keep what is used
-            begin_period(change, account, period)
+        elif now < account.since and account.terms is terms:
+            begin_period(change, account, period)  # the clock was wrong before: take its period, keep what is used
 
 
 def begin_anew(change: Change, account: Account) -> None:

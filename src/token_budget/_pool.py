@@ -6,19 +6,18 @@ the taking of the lock and its release. `_account.py` says what always holds, an
 """
 
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
-# pyright cannot know that the body of `for _ in family.locked` runs exactly once, nor that what it computes is therefore
-# no "Unbound" in the comparison after it; mypy checks the operators here.
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once, nor that what it computes is
+# therefore no "Unbound" in the comparison after it; mypy checks the operators here.
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from token_budget import _ledger, _settings, _sleep, _straight
 from token_budget._account import Account
 from token_budget._arguments import checked_caps, checked_name, checked_timeout, checked_window
-from token_budget._errors import BudgetExceeded
 from token_budget._family import Family
 from token_budget._governed import Governed
 from token_budget._keyed import KeyedPools
@@ -91,6 +90,7 @@ class BudgetPool(Governed):
         self._parents: Any = ()  # they live as long as it does: the tree shows them, and no key of theirs is forgotten
         self._bind(family, (account,))
         family.scopes.add(self)
+        family.first = ref(self)
         _first_pools[id(self)] = self
 
     @classmethod
@@ -147,24 +147,14 @@ class BudgetPool(Governed):
                     account.tokens_claimed = tokens_after
                     account.nanos_claimed = nanos_after
                     return None
-                tokens_reserved = account.tokens_reserved
-                nanos_reserved = account.nanos_reserved
-                token_bound = account.token_bound
-                nano_bound = account.nano_bound
-                terms = account.terms
-                gated = account.gated
             finally:
                 family.lock.release()
             break
-        if gated or force or family.pid != os.getpid():
-            return _ledger.record(self, tokens, nanos, force)
-        if (not tokens and tokens_after > token_bound) or (not nanos and nanos_after > nano_bound):
-            return _ledger.record(self, tokens, nanos, force)  # an axis of which nothing is asked refuses nothing
-        raise BudgetExceeded._refusal(
-            terms[2],
-            tokens, tokens_after, tokens_reserved, token_bound,
-            nanos, nanos_after, nanos_reserved, nano_bound,
-        )  # fmt: skip
+        if not force:
+            refused = _straight.refusal(family, account, tokens, nanos)
+            if refused is not None:
+                raise refused
+        return _ledger.record(self, tokens, nanos, force)
 
     async def arecord(
         self,
@@ -251,6 +241,10 @@ class BudgetPool(Governed):
             finally:
                 family.lock.release()
             break
+        if timeout == 0:
+            refused = _straight.refusal(family, account, tokens, nanos)
+            if refused is not None:
+                raise refused
         return _sleep.reserve(reservation, timeout)
 
     try_reserve = reserve  # what token-budget-py calls it; a call of its own would cost a tenth

@@ -3,6 +3,9 @@
 Its methods are the straight runs (`_straight.py`) of a pool that stands alone; everything else is handed on.
 """
 
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once; mypy checks the operators here.
+
 from __future__ import annotations
 
 import sys
@@ -222,7 +225,7 @@ class Reservation(Claim):
             "that made it"
         )
 
-    def pay(self, takes: Any, _mine: object) -> None:
+    def pay(self, takes: typing.Any, _mine: object) -> None:
         """Release what was dropped: see `Family.pay`."""
         _ledger.drop(self, takes)
 

@@ -5,22 +5,24 @@ Each operation has the two parts that `_ledger.py` tells of.
 
 from __future__ import annotations
 
-from token_budget._account import Account, Threshold, Watch
+from token_budget._account import Account, Threshold, Watch, current
 from token_budget._arguments import UNCHANGED
-from token_budget._ledger import decided, operate, raising
+from token_budget._family import PAY
+from token_budget._ledger import operate, raising
 from token_budget._line import closed
 from token_budget._money import UNBOUNDED
-from token_budget._periods import begin_anew, begin_period, due
-from token_budget._scope import AWAY, accounts_of, scopes_of
+from token_budget._periods import begin_anew, begin_period
+from token_budget._scope import accounts_of, home_of, scopes_of, ways
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from token_budget._change import Change
     from token_budget._family import Family, Register
     from token_budget._scope import Chain, Scope
+    from token_budget._window import Window
 
     Failure = Callable[[], Exception] | None
 
@@ -40,59 +42,38 @@ def _reset(change: Change, _family: Family, chain: Chain) -> None:
 
 def set_caps(scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
     """See `BudgetPool.set_caps`; an argument may be UNCHANGED."""
-    account, family = scope._account, scope._family
-    if window is UNCHANGED:
-        raising(operate(scope._family.spending, scope, _set_caps, account, token_cap, nano_cap))
-    else:
-        period = (None, None) if window is None else window.period(window.now())
-        arguments = (account, token_cap, nano_cap, window, period)
-        raising(family.run(family.spending, True, _with_other_window, scope, due(scope._chain), arguments))
+    scope._family.check_fork()
+    period = period_of(window)
+    raising(scope, operate(scope._family.spending, scope, _set_caps, token_cap, nano_cap, window, period))
 
 
-def _with_other_window(scope: Scope, ended: Any, arguments: tuple[Any, ...]) -> Failure:
-    """Change a window under the lock. Every scope that counts against the account takes the long way meanwhile."""
-    with bound_again(scope._family, {scope._account}):
-        return decided(scope, ended, _set_caps, arguments)  # type: ignore[no-any-return]
+def period_of(window: Any) -> tuple[Any, Any]:
+    """Return the period that it is now by a window, which may be None or UNCHANGED."""
+    return (None, None) if window is None or window is UNCHANGED else window.period(window.now())
 
 
-class bound_again:  # noqa: N801 - it is used like a function
-    """Send every scope of these accounts the long way while the block runs; then bind each to its accounts anew."""
-
-    def __init__(self, family: Family, accounts: set[Account]) -> None:
-        self.family = family
-        self.scopes = [scope for scope in scopes_of(family) if not accounts.isdisjoint(scope._chain)]
-
-    def __enter__(self) -> None:
-        for scope in self.scopes:
-            scope._few, scope._home = (), AWAY
-
-    def __exit__(self, *_: object) -> None:
-        for scope in self.scopes:
-            scope._bind(self.family, scope._chain)
-
-
-def _set_caps(  # noqa: PLR0917
+def _set_caps(
     change: Change,
-    _family: Family,
-    _chain: Chain,
-    account: Account,
+    family: Family,
+    chain: Chain,
     token_cap: Any,
     nano_cap: Any,
-    window: Any = UNCHANGED,
-    period: tuple[Any, Any] = (None, None),
+    window: Any,
+    period: tuple[Any, Any],
 ) -> Failure:
+    account = chain[0]
     if account.closed:
         return closed(account)
     news = {"token_cap": token_cap, "nano_cap": nano_cap, "window": window}
     change.set(account, "own", account.own.union(name for name, value in news.items() if value is not UNCHANGED))
-    give_caps(change, account, token_cap, nano_cap, window, period)
+    give_caps(change, account, token_cap, nano_cap)
+    if window is not UNCHANGED:
+        give_window(change, family, [account], window, period)
     return None
 
 
-def give_caps(  # noqa: PLR0917
-    change: Change, account: Account, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]
-) -> None:
-    """Note the caps and the window of an account, each of which may be UNCHANGED."""
+def give_caps(change: Change, account: Account, token_cap: Any, nano_cap: Any) -> None:
+    """Note the caps of an account, each of which may be UNCHANGED."""
     token_limit, nano_limit = account.token_limit, account.nano_limit
     if token_cap is not UNCHANGED:
         token_limit = UNBOUNDED if token_cap is None else token_cap
@@ -101,12 +82,24 @@ def give_caps(  # noqa: PLR0917
     watch = _armed_again(account, token_limit, nano_limit)
     change.gate(account, token_limit=token_limit, nano_limit=nano_limit, watch=watch)
     change.terms(account, *account.terms[3:])
-    if window is not UNCHANGED:
+    if account.line is not None:
+        change.stirred.append(account)
+
+
+def give_window(
+    change: Change, family: Family, accounts: Iterable[Account], window: Window | None, period: tuple[Any, Any]
+) -> None:
+    """Note the window of accounts and the period that it is now, and let every scope know that counts against one."""
+    placed = dict.fromkeys(accounts, (window, *current(period)))
+    for account in placed:
         change.keep(account.window)
         change.set(account, "window", window)
         begin_period(change, account, period)
-    if account.line is not None:
-        change.stirred.append(account)
+    for scope in scopes_of(family):
+        if not placed.keys().isdisjoint(scope._chain):
+            change.keep(scope._times)
+            for name, value in ways(family, scope._chain, placed).items():
+                change.set(scope, name, value)
 
 
 def _armed_again(account: Account, token_limit: int, nano_limit: int) -> Watch | None:
@@ -149,9 +142,9 @@ def subscribe(scope: Scope, subscriptions: tuple[Any, ...], thresholds: tuple[Th
 
 
 def _subscribe(
-    change: Change, _family: Family, chain: Chain, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]
+    change: Change, family: Family, chain: Chain, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]
 ) -> None:
-    change.gate(chain[0], watch=with_listeners(chain[0].watch, subscriptions, thresholds))
+    _listen(change, family, chain[0], with_listeners(chain[0].watch, subscriptions, thresholds))
 
 
 def with_listeners(watch: Watch | None, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> Watch:
@@ -165,15 +158,25 @@ def unsubscribe(scope: Scope, item: object) -> None:
     operate(scope._family.locked, scope, _unsubscribe, item)
 
 
-def _unsubscribe(change: Change, _family: Family, chain: Chain, item: object) -> None:
+def _unsubscribe(change: Change, family: Family, chain: Chain, item: object) -> None:
     if chain[0].watch is not None:
-        change.gate(chain[0], watch=without_listener(chain[0].watch, item))
+        _listen(change, family, chain[0], without_listener(chain[0].watch, item))
+
+
+def _listen(change: Change, family: Family, account: Account, watch: Watch | None) -> None:
+    """Note who listens to an account. The first pool tries no straight run in vain while it has subscribers."""
+    change.gate(account, watch=watch)
+    first = family.first()
+    if first is not None and account is family.root:
+        change.set(first, "_home", home_of(family, first._few, watch))
 
 
 def without_listener(watch: Watch, item: object) -> Watch | None:
     """Return the listeners without this one; None if nobody is left."""
-    left = [tuple(one for one in each if one is not item) for each in (watch.subscribers, watch.thresholds, watch.armed)]
-    return Watch(*left) if left[0] or left[1] else None
+    subscribers = tuple(one for one in watch.subscribers if one is not item)
+    thresholds = tuple(one for one in watch.thresholds if one is not item)
+    armed = tuple(one for one in watch.armed if one is not item)
+    return Watch(subscribers, thresholds, armed) if subscribers or thresholds else None
 
 
 # ---------------------------------------------------------------------- members and copies
@@ -182,7 +185,7 @@ def without_listener(watch: Watch, item: object) -> Watch | None:
 def adopt(scope: Scope, account: Account | None, register: Register, thing: object) -> None:
     """Let one more pool, or a group of keyed ones, be of the family, if no scope of the chain is closed."""
     scope._family.check_fork()
-    raising(operate(scope._family.spending, scope, _adopt, account, register, thing))
+    raising(scope, operate(scope._family.spending, scope, _adopt, account, register, thing))
 
 
 def _adopt(
@@ -202,7 +205,7 @@ def detach(scope: Scope) -> None:
     """See `BudgetPool.detach`."""
     family = scope._family
     family.check_fork()
-    family.run(family.locked, True, family.change, _detach, family, scope)
+    family.run(family.locked, PAY, family.change, _detach, family, scope)
 
 
 def _detach(change: Change, family: Family, scope: Scope) -> None:
@@ -213,4 +216,3 @@ def _detach(change: Change, family: Family, scope: Scope) -> None:
         tokens, held, nanos, nanos_held, _ = account.numbers()
         change.numbers(account, (tokens - held, 0, nanos - nanos_held, 0, 0))
     change.set(family, "spending", family.locked)
-

@@ -49,7 +49,8 @@ def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
             sleeps = Sleeps(waiter.scope, timeout)
             while not bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
                 _ledger.look(waiter.scope)
-            _ledger.leave(waiter)
+            if waiter.state is WAITING:
+                _ledger.leave(waiter)
     except BaseException:
         abandon(waiter)
         raise
@@ -79,11 +80,12 @@ class Sleeps:
 
 def abandon(waiter: Waiter) -> None:
     """Leave the line; twice, for whoever is interrupted a second time in the first."""
-    try:
-        _ledger.abandon(waiter)
-    except BaseException:
-        _ledger.abandon(waiter)
-        raise
+    if waiter.state is not NEW:
+        try:
+            _ledger.abandon(waiter)
+        except BaseException:
+            _ledger.abandon(waiter)
+            raise
 
 
 def outcome(waiter: Waiter) -> Reservation:
@@ -133,7 +135,10 @@ class AsyncReserve(Base):
 
     def throw(self, *error: typing.Any) -> typing.Any:
         """Raise an error inside, as with any coroutine."""
-        return (self._coroutine or self._begun()).throw(*error)
+        try:
+            return (self._coroutine or self._begun()).throw(*error)
+        finally:
+            del error  # its traceback holds this frame, and by that the reservation until a collection
 
     def close(self) -> None:
         """End it, as with any coroutine."""
@@ -153,6 +158,11 @@ class AsyncReserve(Base):
         """Warn as a coroutine does that nobody awaited."""
         if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
             warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
+
+    @property
+    def __name__(self) -> str:
+        """What tasks show of it, as of any coroutine."""
+        return "areserve"
 
     def __repr__(self) -> str:
         name = self._reservation._pool._account.terms[2]
@@ -184,7 +194,8 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
             sleeps = Sleeps(waiter.scope, timeout)
             while not await bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
                 _ledger.look(waiter.scope)
-            _ledger.leave(waiter)
+            if waiter.state is WAITING:
+                _ledger.leave(waiter)
     except BaseException:  # cancelled, interrupted, or the loop is gone
         abandon(waiter)
         raise

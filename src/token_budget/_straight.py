@@ -5,25 +5,31 @@ whether the outcome lies within every bound (`_account.py`). If so it makes the 
 comparisons and stores, and returns True. Else it has changed nothing and returns False, and the long way (`_ledger.py`)
 finds out why.
 
-CPython switches threads, delivers signals and pending exceptions, and starts the garbage collector at calls, at backward
-jumps and where a container is made. There is none of these between the taking of the lock and its release. So no
-exception can cut a change in half, no signal handler or finaliser can find the lock held by its own thread, and no
-thread loses the processor while it holds the lock. That serves speed and robustness. Mutual exclusion itself comes from
-the lock alone, and holds on builds without the GIL too. (On CPython 3.10 a taken jump is such a place as well: see
-`_family._new_lock`. A tracer or profiler written in Python is code that runs anywhere: under one, signal handlers that
-use the pool may find the lock held.)
+CPython switches threads, delivers signals and pending exceptions, and starts the garbage collector at calls, at
+backward jumps and where a container is made. There is none of these between the taking of the lock and its release.
+So no exception can cut a change in half, no signal handler or finaliser can find the lock held by its own thread, and
+no thread loses the processor while it holds the lock. That serves speed and robustness. Mutual exclusion itself comes
+from the lock alone, and holds on builds without the GIL too. (On CPython 3.10 a taken jump is such a place as well:
+see `_family._new_lock`. A tracer or profiler written in Python is code that runs anywhere: under one, signal handlers
+that use the pool may find the lock held.)
 
 The runs repeat each other because a call between them would be such a place, and costs a fifth.
 """
+
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+# pyright cannot know that the body of `for _ in family.locked` runs exactly once; mypy checks the operators here.
 
 from __future__ import annotations
 
 import time
 
+from token_budget._errors import BudgetExceeded
+
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from typing import Any
 
+    from token_budget._account import Account
     from token_budget._scope import Claim, Scope
 
 
@@ -69,7 +75,7 @@ def record(scope: Scope, tokens: int, nanos: int) -> bool:
 def reserve(scope: Scope, claim: Claim, tokens: int, nanos: int) -> bool:
     """Hold an amount of each account."""
     family = scope._family
-    few: Any = scope._few or (scope._few is None and (scope._account, family.void, family.void))
+    few: Any = scope._few or (scope._home is family and (scope._account, family.void, family.void))
     times = scope._times
     if family.pending or not few or (times and not times[1] <= (times[0] or time.time)() < times[2]):
         return False
@@ -154,31 +160,57 @@ def settle(takes: Any, times: Any, claim: Claim, tokens: int, nanos: int, state:
     return False
 
 
+def refusal(family: Any, account: Account, tokens: int, nanos: int) -> BudgetExceeded | None:
+    """Return the refusal of a request by a pool that stands alone; None where only the long way can tell.
+
+    Here a fork in C is noticed (`Family.check_fork`): what it costs is nothing beside an exception.
+    """
+    family.check_fork()
+    for _ in family.spending:
+        try:
+            claimed = account.tokens_claimed + tokens
+            nanos_claimed = account.nanos_claimed + nanos
+            reserved = account.tokens_reserved
+            nanos_reserved = account.nanos_reserved
+            bound = account.token_bound
+            nano_bound = account.nano_bound
+            terms = account.terms
+            gated = account.gated
+        finally:
+            family.lock.release()
+        break
+    if gated or not ((tokens and claimed > bound) or (nanos and nanos_claimed > nano_bound)):
+        return None
+    return BudgetExceeded._refusal(
+        terms[2], tokens, claimed, reserved, bound, nanos, nanos_claimed, nanos_reserved, nano_bound
+    )
+
+
 # ---------------------------------------------------------------------- the same over five accounts, a line for two
 
 
 def _record_five(family: Any, few: Any, more: Any, tokens: int, nanos: int) -> bool:
-    one, two, three = few
-    four, five = more
+    a, b, c = few
+    d, e = more
     for _ in family.spending:
         try:
             if (
-                one.tokens_claimed + tokens <= one.token_bound and one.nanos_claimed + nanos <= one.nano_bound
-                and two.tokens_claimed + tokens <= two.token_bound and two.nanos_claimed + nanos <= two.nano_bound
-                and three.tokens_claimed + tokens <= three.token_bound and three.nanos_claimed + nanos <= three.nano_bound
-                and four.tokens_claimed + tokens <= four.token_bound and four.nanos_claimed + nanos <= four.nano_bound
-                and five.tokens_claimed + tokens <= five.token_bound and five.nanos_claimed + nanos <= five.nano_bound
+                a.tokens_claimed + tokens <= a.token_bound and a.nanos_claimed + nanos <= a.nano_bound
+                and b.tokens_claimed + tokens <= b.token_bound and b.nanos_claimed + nanos <= b.nano_bound
+                and c.tokens_claimed + tokens <= c.token_bound and c.nanos_claimed + nanos <= c.nano_bound
+                and d.tokens_claimed + tokens <= d.token_bound and d.nanos_claimed + nanos <= d.nano_bound
+                and e.tokens_claimed + tokens <= e.token_bound and e.nanos_claimed + nanos <= e.nano_bound
             ):  # fmt: skip
-                one.tokens_claimed += tokens
-                one.nanos_claimed += nanos
-                two.tokens_claimed += tokens
-                two.nanos_claimed += nanos
-                three.tokens_claimed += tokens
-                three.nanos_claimed += nanos
-                four.tokens_claimed += tokens
-                four.nanos_claimed += nanos
-                five.tokens_claimed += tokens
-                five.nanos_claimed += nanos
+                a.tokens_claimed += tokens
+                a.nanos_claimed += nanos
+                b.tokens_claimed += tokens
+                b.nanos_claimed += nanos
+                c.tokens_claimed += tokens
+                c.nanos_claimed += nanos
+                d.tokens_claimed += tokens
+                d.nanos_claimed += nanos
+                e.tokens_claimed += tokens
+                e.nanos_claimed += nanos
                 return True
         finally:
             family.lock.release()
@@ -187,42 +219,42 @@ def _record_five(family: Any, few: Any, more: Any, tokens: int, nanos: int) -> b
 
 
 def _reserve_five(family: Any, few: Any, more: Any, claim: Claim, tokens: int, nanos: int) -> bool:
-    one, two, three = few
-    four, five = more
+    a, b, c = few
+    d, e = more
     for _ in family.spending:
         try:
             if (
-                one.tokens_claimed + tokens <= one.token_bound and one.nanos_claimed + nanos <= one.nano_bound
-                and two.tokens_claimed + tokens <= two.token_bound and two.nanos_claimed + nanos <= two.nano_bound
-                and three.tokens_claimed + tokens <= three.token_bound and three.nanos_claimed + nanos <= three.nano_bound
-                and four.tokens_claimed + tokens <= four.token_bound and four.nanos_claimed + nanos <= four.nano_bound
-                and five.tokens_claimed + tokens <= five.token_bound and five.nanos_claimed + nanos <= five.nano_bound
+                a.tokens_claimed + tokens <= a.token_bound and a.nanos_claimed + nanos <= a.nano_bound
+                and b.tokens_claimed + tokens <= b.token_bound and b.nanos_claimed + nanos <= b.nano_bound
+                and c.tokens_claimed + tokens <= c.token_bound and c.nanos_claimed + nanos <= c.nano_bound
+                and d.tokens_claimed + tokens <= d.token_bound and d.nanos_claimed + nanos <= d.nano_bound
+                and e.tokens_claimed + tokens <= e.token_bound and e.nanos_claimed + nanos <= e.nano_bound
             ):  # fmt: skip
-                one.tokens_claimed += tokens
-                one.tokens_reserved += tokens
-                one.nanos_claimed += nanos
-                one.nanos_reserved += nanos
-                one.in_flight += 1
-                two.tokens_claimed += tokens
-                two.tokens_reserved += tokens
-                two.nanos_claimed += nanos
-                two.nanos_reserved += nanos
-                two.in_flight += 1
-                three.tokens_claimed += tokens
-                three.tokens_reserved += tokens
-                three.nanos_claimed += nanos
-                three.nanos_reserved += nanos
-                three.in_flight += 1
-                four.tokens_claimed += tokens
-                four.tokens_reserved += tokens
-                four.nanos_claimed += nanos
-                four.nanos_reserved += nanos
-                four.in_flight += 1
-                five.tokens_claimed += tokens
-                five.tokens_reserved += tokens
-                five.nanos_claimed += nanos
-                five.nanos_reserved += nanos
-                five.in_flight += 1
+                a.tokens_claimed += tokens
+                a.tokens_reserved += tokens
+                a.nanos_claimed += nanos
+                a.nanos_reserved += nanos
+                a.in_flight += 1
+                b.tokens_claimed += tokens
+                b.tokens_reserved += tokens
+                b.nanos_claimed += nanos
+                b.nanos_reserved += nanos
+                b.in_flight += 1
+                c.tokens_claimed += tokens
+                c.tokens_reserved += tokens
+                c.nanos_claimed += nanos
+                c.nanos_reserved += nanos
+                c.in_flight += 1
+                d.tokens_claimed += tokens
+                d.tokens_reserved += tokens
+                d.nanos_claimed += nanos
+                d.nanos_reserved += nanos
+                d.in_flight += 1
+                e.tokens_claimed += tokens
+                e.tokens_reserved += tokens
+                e.nanos_claimed += nanos
+                e.nanos_reserved += nanos
+                e.in_flight += 1
                 claim._state = family.opened
                 return True
         finally:
@@ -233,43 +265,43 @@ def _reserve_five(family: Any, few: Any, more: Any, claim: Claim, tokens: int, n
 
 def _settle_five(takes: Any, claim: Claim, accounts: Any, tokens: int, nanos: int, state: str) -> bool:
     family = claim._pool._family
-    (one, two, three), (four, five) = accounts
+    (a, b, c), (d, e) = accounts
     held, nanos_held = claim._tokens, claim._nanos
     more, nanos_more = tokens - held, nanos - nanos_held
     for _ in takes:
         try:
             if claim._state is family.opened and (
-                one.tokens_claimed + more <= one.token_bound and one.nanos_claimed + nanos_more <= one.nano_bound
-                and two.tokens_claimed + more <= two.token_bound and two.nanos_claimed + nanos_more <= two.nano_bound
-                and three.tokens_claimed + more <= three.token_bound and three.nanos_claimed + nanos_more <= three.nano_bound
-                and four.tokens_claimed + more <= four.token_bound and four.nanos_claimed + nanos_more <= four.nano_bound
-                and five.tokens_claimed + more <= five.token_bound and five.nanos_claimed + nanos_more <= five.nano_bound
+                a.tokens_claimed + more <= a.token_bound and a.nanos_claimed + nanos_more <= a.nano_bound
+                and b.tokens_claimed + more <= b.token_bound and b.nanos_claimed + nanos_more <= b.nano_bound
+                and c.tokens_claimed + more <= c.token_bound and c.nanos_claimed + nanos_more <= c.nano_bound
+                and d.tokens_claimed + more <= d.token_bound and d.nanos_claimed + nanos_more <= d.nano_bound
+                and e.tokens_claimed + more <= e.token_bound and e.nanos_claimed + nanos_more <= e.nano_bound
             ):  # fmt: skip
-                one.tokens_claimed += more
-                one.tokens_reserved -= held
-                one.nanos_claimed += nanos_more
-                one.nanos_reserved -= nanos_held
-                one.in_flight -= 1
-                two.tokens_claimed += more
-                two.tokens_reserved -= held
-                two.nanos_claimed += nanos_more
-                two.nanos_reserved -= nanos_held
-                two.in_flight -= 1
-                three.tokens_claimed += more
-                three.tokens_reserved -= held
-                three.nanos_claimed += nanos_more
-                three.nanos_reserved -= nanos_held
-                three.in_flight -= 1
-                four.tokens_claimed += more
-                four.tokens_reserved -= held
-                four.nanos_claimed += nanos_more
-                four.nanos_reserved -= nanos_held
-                four.in_flight -= 1
-                five.tokens_claimed += more
-                five.tokens_reserved -= held
-                five.nanos_claimed += nanos_more
-                five.nanos_reserved -= nanos_held
-                five.in_flight -= 1
+                a.tokens_claimed += more
+                a.tokens_reserved -= held
+                a.nanos_claimed += nanos_more
+                a.nanos_reserved -= nanos_held
+                a.in_flight -= 1
+                b.tokens_claimed += more
+                b.tokens_reserved -= held
+                b.nanos_claimed += nanos_more
+                b.nanos_reserved -= nanos_held
+                b.in_flight -= 1
+                c.tokens_claimed += more
+                c.tokens_reserved -= held
+                c.nanos_claimed += nanos_more
+                c.nanos_reserved -= nanos_held
+                c.in_flight -= 1
+                d.tokens_claimed += more
+                d.tokens_reserved -= held
+                d.nanos_claimed += nanos_more
+                d.nanos_reserved -= nanos_held
+                d.in_flight -= 1
+                e.tokens_claimed += more
+                e.tokens_reserved -= held
+                e.nanos_claimed += nanos_more
+                e.nanos_reserved -= nanos_held
+                e.in_flight -= 1
                 claim._state = state
                 return True
         finally:

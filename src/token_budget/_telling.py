@@ -31,7 +31,7 @@ class Teller:
         self.me = ref(self)
 
     def may_pay(self, debt: Any) -> bool:
-        """Return whether it may call back: for its own thread, where that is not calling back, or for one that ended."""
+        """Return whether it may call back: for its own thread, unless that is calling back, or for one that ended."""
         whose = debt.teller()
         return whose is None or (whose is self and not self.busy)
 

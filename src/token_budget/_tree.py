@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from token_budget._account import Account
+from token_budget._family import PAY
 from token_budget._ledger import operate
 from token_budget._periods import due, roll_over
 from token_budget._scope import Scope, accounts_of
@@ -26,8 +27,8 @@ def _shown(_change: object, _family: object, chain: tuple[Account, ...]) -> Budg
 def tree(scope: Scope) -> BudgetSnapshot:
     """See `BudgetPool.snapshot`, with all pools below it."""
     family = scope._family
-    ended = due(family.run(family.locked, True, accounts_of, scope))
-    return family.run(family.locked, True, _tree, scope, ended)  # type: ignore[no-any-return]
+    ended = due(family.run(family.locked, PAY, accounts_of, scope))
+    return family.run(family.locked, PAY, _tree, scope, ended)  # type: ignore[no-any-return]
 
 
 def _tree(scope: Scope, ended: Any) -> BudgetSnapshot:
@@ -57,7 +58,7 @@ def _shown_tree(scope: Scope) -> BudgetSnapshot:
 def statistics(scope: Scope) -> tuple[int, int, int, int]:
     """See `BudgetPool.statistics`."""
     family = scope._family
-    return family.run(family.locked, True, _statistics, scope)  # type: ignore[no-any-return]
+    return family.run(family.locked, PAY, _statistics, scope)  # type: ignore[no-any-return]
 
 
 def _statistics(scope: Scope) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import assert_type
 
@@ -56,9 +56,11 @@ assert_type(snapshot.usd_used_nanos, int)
 try:
     pool.record(tokens=1)
 except BudgetOverrun as overrun:
-    assert_type(overrun.attempted, float)
+    assert_type(overrun.attempted, float | Any)
 except BudgetExceeded as exceeded:
-    assert_type(exceeded.axis, Literal["tokens", "usd"])
+    assert_type(exceeded.axis, Literal["tokens", "usd"] | Any)
+    assert_type(exceeded.retry_after, "float | None")
+    assert_type(exceeded.resets_at, "datetime | None")
     assert_type(exceeded.pool, "str | None")
 except (PoolForked, ReservationClosed) as closed:
     assert_type(str(closed), str)

@@ -55,7 +55,7 @@ class Day:
         self.projects: dict[str, BudgetPool] = {
             name: room.child(usd_cap=0.6, name=name, window=daily) for name in _PROJECTS
         }
-        self.users: KeyedPools = room.keyed(usd_cap=0.2, name="user", window=daily)
+        self.users: KeyedPools[BudgetPool] = room.keyed(usd_cap=0.2, name="user", window=daily)
         self.whole.on_threshold(0.8, self._warn)
         self.asked: list[int] = []  # calls in the order in which they asked
         self.served: list[int] = []  # and in which they got room
