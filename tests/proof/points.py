@@ -17,6 +17,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
+# What an operation may raise; the last by `worlds.World.block_failed` itself.
+REFUSALS = {
+    *("BudgetExceeded", "BudgetOverrun", "BudgetTimeout", "ReservationClosed", "PoolClosed", "PoolForked"),
+    "ValueError",
+}
+
+
 class _Pending(int):
     """Reading `fire` makes the signal of this number pending."""
 
@@ -114,7 +121,8 @@ def handled(operation: Callable[[], Any], points: Points, at: int) -> str:
             with points.armed(at):
                 operation()
             ended = "done"
-        except Exception:  # noqa: BLE001 - a refusal; an interrupt is no Exception
+        except Exception as error:  # an interrupt is no Exception
+            assert type(error).__name__ in REFUSALS, f"it raised {error!r}"
             ended = "refused"
         for _ in range(3):  # an interrupt that was made pending at the end is delivered here
             pass

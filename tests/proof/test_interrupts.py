@@ -13,13 +13,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import repeat, starmap
 from typing import Any
 
 import pytest
 
+import faults
 import planting
 from points import Points, handled
-from scheduler import functions_of
 from token_budget import BudgetExceeded, PoolClosed, ReservationClosed, _waiting
 from worlds import OPERATIONS, WORLDS, HandLock, World, check, codes_of, count, is_free, operations_of, prepared
 
@@ -82,6 +84,49 @@ def test_an_interrupt_before_any_instruction_breaks_nothing(kind: str, name: str
     # Delivered where Python code cannot raise it on (in a finaliser).
     assert {item.exc_type for item in unraisable} <= {KeyboardInterrupt, RuntimeWarning}
     unraisable.clear()
+
+
+# ---------------------------------------------------------------- what would be noticed
+
+
+def impatient(lock: Any) -> Iterator[object]:
+    """Stand for `_family.taking`: where one thread would wait for itself for ever, let it go on and break something."""
+    return starmap(lock.acquire, repeat((True, 0.01)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("fault", faults.INTERRUPTED, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found(fault: faults.Interrupted) -> None:
+    package = faults.planted(fault)
+    planting.room(package, "_waiting")._new_lock = HandLock
+    planting.room(package, "_family").taking = impatient
+    kind, name = fault.case
+    with pytest.raises((AssertionError, RuntimeError)) as found:
+        if fault.does:
+            every_handler(kind, name, fault.does, 300, package)
+        else:
+            every_point(kind, name, Points(codes_of(name, package)), 300, package)
+    print(f"found: {fault.name}: {found.value}")
+
+
+def used_after_a_window_died(package: Any) -> int:
+    """Replace a window that records as it dies. Its clock and that of the next are in different periods."""
+
+    class Dying(package.Window):  # type: ignore[misc, name-defined]
+        __slots__ = ()
+
+        def __del__(self) -> None:
+            pool.record(tokens=1)
+
+    pool = package.BudgetPool(token_cap=100, window=Dying.every(timedelta(hours=1), clock=lambda: 0.0))
+    pool.record(tokens=10)
+    pool.set_caps(window=package.Window.every(timedelta(hours=1), clock=lambda: 10_000.0))
+    return int(pool.snapshot().tokens_used)
+
+
+def test_a_finaliser_of_what_is_replaced_meets_a_whole_change() -> None:
+    assert used_after_a_window_died(planting.token_budget) == 11
+    assert used_after_a_window_died(planting.planted(faults.NOT_KEPT)) != 11
 
 
 def test_a_change_in_two_halves_would_be_noticed() -> None:
