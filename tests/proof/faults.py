@@ -309,9 +309,9 @@ FAULTS = [
     ),
     Fault(
         "a key's handle is made by two",
-        "_keyed.KeyedPools.__getitem__",
+        "_keyed.KeyedPools._remembered",
         ("look_up", "look_up"),
-        (("mine = seen is not None and account.handle is seen\n", "mine = True\n"),),
+        (("if account.handle is seen:\n", "if True:\n"),),
         "Keys",
     ),
     Fault(
