@@ -149,7 +149,7 @@ def test_an_axis_of_which_nothing_is_asked_is_never_the_one_that_is_told(when: t
 @pytest.mark.parametrize(
     ("tokens", "nanos", "axis"),
     [
-        ((9, 19, 0, 10), (11, 11, 0, 10), "usd"),  # never fits, before exhausted
+        ((9, 19, 0, 10), (11, 11, 0, 10), "tokens"),  # both exhausted, though one is larger than its whole cap
         ((5, 12, 5, 10), (9, 19, 0, 10), "usd"),  # exhausted, before busy
         ((5, 9, 0, 10), (5, 12, 5, 10), "usd"),  # busy, before what has room
         ((5, 5, 0, UNBOUNDED), (5, 9, 0, 10), "usd"),  # others wait: the axis that has a cap
@@ -173,7 +173,7 @@ def test_where_others_wait_on_the_other_axis_there_is_no_cap_to_tell() -> None:
     assert (error.exhausted, error.retry_after) == (False, 0.0)
     assert str(error) == (
         "budget exceeded on usd in pool 'run': attempted 0.5, no cap (0 used, 0 reserved, 0.5 requested); "
-        "busy: others wait for room and come first; reserve() with a timeout waits in line"
+        "busy: others wait for room, and they come first; reserve() with a timeout waits in line"
     )
 
 
@@ -184,16 +184,17 @@ def test_where_others_wait_on_the_other_axis_there_is_no_cap_to_tell() -> None:
         ((11, 11, 0, 10), (NOON.timestamp(), None), "the request is larger than the whole cap: ask for less or raise "
          "the cap"),
         ((5, 15, 0, 10), (), "used up: reset() the pool or give it a larger cap"),
+        ((10, 15, 0, 10), (), "used up: ask for less, reset() the pool or give it a larger cap"),
         ((5, 12, 0, 10), (None, None), "used up: ask for less, reset() the pool or give it a larger cap"),
         ((5, 15, 0, 10), (NOON.timestamp(), 60.0), "used up until 2026-03-30T12:00:00+00:00, when a new period begins: "
          "wait until then or raise the cap"),
         ((5, 12, 0, 10), (NOON.timestamp(), 60.0), "used up until 2026-03-30T12:00:00+00:00, when a new period begins: "
          "ask for less, wait until then or raise the cap"),
-        ((5, 15, 0, 10), (NOON.timestamp(), None), "used up until 2026-03-30T12:00:00+00:00, and another pool has "
-         "no room even then: reset() the pools or raise their caps"),
+        ((5, 15, 0, 10), (NOON.timestamp(), None), "used up until 2026-03-30T12:00:00+00:00, and the call "
+         "does not fit even then: reset() the pools or raise their caps"),
         ((10, 15, 5, 10), (NOON.timestamp(), 0.0), "busy: it fits once calls in flight give back enough; reserve() "
          "with a timeout waits for that"),
-        ((5, 10, 5, 10), (), "busy: others wait for room and come first; reserve() with a timeout waits in line"),
+        ((5, 10, 5, 10), (), "busy: others wait for room, and they come first; reserve() with a timeout waits in line"),
     ],
 )  # fmt: skip
 def test_the_text_tells_three_refusals_apart_and_says_what_helps(
@@ -209,8 +210,8 @@ def test_the_text_tells_three_refusals_apart_and_says_what_helps(
         ((5, 12, 0, 10), (), "no room came in time"),
         ((5, 12, 5, 10), (NOON.timestamp(), 0.0), "no room came in time"),
         ((5, 12, 0, 10), (NOON.timestamp(), 60.0), "used up until 2026-03-30T12:00:00+00:00"),
-        ((5, 10, 0, 10), (NOON.timestamp(), 0.0), "others waited in line before it"),
-        ((5, 5, 0, UNBOUNDED), (), "others waited in line before it"),
+        ((5, 10, 0, 10), (NOON.timestamp(), 0.0), "others were before it, and no room came in time"),
+        ((5, 5, 0, UNBOUNDED), (), "others were before it, and no room came in time"),
     ],
 )
 def test_the_text_of_a_timeout_says_why_no_room_came(

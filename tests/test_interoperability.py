@@ -204,6 +204,12 @@ def test_pydantic_writes_an_event_and_reads_it_back() -> None:
     for change in changes:
         with pytest.raises(pydantic.ValidationError):
             adapter.validate_python({**event.to_dict(), **change})
+    fields = event.to_dict()
+    del fields["usd"]  # the exact integer says it
+    assert adapter.validate_python(fields) == event
+    for name in fields:
+        with pytest.raises(pydantic.ValidationError, match=f"^1 validation error.*\\n{name}\\n  Field required"):
+            adapter.validate_python({other: fields[other] for other in fields if other != name})
 
 
 def test_pydantic_makes_a_subclass_of_a_snapshot_where_one_is_asked_for() -> None:
@@ -281,7 +287,19 @@ print(*{"pydantic", "pydantic_core", "typing", "dataclasses", "decimal", "fracti
     assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", [])
 
 
-# ---------------------------------------------------------------- errors that travel
+# ---------------------------------------------------------------- events and errors that travel
+
+
+class Noted(BudgetEvent):
+    """A user's subclass."""
+
+
+def test_an_event_cannot_be_taken_apart_and_a_subclass_of_it_survives_pickle() -> None:
+    event = Noted._of("record", "run", 5, 10**8, BudgetSnapshot(5))
+    with pytest.raises(AttributeError, match="^a BudgetEvent never changes$"):
+        del event._facts
+    again = pickle.loads(pickle.dumps(event))
+    assert (type(again), again) == (Noted, event)
 
 
 def refusal(kind: type[BudgetExceeded]) -> BudgetExceeded:
@@ -322,7 +340,7 @@ CLASSES = [thing for thing in PUBLIC if inspect.isclass(thing) and sys.modules[t
 
 
 def test_every_annotation_can_be_read_at_run_time() -> None:
-    assert len(CLASSES) == 8
+    assert len(CLASSES) == 9
     for owner in CLASSES:
         typing.get_type_hints(owner)
         for thing in vars(owner).values():

@@ -38,6 +38,7 @@ class Account:
     __slots__ = (
         *NUMBERS,
         "__weakref__",
+        "calendar",
         "closed",
         "demand",
         "gated",
@@ -76,6 +77,7 @@ class Account:
         self.closed = False
         self.window = window
         self.since, self.period_end = current(period)
+        self.calendar: Calendar | None = None  # shared with the accounts that are always in one period
         self.line: Line | None = None  # who waits and needs this scope; None while nobody does
         self.demand = NOTHING  # the most that one of them asks for, or EVERYTHING while one waits for room here
         self.watch: Watch | None = None  # who listens; None while nobody does
@@ -103,7 +105,10 @@ class Account:
             for threshold in watch.armed:
                 token_bound = min(token_bound, threshold.below(token_limit))
                 nano_bound = min(nano_bound, threshold.below(nano_limit))
-        return token_bound, nano_bound, token_bound != token_limit or nano_bound != nano_limit
+        gated = token_bound != token_limit or nano_bound != nano_limit
+        if watch is not None and any(one.share > 10**9 for one in watch.armed):
+            gated = True  # it may be reached by a spend that passed the cap, and then a refusal has it to tell
+        return token_bound, nano_bound, gated
 
     def __repr__(self) -> str:
         return f"<Account {self.shown()}>"
@@ -130,14 +135,24 @@ def current(period: tuple[Any, Any] | None) -> tuple[float, float]:
     return start - (end - start), end
 
 
+class Calendar:
+    """The latest period that any of some accounts was in. A new one begins in it, also where the clock steps back."""
+
+    __slots__ = ("latest",)
+
+    def __init__(self) -> None:
+        self.latest: tuple[Any, Any] | None = None
+
+
 class Threshold:
     """A share of the caps, in parts of 10**9, and whom to call when what is used comes to it."""
 
-    __slots__ = ("callback", "share")
+    __slots__ = ("callback", "heard", "share")
 
     def __init__(self, share: int, callback: Callable[..., object]) -> None:
         self.share = share
         self.callback = callback
+        self.heard = True  # as of a `Subscription`
 
     def below(self, limit: int) -> int:
         """Return the largest amount that does not come to the share of a limit."""
@@ -154,10 +169,11 @@ class Threshold:
 class Subscription:
     """Somebody who wants to hear of everything; each is one of its own, also of the same callback."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("callback", "heard")
 
     def __init__(self, callback: Callable[..., object]) -> None:
         self.callback = callback
+        self.heard = True  # False once it has ended: a key that was forgotten may bring it back
 
 
 class Watch:

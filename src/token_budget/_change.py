@@ -17,7 +17,7 @@ from heapq import heappush
 from itertools import chain, repeat, starmap
 
 from token_budget._account import NUMBERS, Account, shown
-from token_budget._events import BudgetEvent
+from token_budget._events import BudgetEvent, set_facts
 from token_budget._money import UNBOUNDED
 from token_budget._snapshot import BudgetSnapshot
 from token_budget._telling import tellings
@@ -131,9 +131,10 @@ class Change:
             watch = account.watch if self._states is None else self.state(account)["watch"]
             if watch is not None:
                 if watch.subscribers:
-                    snapshot = _new(BudgetSnapshot)
+                    snapshot = _new(BudgetSnapshot)  # as `shown` and `BudgetEvent._of` do, for half of the time
                     snapshot._state = (*(self.after.get(account) or account.numbers()), account.terms, ())  # type: ignore[assignment]
-                    event = BudgetEvent._of(kind, pool, tokens, nanos, snapshot)
+                    event = _new(BudgetEvent)
+                    set_facts(event, (kind, pool, tokens, nanos, snapshot))
                     self.debts += tellings(watch.subscribers, event)
                 if watch.armed:
                     self.thresholds(account)

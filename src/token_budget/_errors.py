@@ -130,7 +130,7 @@ class BudgetExceeded(Exception):
     def axis(self) -> typing.Literal["tokens", "usd"] | typing.Any:  # noqa: F821, UP037 - ruff does not know `_lazy`
         """The axis that had no room, always one that the call asked for.
 
-        Where neither had: the one on which the request can never fit, then the exhausted one, then ``"tokens"``.
+        Where neither had: the exhausted one, and of two such ``"tokens"``.
         """
         return self._facts[0]
 
@@ -277,7 +277,7 @@ class BudgetExceeded(Exception):
         """Say which of the three refusals it is, and what helps."""
         _axis, requested, used, _reserved, attempted, cap, _pool = self._facts
         if cap is None or attempted <= cap:
-            return "busy: others wait for room and come first; reserve() with a timeout waits in line"
+            return "busy: others wait for room, and they come first; reserve() with a timeout waits in line"
         if not self.exhausted:
             return "busy: it fits once calls in flight give back enough; reserve() with a timeout waits for that"
         if requested > cap:
@@ -286,8 +286,8 @@ class BudgetExceeded(Exception):
         if self.resets_at is None:
             return f"used up: {less}reset() the pool or give it a larger cap"
         until = f"used up until {self.resets_at.isoformat()}"
-        if self.retry_after is None:  # as this scope is not alone: another one refuses too, and never resets
-            return f"{until}, and another pool has no room even then: {less}reset() the pools or raise their caps"
+        if self.retry_after is None:  # for the sake of the other axis, or of another scope that refuses
+            return f"{until}, and the call does not fit even then: {less}reset() the pools or raise their caps"
         return f"{until}, when a new period begins: {less}wait until then or raise the cap"
 
     def _numbers(self, what: str) -> str:
@@ -327,7 +327,7 @@ class BudgetTimeout(BudgetExceeded, TimeoutError):  # pyright: ignore[reportInco
     def _text(self) -> str:
         _axis, _requested, _used, _reserved, attempted, cap, _pool = self._facts
         if cap is None or attempted <= cap:
-            why = "others waited in line before it"
+            why = "others were before it, and no room came in time"
         elif self.exhausted and self.resets_at is not None:
             why = f"used up until {self.resets_at.isoformat()}"
         else:
@@ -355,9 +355,9 @@ class PoolForked(RuntimeError):
 
 
 def _weight(axis: tuple[typing.Any, ...]) -> tuple[bool, ...]:
-    """Rank one axis of a refusal: asked for, never fits, exhausted, full, capped."""
+    """Rank one axis of a refusal: asked for, exhausted, full, capped."""
     _name, requested, attempted, reserved, cap = axis
-    return requested > 0, requested > cap, attempted - reserved > cap, attempted > cap, cap != UNBOUNDED
+    return requested > 0, attempted - reserved > cap, attempted > cap, cap != UNBOUNDED
 
 
 def _checked_seconds(seconds: typing.Any) -> float | None:

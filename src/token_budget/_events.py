@@ -43,7 +43,7 @@ class BudgetEvent:
     @classmethod
     def _of(cls, kind: Kind, pool: str | None, tokens: int, nanos: int, snapshot: BudgetSnapshot) -> BudgetEvent:
         event = _new(cls)
-        _set_facts(event, (kind, pool, tokens, nanos, snapshot))
+        set_facts(event, (kind, pool, tokens, nanos, snapshot))
         return event
 
     def __setattr__(self, name: str, value: object) -> typing.NoReturn:
@@ -111,7 +111,7 @@ class BudgetEvent:
         return f"<BudgetEvent {kind}{where} tokens {tokens:,} | usd {usd_text(nanos)} | after: {snapshot}>"
 
 
-_set_facts = BudgetEvent.__dict__["_facts"].__set__  # the slot's own way in: `__setattr__` is closed
+set_facts = BudgetEvent.__dict__["_facts"].__set__  # the slot's own way in: `__setattr__` is closed
 
 
 def _read(event: BudgetEvent) -> dict[str, typing.Any]:

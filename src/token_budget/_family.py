@@ -155,7 +155,7 @@ class Family:
                     self.pay()  # whoever was interrupted before or in the middle of paying goes on; then it is raised
                     raise
 
-    def change(self, decide: Callable[..., Any], *arguments: Any) -> Any:
+    def change(self, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Decide, then publish. Whoever was interrupted by an operation of its own thread decides anew.
 
         The second of the package's two tricks: CPython delivers signals and switches threads after calls and at
@@ -164,7 +164,12 @@ class Family:
         while True:
             version = self.version
             change = Change()
-            answer = decide(change, *arguments)
+            try:
+                answer = decide(change, *arguments)
+            except Exception:
+                if self.version == version:
+                    raise
+                continue  # it met what an operation of its own thread changed meanwhile
             made = change.made(self)
             if self.version == version:
                 self._publish(made)
@@ -185,27 +190,33 @@ class Family:
     def pay(self) -> None:
         """Ring, release what was dropped, call back. An interrupt is raised after everything else was done."""
         mine = teller()
+        before = mine.busy
+        calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
+        mine.busy = (*before, self) if calls_back else before
         stopped: BaseException | None = None
         failed: object = None
         paid = True
-        while paid and self.owed:
-            paid = False
-            for debt in tuple(self.owed):
-                whose = debt.teller
-                if whose is not None and (mine.busy or whose is not mine.me) and not mine.may_pay(debt):
-                    continue
-                paid = True
-                try:
-                    debt.pay(self.locked, mine)
-                    try:  # noqa: SIM105 - this is quicker
-                        self.owed.remove(debt)
-                    except ValueError:  # another thread has already removed it
-                        pass
-                except BaseException as error:
-                    if failed is debt:
-                        raise  # for the second time: the next operation tries again
-                    failed = debt
-                    stopped = stopped or error
+        try:
+            while paid and self.owed:
+                paid = False
+                for debt in tuple(self.owed):
+                    whose = debt.teller
+                    if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
+                        continue  # the thread that owes a callback makes it; for one that has ended, anybody does
+                    paid = True
+                    try:
+                        debt.pay(self.locked)
+                        try:  # noqa: SIM105 - this is quicker
+                            self.owed.remove(debt)
+                        except ValueError:  # another thread has already removed it
+                            pass
+                    except BaseException as error:
+                        if failed is debt:
+                            raise  # for the second time: the next operation tries again
+                        failed = debt
+                        stopped = stopped or error
+        finally:
+            mine.busy = before
         if stopped is not None:
             try:
                 raise stopped
@@ -224,7 +235,7 @@ class Family:
             if debt is None:
                 return
             seconds = 0.0 if self.owner else 1.0
-            debt.pay(starmap(self.lock.acquire, ((True, seconds),)), None)
+            debt.pay(starmap(self.lock.acquire, ((True, seconds),)))
             if not debt.paid():
                 return
             try:  # noqa: SIM105 - as above
@@ -234,19 +245,13 @@ class Family:
 
     # ------------------------------------------------------------------ forks
 
-    def check_fork(self) -> bool:
-        """Notice a fork in C that ran none of Python's hooks. Return whether there was one.
+    def check_fork(self) -> None:
+        """Notice a fork in C that ran none of Python's hooks.
 
-        It asks the system, which takes about as long as a `record`: so it stands where something takes longer anyway.
+        It asks the system, which takes about half as long as a `record`: it stands where something takes longer anyway.
         """
-        forked = self.pid != os.getpid()
-        if forked:
+        if self.pid != os.getpid():
             self.fork()
-        return forked
-
-    def refuse(self, failure: Callable[[], Exception]) -> NoReturn:
-        """Raise the error that an operation decided on, or PoolForked where it was decided in an unnoticed copy."""
-        raise PoolForked(_forked(self.root.terms[2])) if self.check_fork() else failure()
 
     def fork(self) -> None:
         """Refuse to spend, in a forked child: this copy's parent goes on spending the same budget.
@@ -280,7 +285,7 @@ class Family:
             if isinstance(waiter.bell, ThreadBell):
                 waiter.bell.ring()
             for account in waiter.scope._chain:
-                self.change(_no_line, account)
+                self.change(_no_line, (account,))
 
 
 def _no_line(change: Change, account: Account) -> None:

@@ -235,7 +235,7 @@ class Governed(Scope):
         _settings.subscribe(self, (), (threshold,))
         return self._ignoring(threshold)
 
-    def _ignoring(self, item: object) -> Callable[[], None]:
+    def _ignoring(self, item: Subscription | Threshold) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the pool."""
         scope = Scope()
         scope._bind(self._family, self._chain)

@@ -11,9 +11,10 @@ from collections import deque
 from weakref import ref
 
 from token_budget import _settings
-from token_budget._account import Account, Watch, current
+from token_budget._account import Account, Calendar, Watch, current
 from token_budget._arguments import UNCHANGED
 from token_budget._family import PAY
+from token_budget._periods import begin_due, due
 from token_budget._scope import Scope
 from token_budget._window import Window, system_time
 
@@ -43,8 +44,8 @@ class Own:
         self.names = account.own  # of "token_cap", "nano_cap", "window"
         self.terms = account.terms
         self.window = account.window
-        self.subscribers = tuple(one for one in watch.subscribers if one not in everyone.subscribers)
-        self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds)
+        self.subscribers = tuple(one for one in watch.subscribers if one not in everyone.subscribers and one.heard)
+        self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds and one.heard)
 
     def __bool__(self) -> bool:
         return bool(self.names or self.subscribers or self.thresholds)
@@ -89,10 +90,10 @@ class Group:
     __slots__ = (
         "__weakref__",
         "_accounts",
+        "_calendar",
         "_caps",
         "_chain",
         "_kind",
-        "_latest",
         "_model",
         "_name",
         "_own",
@@ -119,7 +120,7 @@ class Group:
         self._watch: Watch | None = None  # who listens to every key
         self._accounts: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
-        self._latest: tuple[Any, Any] | None = None  # the latest period that any key was in
+        self._calendar = Calendar()  # of the keys that have the group's window
         self._rota: deque[Hashable] = deque()
         self._model = Scope()  # what handles are made after
         self._model._bind(parent._family, (Account(None, None, None, window), *parent._chain))
@@ -143,6 +144,9 @@ class Group:
         model = self._model
         pool: Any = object.__new__(self._kind)
         pool._parents = self  # and by that all of its keys are in the tree
+        if account.window is not self._window:
+            pool._bind(model._family, (account, *self._chain))
+            return pool
         pool._family = model._family
         pool._home = model._home
         pool._account = account
@@ -167,10 +171,11 @@ class Group:
         if own is not None:
             caps = own.caps(*caps)
             window = own.window if "window" in own.names else window
-        latest = self._latest  # read before the clock: see `_periods.due`
+        latest = self._calendar.latest  # read before the clock: see `_periods.due`
         now = 0.0 if window is None else window.now()
         account = KeyAccount(*caps, name, window, None if window is None else self._period(window, latest, now))
         account.key, account.handle, account.parent = key, nobody, self._chain[0]
+        account.calendar = self._calendar if window is not None and window is self._window else None
         family = self._model._family
         return family.run(family.locked, PAY, self._enter, account, own, latest, now)
 
@@ -193,16 +198,16 @@ class Group:
             self._remove(known)  # an interrupted thread has forgotten it, and not removed it
             known = None
         if known is None:
-            family.change(self._welcome, family, account, own)
+            family.change(self._welcome, (family, account, own))
             self._rota.append(key)
             known = self._accounts.setdefault(key, account)
             if known is account:
                 self._own.pop(key, None)
-                if account.window is not None and account.window is self._window and self._latest is latest:
-                    self._latest = account.terms[3:]
+                if account.calendar is not None and account.calendar.latest is latest:
+                    account.calendar.latest = account.terms[3:]
                 for _ in range(_LOOK_AT):
                     self._look_at_next(account, now)
-        return family.change(self._hand_out, known)
+        return family.change(self._hand_out, (known,))
 
     def _hand_out(self, change: Change, account: KeyAccount) -> Any:
         """Return the pool of a key, a new one where nobody holds it; None if the key was forgotten meanwhile."""
@@ -220,7 +225,8 @@ class Group:
         watch = self._watch
         if own is not None:
             change.set(account, "own", own.names)
-            watch = _settings.with_listeners(watch, own.subscribers, own.thresholds)
+            subscribers = tuple(one for one in own.subscribers if one.heard)
+            watch = _settings.with_listeners(watch, subscribers, tuple(one for one in own.thresholds if one.heard))
         if watch is not None:
             change.gate(account, watch=watch)
 
@@ -232,7 +238,7 @@ class Group:
             own = Own(account, self._watch)
             if own:
                 self._own[key] = own  # before the key is forgotten, so that no interrupt loses it
-            if self._model._family.change(self._fade, account, newest.window, now):
+            if self._model._family.change(self._fade, (account, newest.window, now)):
                 self._remove(account)
             else:
                 self._own.pop(key, None)
@@ -262,7 +268,7 @@ class Group:
         if account is None and key not in self._own:
             raise KeyError(key)
         if account is not None:
-            self._model._family.change(self._close, account)
+            self._model._family.change(self._close, (account,))
             self._remove(account)
         self._own.pop(key, None)
 
@@ -281,7 +287,15 @@ class Group:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
         family, period = self._model._family, _settings.period_of(window)
         family.check_fork()
-        family.run(family.spending, PAY, family.change, self._give_caps, token_cap, nano_cap, window, period)
+        ended = due([] if window is UNCHANGED else self.accounts())
+        family.run(family.spending, PAY, self._change_caps, ended, (token_cap, nano_cap, window, period))
+
+    def _change_caps(self, ended: Any, arguments: tuple[Any, ...]) -> None:
+        """Under the lock: let no key keep in another window what it used in a period that has ended."""
+        family = self._model._family
+        if ended:
+            family.change(begin_due, (ended,))
+        family.change(self._give_caps, arguments)
 
     def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
@@ -294,14 +308,16 @@ class Group:
         if window is not UNCHANGED:
             change.keep(self._window)
             change.set(self, "_window", window)
-            change.set(self, "_latest", None if window is None else period)
+            change.set(self._calendar, "latest", None if window is None else period)
             others = [account for account in accounts if "window" not in account.own]
+            for account in others:
+                change.set(account, "calendar", None if window is None else self._calendar)
             _settings.give_window(change, self._model._family, others, window, period)
 
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""
         family = self._model._family
-        family.run(family.locked, PAY, family.change, self._with_listeners, subscribers, thresholds)
+        family.run(family.locked, PAY, family.change, self._with_listeners, (subscribers, thresholds))
 
     def _with_listeners(self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
@@ -311,7 +327,7 @@ class Group:
     def _ignore(self, item: object) -> None:
         """Forget what listens to all keys; nothing if it is not there."""
         family = self._model._family
-        family.run(family.locked, PAY, family.change, self._without_listener, item)
+        family.run(family.locked, PAY, family.change, self._without_listener, (item,))
 
     def _without_listener(self, change: Change, item: object) -> None:
         if self._watch is not None:

@@ -165,7 +165,7 @@ class KeyedPools(Group, Generic[Pool]):
                 finally:
                     family.lock.release()
                 break
-        return family.run(family.locked, PAY, family.change, self._hand_out, account)
+        return family.run(family.locked, PAY, family.change, self._hand_out, (account,))
 
     def _ignoring(self, item: object) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the group."""
@@ -179,8 +179,11 @@ class KeyedPools(Group, Generic[Pool]):
         return unsubscribe
 
     def __repr__(self) -> str:
-        named = "" if self._name is None else f" {self._name}"
-        return f"<KeyedPools{named} {len(self)} keys>"
+        try:
+            named = "" if self._name is None else f" {self._name}"
+            return f"<KeyedPools{named} {len(self)} keys>"
+        except AttributeError:
+            return "<KeyedPools, half made>"
 
     def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
         raise TypeError(

@@ -1,11 +1,13 @@
 """The long way: every operation that spends and is more than a straight run, over any number of scopes and listeners.
 
 Each operation has two parts: a function that a pool or reservation calls, and what it decides under the lock, which
-only looks and notes a `Change`. `operate` does the rest, always the same: the clocks, the lock, the periods that have
-ended, the decision and its publishing, the lines, and then without the lock what is owed.
+only looks and notes a `Change`. `spend` and `operate` do the rest, always the same: the clocks, the lock, the periods
+that have ended, the decision and its publishing, the lines, and then without the lock what is owed.
 """
 
 from __future__ import annotations
+
+import os
 
 from token_budget._account import Account
 from token_budget._errors import BudgetOverrun
@@ -31,24 +33,31 @@ RELEASED = "released"
 DROPPED = "dropped"  # released because nobody held it any more
 
 
-def operate(takes: Iterator[object], scope: Scope, decide: Callable[..., Any], *arguments: Any) -> Any:
-    """Do one operation on a scope, in the periods that it is now. Return what it decides."""
+def spend(scope: Scope, decide: Callable[..., Failure], *arguments: Any) -> None:
+    """Do one operation that a forked child must not do, in the periods that it is now. Raise what it decides on."""
+    family = scope._family
+    if family.pid != os.getpid():
+        family.fork()  # by C, and none of Python's hooks ran
     ended = due(scope._chain) if scope._times is not None else ()
-    return scope._family.run(takes, PAY, decided, scope, ended, decide, *arguments)
-
-
-def raising(scope: Scope, failure: Failure) -> None:
-    """Raise the error that an operation decided on, if it did."""
+    failure = family.run(family.spending, PAY, decided, scope, ended, decide, arguments)
     if failure is not None:
-        scope._family.refuse(failure)
+        raise failure()
+
+
+def operate(scope: Scope, decide: Callable[..., Any], *arguments: Any) -> Any:
+    """Do one operation that a forked child may do, in the periods that it is now. Return what it decides."""
+    family = scope._family
+    family.check_fork()
+    ended = due(scope._chain) if scope._times is not None else ()
+    return family.run(family.locked, PAY, decided, scope, ended, decide, arguments)
 
 
 def untimed(scope: Scope, decide: Callable[..., Any], *arguments: Any) -> None:
     """Do one operation without a look at the clock: what gives back works also where the clock does not."""
-    scope._family.run(scope._family.locked, PAY, decided, scope, (), decide, *arguments)
+    scope._family.run(scope._family.locked, PAY, decided, scope, (), decide, arguments)
 
 
-def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: Any) -> Any:
+def decided(scope: Scope, ended: Any, decide: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Under the lock: roll over, serve what an interrupted operation left, decide."""
     family, chain = scope._family, scope._chain
     if ended or scope._times is not None:
@@ -59,7 +68,7 @@ def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: An
                 family.stirred.append(account)
     if family.stirred:
         family.settle()
-    return family.change(decide, family, chain, *arguments)
+    return family.change(decide, (family, chain, *arguments))
 
 
 # ---------------------------------------------------------------------- spending
@@ -67,11 +76,7 @@ def decided(scope: Scope, ended: Any, decide: Callable[..., Any], *arguments: An
 
 def record(scope: Scope, tokens: int, nanos: int, force: bool) -> None:  # noqa: FBT001
     """See `BudgetPool.record`."""
-    family = scope._family
-    ended = due(scope._chain) if scope._times is not None else ()
-    failure = family.run(family.spending, PAY, decided, scope, ended, _record, tokens, nanos, force)
-    if failure is not None:
-        family.refuse(failure)
+    spend(scope, _record, tokens, nanos, force)
 
 
 def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: int, force: bool) -> Failure:  # noqa: FBT001
@@ -86,8 +91,7 @@ def _record(change: Change, _family: Family, chain: Chain, tokens: int, nanos: i
 
 def reserve(claim: Claim, waiter: Waiter | None) -> None:
     """Take what a claim is for, or let the waiter wait for it, or raise."""
-    pool = claim._pool
-    raising(pool, operate(pool._family.spending, pool, _reserve, claim, waiter))
+    spend(claim._pool, _reserve, claim, waiter)
 
 
 def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter: Waiter | None) -> Failure:
@@ -106,8 +110,7 @@ def _reserve(change: Change, family: Family, chain: Chain, claim: Claim, waiter:
 
 def commit(claim: Claim, tokens: int, nanos: int, closed: Callable[[], Exception]) -> None:
     """See `Reservation.commit`. `closed` makes the error of one that is settled."""
-    pool = claim._pool
-    raising(pool, operate(pool._family.spending, pool, _commit, claim, tokens, nanos, closed))
+    spend(claim._pool, _commit, claim, tokens, nanos, closed)
 
 
 def _commit(
@@ -136,7 +139,7 @@ def release(claim: Claim) -> None:
 def drop(claim: Claim, takes: Iterator[object]) -> None:
     """Release one that was collected unsettled; leave what is owed to the caller."""
     scope = claim._pool
-    scope._family.run(takes, OWE, decided, scope, (), _release, claim, DROPPED)
+    scope._family.run(takes, OWE, decided, scope, (), _release, (claim, DROPPED))
 
 
 def _release(change: Change, family: Family, chain: Chain, claim: Claim, state: str) -> None:
@@ -190,7 +193,7 @@ def abandon(waiter: Waiter) -> None:
 
 def give_back(waiter: Waiter, takes: Iterator[object]) -> None:
     """Do the same for one whose bell nobody hears; leave what is owed to the caller."""
-    waiter.scope._family.run(takes, OWE, decided, waiter.scope, (), _abandon, waiter)
+    waiter.scope._family.run(takes, OWE, decided, waiter.scope, (), _abandon, (waiter,))
 
 
 def _abandon(change: Change, family: Family, chain: Chain, waiter: Waiter) -> None:
@@ -202,7 +205,7 @@ def _abandon(change: Change, family: Family, chain: Chain, waiter: Waiter) -> No
 
 def look(scope: Scope) -> None:
     """Roll over what is due, and serve those who wait."""
-    operate(scope._family.locked, scope, _nothing)
+    operate(scope, _nothing)
 
 
 def _nothing(*_: Any) -> None:

@@ -175,7 +175,7 @@ def renew(change: Change, account: Account, period_end: float) -> None:
 
 def serve(family: Family, account: Account) -> bool:
     """Do the next thing that is due in an account's line. Return whether there may be more."""
-    return family.change(_serve, family, account)  # type: ignore[no-any-return]
+    return family.change(_serve, (family, account))  # type: ignore[no-any-return]
 
 
 def _serve(change: Change, family: Family, account: Account) -> bool:

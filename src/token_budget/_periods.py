@@ -44,11 +44,12 @@ def due(accounts: Iterable[Account]) -> list[Due]:
 def roll_over(scope: Scope, ended: Iterable[Due]) -> None:
     """Begin the periods that were found due, and let the scope know the times of its periods."""
     if ended:
-        scope._family.change(_roll_over, ended)
+        scope._family.change(begin_due, (ended,))
     scope._times = times_of(scope._chain)
 
 
-def _roll_over(change: Change, ended: Iterable[Due]) -> None:
+def begin_due(change: Change, ended: Iterable[Due]) -> None:
+    """Begin the periods that were found due, where another thread has not begun them meanwhile."""
     for account, terms, now, period in ended:
         if now >= account.period_end:
             begin_anew(change, account)
@@ -73,6 +74,8 @@ def begin_period(change: Change, account: Account, period: tuple[Any, Any]) -> N
     change.terms(account, *period)
     change.set(account, "since", since)
     change.set(account, "period_end", end)
+    if account.calendar is not None:
+        change.set(account.calendar, "latest", period)
     renew(change, account, end)
 
 

@@ -137,7 +137,8 @@ class BudgetPool(Governed):
         nanos = to_nanos(usd)
         family = self._home
         if family.pending:
-            return None if _straight.record(self, tokens, nanos) else _ledger.record(self, tokens, nanos, force)
+            done = self._few and _straight.record(self, tokens, nanos)
+            return None if done else _ledger.record(self, tokens, nanos, force)
         account = self._account
         for _ in family.spending:
             try:
@@ -220,7 +221,7 @@ class BudgetPool(Governed):
         reservation._state = None
         family = self._home
         if family.pending:
-            taken = _straight.reserve(self, reservation, tokens, nanos)
+            taken = self._few and _straight.reserve(self, reservation, tokens, nanos)
             return reservation if taken else _sleep.reserve(reservation, timeout)
         account = self._account
         for _ in family.spending:

@@ -225,7 +225,7 @@ class Reservation(Claim):
             "that made it"
         )
 
-    def pay(self, takes: typing.Any, _mine: object) -> None:
+    def pay(self, takes: typing.Any) -> None:
         """Release what was dropped: see `Family.pay`."""
         _ledger.drop(self, takes)
 

@@ -5,10 +5,10 @@ Each operation has the two parts that `_ledger.py` tells of.
 
 from __future__ import annotations
 
-from token_budget._account import Account, Threshold, Watch, current
+from token_budget._account import Account, Subscription, Threshold, Watch, current
 from token_budget._arguments import UNCHANGED
 from token_budget._family import PAY
-from token_budget._ledger import operate, raising
+from token_budget._ledger import operate, spend, untimed
 from token_budget._line import closed
 from token_budget._money import UNBOUNDED
 from token_budget._periods import begin_anew, begin_period
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def reset(scope: Scope) -> None:
     """See `BudgetPool.reset`."""
-    operate(scope._family.spending, scope, _reset)
+    spend(scope, _reset)
 
 
 def _reset(change: Change, _family: Family, chain: Chain) -> None:
@@ -42,9 +42,8 @@ def _reset(change: Change, _family: Family, chain: Chain) -> None:
 
 def set_caps(scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
     """See `BudgetPool.set_caps`; an argument may be UNCHANGED."""
-    scope._family.check_fork()
     period = period_of(window)
-    raising(scope, operate(scope._family.spending, scope, _set_caps, token_cap, nano_cap, window, period))
+    spend(scope, _set_caps, token_cap, nano_cap, window, period)
 
 
 def period_of(window: Any) -> tuple[Any, Any]:
@@ -68,6 +67,7 @@ def _set_caps(
     change.set(account, "own", account.own.union(name for name, value in news.items() if value is not UNCHANGED))
     give_caps(change, account, token_cap, nano_cap)
     if window is not UNCHANGED:
+        change.set(account, "calendar", None)
         give_window(change, family, [account], window, period)
     return None
 
@@ -119,7 +119,7 @@ def _armed_again(account: Account, token_limit: int, nano_limit: int) -> Watch |
 
 def close(scope: Scope) -> None:
     """See `BudgetPool.close`."""
-    operate(scope._family.locked, scope, _close)
+    operate(scope, _close)
 
 
 def _close(change: Change, _family: Family, chain: Chain) -> None:
@@ -138,7 +138,7 @@ def closing(change: Change, account: Account) -> None:
 
 def subscribe(scope: Scope, subscriptions: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
     """See `BudgetPool.subscribe` and `on_threshold`."""
-    operate(scope._family.locked, scope, _subscribe, subscriptions, thresholds)
+    operate(scope, _subscribe, subscriptions, thresholds)
 
 
 def _subscribe(
@@ -153,12 +153,13 @@ def with_listeners(watch: Watch | None, subscriptions: tuple[Any, ...], threshol
     return Watch((*old.subscribers, *subscriptions), (*old.thresholds, *thresholds), (*old.armed, *thresholds))
 
 
-def unsubscribe(scope: Scope, item: object) -> None:
+def unsubscribe(scope: Scope, item: Subscription | Threshold) -> None:
     """Forget a subscription or threshold; nothing if it is not there."""
-    operate(scope._family.locked, scope, _unsubscribe, item)
+    untimed(scope, _unsubscribe, item)
 
 
-def _unsubscribe(change: Change, family: Family, chain: Chain, item: object) -> None:
+def _unsubscribe(change: Change, family: Family, chain: Chain, item: Subscription | Threshold) -> None:
+    change.set(item, "heard", False)  # noqa: FBT003 - the value that is stored
     if chain[0].watch is not None:
         _listen(change, family, chain[0], without_listener(chain[0].watch, item))
 
@@ -184,8 +185,7 @@ def without_listener(watch: Watch, item: object) -> Watch | None:
 
 def adopt(scope: Scope, account: Account | None, register: Register, thing: object) -> None:
     """Let one more pool, or a group of keyed ones, be of the family, if no scope of the chain is closed."""
-    scope._family.check_fork()
-    raising(scope, operate(scope._family.spending, scope, _adopt, account, register, thing))
+    spend(scope, _adopt, account, register, thing)
 
 
 def _adopt(
@@ -205,7 +205,7 @@ def detach(scope: Scope) -> None:
     """See `BudgetPool.detach`."""
     family = scope._family
     family.check_fork()
-    family.run(family.locked, PAY, family.change, _detach, family, scope)
+    family.run(family.locked, PAY, family.change, _detach, (family, scope))
 
 
 def _detach(change: Change, family: Family, scope: Scope) -> None:

@@ -38,7 +38,7 @@ def record(scope: Scope, tokens: int, nanos: int) -> bool:
     family = scope._family
     few: Any = scope._few
     times = scope._times
-    if family.pending or not few or (times and not times[1] <= (times[0] or time.time)() < times[2]):
+    if family.pending or (times and not times[1] <= (times[0] or time.time)() < times[2]):
         return False
     if scope._more is not None:
         return _record_five(family, few, scope._more, tokens, nanos)

@@ -27,13 +27,8 @@ class Teller:
     __slots__ = ("__weakref__", "busy", "me")
 
     def __init__(self) -> None:
-        self.busy = False  # whether the thread is calling back
+        self.busy: tuple[Any, ...] = ()  # the families that the thread is calling back for
         self.me = ref(self)
-
-    def may_pay(self, debt: Any) -> bool:
-        """Return whether it may call back: for its own thread, unless that is calling back, or for one that ended."""
-        whose = debt.teller()
-        return whose is None or (whose is self and not self.busy)
 
 
 def teller() -> Teller:
@@ -52,23 +47,20 @@ class Telling(map):  # type: ignore[type-arg]
     event: BudgetEvent
     teller: ref[Teller]  # of the thread that is to call back
 
-    def pay(self, _takes: object, mine: Teller) -> None:
+    def pay(self, _takes: object) -> None:
         """Call back, unless it was done before. What the callback raises is logged, except for interrupts."""
-        mine.busy = True
         try:
             next(self, None)
         except Exception:
             import logging
 
             logging.getLogger("token_budget").exception("a subscriber raised on %r", self.event)
-        finally:
-            mine.busy = False
 
 
 def tellings(listeners: Iterable[Subscription | Threshold], event: BudgetEvent) -> list[Telling]:
     """Return the callbacks that are owed to these for an event, by this thread."""
     me = teller().me
-    made = [Telling(one.callback, (event,)) for one in listeners]
+    made = [Telling(one.callback, (event,)) for one in listeners if one.heard]
     for telling in made:
         telling.event = event
         telling.teller = me

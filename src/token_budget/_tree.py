@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def snapshot(scope: Scope) -> BudgetSnapshot:
     """See `BudgetPool.snapshot`."""
-    return operate(scope._family.locked, scope, _shown)  # type: ignore[no-any-return]
+    return operate(scope, _shown)  # type: ignore[no-any-return]
 
 
 def _shown(_change: object, _family: object, chain: tuple[Account, ...]) -> BudgetSnapshot:

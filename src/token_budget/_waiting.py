@@ -179,7 +179,7 @@ class Waiter:
         moment = self.lives_until.get(account)
         return moment is not None and bool(account.period_end <= moment)
 
-    def pay(self, takes: Any, _mine: object) -> None:
+    def pay(self, takes: Any) -> None:
         """Ring. Where nobody can hear it any more, give its room back."""
         if not self.bell.ring():
             self.give_back(self, takes)

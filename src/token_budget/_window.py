@@ -151,10 +151,6 @@ class Window:
         """
         checked = _checked_day(day)
 
-        def month_of(date: datetime.date) -> int:
-            month = date.year * 12 + date.month - 1
-            return month if date >= first_day(month) else month - 1
-
         def first_day(month: int) -> datetime.date:
             from calendar import monthrange
 
@@ -163,7 +159,7 @@ class Window:
 
         zone, name, unnamed = _zone(tz)
         text = f"monthly {name} day {checked}" if checked > 1 else f"monthly {name}"
-        periods = _calendar(zone, month_of, first_day)
+        periods = _calendar(zone, lambda date: date.year * 12 + date.month - 1, first_day)
         return cls._of(("monthly", tz, {"day": day}), (text, unnamed), periods, clock)
 
     @classmethod
@@ -389,28 +385,27 @@ def _calendar(
 ) -> typing.Callable[[float], tuple[float, float]]:
     """Return the function that finds the calendar period of a moment.
 
-    The periods of a calendar have numbers: `number_of` tells the number of the period that a date is in, `first_day`
-    the date on which a period starts. `start` is the time of that day, midnight if it is left out.
+    The periods of a calendar have numbers: `number_of` tells the number of the period that a date is in, or of the next
+    one, and `first_day` the date on which a period starts. `start` is the time of that day, midnight if it is left out.
     """
     from datetime import datetime, time, timedelta, timezone
 
     at = start or time()
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
-    since_midnight = timedelta(hours=at.hour, minutes=at.minute, seconds=at.second, microseconds=at.microsecond)
 
     def start_of(number: int) -> float:
         return (_first_moment(datetime.combine(first_day(number), at, zone)) - epoch).total_seconds()
 
     def period(now: float) -> tuple[float, float]:
-        shown = (epoch + timedelta(seconds=now)).astimezone(zone)
-        number = number_of((shown - since_midnight).date())
+        number = number_of((epoch + timedelta(seconds=now)).astimezone(zone).date())
         begin, end = start_of(number), start_of(number + 1)
         # Where clocks go back over the end of a period, its last minutes come a second time after the next one has
         # started. They belong to the next, so that no period is entered twice.
         while now >= end:
             number += 1
             begin, end = end, start_of(number + 1)
-        # `datetime` rounds to the microsecond, up to the start of the next period; and a zone may leave a day out.
+        # The date may be in the period before, as early in the day on which one starts. So it is where `datetime` has
+        # rounded to the next microsecond, and where a zone has left a day out.
         while now < begin:
             number -= 1
             begin, end = start_of(number), begin
