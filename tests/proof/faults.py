@@ -70,7 +70,7 @@ FAULTS = [
         "an operation of many steps decides, lets the lock go, then publishes",
         "_family.Family.change",
         ("force", "commit"),
-        (("if self.version == version:\n", "if self.version == version:\n" + reopened("self") + "\n"),),
+        (("self._publish(made)\n", reopened("self", "self._publish(made)\n")),),
         # so that the other comes in by a straight run
         beside=(("_family.Family.run", (("self.pending = True\n", "pass\n"),)),),
     ),
@@ -115,11 +115,11 @@ FAULTS = [
         ("reset", "commit"),
         (
             (
-                "operate(scope._family.spending, scope, _reset)\n",
+                "spend(scope, _reset)\n",
                 "from token_budget._change import Change\n"
                 "early = Change()\n"
                 "_reset(early, scope._family, scope._chain)\n"
-                "operate(scope._family.spending, scope, lambda change, *_: change.stores.extend(early.stores))\n",
+                "spend(scope, lambda change, *_: change.stores.extend(early.stores))\n",
             ),
         ),
     ),
@@ -174,7 +174,7 @@ FAULTS = [
         ("record", "drop_then_record"),
         (
             (
-                "scope._family.run(takes, False, decided, scope, (), _release, (claim, DROPPED))",
+                "scope._family.run(takes, OWE, decided, scope, (), _release, (claim, DROPPED))",
                 "decided(scope, (), _release, (claim, DROPPED))",
             ),
         ),
@@ -222,8 +222,8 @@ FAULTS = [
         "_straight._reserve_five",
         ("reserve", "commit"),
         (
-            ("four, five = more\n", "four, five = more\nbefore = four.tokens_claimed + tokens\n"),
-            ("four.tokens_claimed += tokens\n", "four.tokens_claimed = before\n"),
+            ("d, e = more\n", "d, e = more\nbefore = d.tokens_claimed + tokens\n"),
+            ("d.tokens_claimed += tokens\n", "d.tokens_claimed = before\n"),
         ),
         "Deep",
     ),
@@ -231,7 +231,7 @@ FAULTS = [
         "the lowest of five scopes does not count what is in flight",
         "_straight._settle_five",
         ("release", "tree"),
-        (("five.in_flight -= 1\n", "pass\n"),),
+        (("e.in_flight -= 1\n", "pass\n"),),
         "Deep",
     ),
     Fault(
@@ -305,7 +305,12 @@ FAULTS = [
         ("reserve", "commit"),
         (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),),
         "Heard",
-        beside=(("_telling.Teller.may_pay", (("return whose is None or (whose is self and not self.busy)\n", "return True\n"),)),),
+        beside=(
+            (
+                "_family.Family.pay",
+                (("if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):\n", "if False:\n"),),
+            ),
+        ),
     ),
     Fault(
         "a key's handle is made by two",
@@ -316,7 +321,7 @@ FAULTS = [
     ),
     Fault(
         "a key is deleted while a call is in flight",
-        "_group.Group._forget",
+        "_group.Group._close",
         ("delete", "reserve_held"),
         (("if account.in_flight:\n", "if False:\n"),),
         "HeldKey",
@@ -347,7 +352,7 @@ INTERRUPTED = [
         "",
         {
             "_family.Family.pay": (
-                ("debt.pay(self.locked, mine)\n", "self.owed.remove(debt); debt.pay(self.locked, mine)\n"),
+                ("debt.pay(self.locked)\n", "self.owed.remove(debt); debt.pay(self.locked)\n"),
             )
         },
     ),
@@ -377,7 +382,9 @@ INTERRUPTED = [
         "a change is published though a handler of its thread has changed the family meanwhile",
         ("below", "record"),
         "record",
-        {"_family.Family.change": (("if self.version == version:\n", "if True:\n"),)},
+        {"_family.Family.change": (
+                ("made = change.made(self)\n            if self.version == version:\n", "made = change.made(self)\nif True:\n"),
+            )},
     ),
     Interrupted(
         "whoever is inside does not close the straight runs",
@@ -399,9 +406,9 @@ INTERRUPTED = [
             "_line.end": (("change.debts.append(waiter)\n", "pass\n"),),
             "_line.serve": (
                 (
-                    "return family.change(_serve, family, account)",
+                    "return family.change(_serve, (family, account)",
                     "head = account.line.head(account)\n"
-                    "more = family.change(_serve, family, account)\n"
+                    "more = family.change(_serve, (family, account)\n"
                     "if head is not None and head.state is not WAITING: head.bell.ring()\n"
                     "return more",
                 ),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import types
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -325,6 +325,16 @@ def passes(event: Any) -> bool:
         return bool(event.tokens > 100)
     left = event.snapshot
     return bool((event.tokens and left.tokens_remaining < 0) or (event.usd_nanos and left.usd_remaining_nanos < 0))
+
+
+@contextmanager
+def running(loop: HandLoop) -> Iterator[None]:
+    """Let the loop be the one that runs in this thread."""
+    asyncio._set_running_loop(loop)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(None)
 
 
 def stepped(coroutine: Any, loop: HandLoop, *meanwhile: Callable[[], object]) -> None:
