@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -13,6 +14,11 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The tests also run where the project is not installed: pytest finds `src` by its settings, child processes by this.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # CI runs every example from the same seed, so that a red run is red again. `HYPOTHESIS_PROFILE=search` looks for news.
 hypothesis.settings.register_profile("ci", max_examples=500, stateful_step_count=30, deadline=None, derandomize=True)

@@ -1,59 +1,150 @@
-"""The README's programs run as written, and the docstrings' examples are true."""
+"""The programs of both READMEs run as written, what they list is complete, and the docstrings' examples are true."""
 
 from __future__ import annotations
 
+import ast
 import doctest
+import inspect
+import os
+import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Coroutine
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import token_budget
-from token_budget import _errors, _pool, _snapshot, _window
 
-README = Path(__file__).parent.parent / "README.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "token_budget"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSIDE = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
-# The last line that each program prints.
+
+def programs(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+# The last lines that each program prints.
+EXAMPLE = r"Hello\.\ntokens 1,650 / 10,000 \(16%\) \| usd 0\.0099 / 0\.5000 \(1%\) \| 0 in flight"
 FAN_OUT = (
-    r"(\d+) done, (\d+) skipped: tokens ([\d,]+) / 20,000 \(\d+%\) \| usd 0\.0\d+ / 0\.1000 \(\d+%\) \| 0 in flight"
+    r"(\d+) done, (\d+) skipped: tokens ([\d,]+) / 50,000 \(\d+%\) \| usd 0\.\d+ / 0\.1500 \(\d+%\) \| 0 in flight"
 )
-GATHER = r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
-PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| usd 0\.0000 \| 0 in flight\x1b\[K"
-EXCEPT = r"0\.006"
+GATHER = (
+    r"budget exceeded on tokens: attempted 10500 > cap 10000 \(0 used, 10000 reserved, 500 requested\); busy: .*\n"
+    r"20 of 1000 started: tokens 9,000 / 10,000 \(90%\) \| usd 0\.0220 / 0\.0500 \(44%\) \| 0 in flight"
+)
+PROGRESS = r"batch: tokens 5,000 / 10,000 \(50%\) \| 0 in flight\x1b\[K"
+FAILED = r"timed out: tokens 2,000 \| usd 0\.0060 / 1\.0000 \(0%\) \| 0 in flight"
 SCOPES = (
-    r"\(<BudgetSnapshot atlas: .* usd 0\.2599 / 100\.0000 .*>, "
-    r"<BudgetSnapshot user:ann: .* usd 0\.0099 / 10\.0000 .*>\) 20\d\d-\d\d-\d\d 2[23]:00:00\+00:00"
+    r"user:ann 20\d\d-\d\d-\d\d 2[23]:00:00\+00:00 budget exceeded on usd in pool 'user:ann': .* used up until .*\n"
+    r"Retry-After: [1-9]\d*\n"
+    r"\(<BudgetSnapshot atlas: .* usd 0\.0099 / 100\.0000 .*>, "
+    r"<BudgetSnapshot user:ann: .* usd 0\.0099 / 10\.0000 .*>\)"
 )
-WAITING = r"tokens 0 / 40,000 \(0%\) \| usd 0\.0000 \| 0 in flight"
-EVENTS = r"80 % is gone: day: tokens 0 \| usd 8\.5000 / 10\.0000 \(85%\) \| 0 in flight"
-LAST_LINES = [FAN_OUT, GATHER, PROGRESS, SCOPES, WAITING, EVENTS, EXCEPT]
+EVENTS = r"80 % is used: day: usd 8\.5000 / 10\.0000 \(85%\) \| 0 in flight"
+CLOCK = r"10"
+FORK = r"child: usd 0\.5000 / 1\.0000 \(50%\) \| 0 in flight"
+OUTPUTS = [EXAMPLE, FAN_OUT, GATHER, PROGRESS, FAILED, SCOPES, EVENTS, CLOCK, FORK]
 
 
-def run(program: str) -> str:
+def run(program: str, lines: int = 1) -> str:
+    """Return the last lines that a program prints. One that warns fails."""
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    environment = os.environ | {"PYTHONPATH": str(Path(token_budget.__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
     assert done.stderr == ""
-    return re.split(r"[\r\n]", done.stdout.rstrip())[-1]
+    return "\n".join(re.split(r"[\r\n]", done.stdout.rstrip())[-lines:])
 
 
-@pytest.mark.parametrize(("program", "last_line"), list(zip(PROGRAMS, LAST_LINES, strict=True)))
-def test_a_program_of_the_readme_runs_as_written(program: str, last_line: str) -> None:
-    assert re.fullmatch(last_line, run(program))
+@pytest.mark.parametrize(("program", "output"), list(zip([*programs(README), *programs(INSIDE)], OUTPUTS, strict=True)))
+def test_a_program_of_the_readmes_runs_as_written(program: str, output: str) -> None:
+    assert re.fullmatch(output, run(program, 1 + output.count(r"\n")))
 
 
-def test_the_fan_out_spends_the_budget_and_skips_the_rest() -> None:
-    match = re.fullmatch(FAN_OUT, run(PROGRAMS[0]))
+def fan_out(program: str) -> tuple[int, int, int]:
+    match = re.fullmatch(FAN_OUT, run(program))
     assert match
-    done, skipped, tokens = int(match[1]), int(match[2]), int(match[3].replace(",", ""))
+    return int(match[1]), int(match[2]), int(match[3].replace(",", ""))
+
+
+def test_the_fan_out_loses_no_call() -> None:
+    assert fan_out(programs(README)[1]) == (100, 0, 45_000)
+
+
+def test_without_a_timeout_the_fan_out_loses_more_than_half_of_the_calls() -> None:
+    program = programs(README)[1].replace(", timeout=60", "").replace("sleep(0.05)", "sleep(1)")
+    done, skipped, tokens = fan_out(program)
     assert done + skipped == 100
-    assert tokens == 990 * done <= 20_000
-    assert skipped > 0
+    assert tokens == 450 * done
+    assert skipped > 50
 
 
-@pytest.mark.parametrize("module", [token_budget, _errors, _pool, _snapshot, _window])
-def test_the_examples_of_the_docstrings_are_true(module: object) -> None:
-    names = vars(token_budget) | {"module": module}
-    assert doctest.testmod(module, extraglobs=names).failed == 0  # type: ignore[arg-type]
+def test_the_first_example_has_eight_lines() -> None:
+    assert len(programs(README)[0].splitlines()) == 8
+
+
+def test_the_readmes_stay_short() -> None:
+    assert len(README.splitlines()) <= 220
+    assert len(INSIDE.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("start", ["PYTHONPATH=src python3 -m token_budget demo", "python3 -m venv "])
+def test_the_commands_that_ci_takes_from_the_readme_stand_alone_on_one_line(start: str) -> None:
+    found = [line for line in README.splitlines() if line.startswith(start)]
+    assert len(found) == 1
+    assert f"```sh\n{found[0]}\n```" in README
+
+
+# What the table says in fewer words: "the same with `usd`", "also with `_nanos`".
+SHORT = {"usd_used", "usd_reserved", "usd_remaining", "usd_cap"}
+# What one room of the core calls in another: no callers of the package.
+INTERNAL = {"accounts", "scopes", "pay", "paid", "teller"}
+
+
+@pytest.mark.parametrize("name", [name for name in token_budget.__all__ if name != "__version__"])
+def test_the_table_of_the_api_has_every_public_name(name: str) -> None:
+    known = set(re.findall(r"\w+", README.partition("## The API")[2]))
+    thing = getattr(token_budget, name)
+    inherited = {member for base in (BaseException, TimeoutError, tuple, Coroutine) for member in dir(base)}
+    members = {member for member in dir(thing) if not member.startswith("_")} - inherited - INTERNAL
+    assert name in known
+    assert {member.removesuffix("_nanos") for member in members} <= known | SHORT
+
+
+def rooms() -> list[str]:
+    rows = re.findall(r"^\| (`.*?`) \|", INSIDE.partition("## The rooms")[2].partition("\n## ")[0], re.MULTILINE)
+    return re.findall(r"`(\w+)`", " ".join(rows))
+
+
+def test_the_table_of_rooms_has_every_module() -> None:
+    modules = [name for _, name, _ in pkgutil.iter_modules([str(PACKAGE)]) if name != "__main__"]
+    assert sorted(rooms()) == sorted(modules)
+
+
+def test_a_room_imports_only_from_rooms_above_it_in_the_table() -> None:
+    order = rooms()
+    for room in order[: order.index("pool")]:
+        tree = ast.parse((PACKAGE / f"{room}.py").read_text(encoding="utf-8"))
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        for node in imports:
+            package, _, module = (node.module or "").partition(".")
+            if package == "token_budget":
+                for name in [module] if module else [alias.name for alias in node.names]:
+                    assert order.index(name) < order.index(room), f"{room} imports {name}"
+
+
+def modules() -> list[ModuleType]:
+    names = [name for _, name, _ in pkgutil.iter_modules([str(PACKAGE)], "token_budget.")]
+    return [token_budget, *[import_module(name) for name in names if name[-8:] != "__main__"]]
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if ">>> " in inspect.getsource(module)])
+def test_the_examples_of_the_docstrings_are_true(module: ModuleType) -> None:
+    tried = doctest.testmod(module, extraglobs=vars(token_budget) | {"module": module})
+    assert tried.failed == 0
+    assert tried.attempted > 0

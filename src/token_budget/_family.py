@@ -200,12 +200,12 @@ class Family:
             while paid and self.owed:
                 paid = False
                 for debt in tuple(self.owed):
-                    whose = debt.teller
+                    whose = debt._teller
                     if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
                         continue  # the thread that owes a callback makes it; for one that has ended, anybody does
                     paid = True
                     try:
-                        debt.pay(self.locked)
+                        debt._pay(self.locked)
                         try:  # noqa: SIM105 - this is quicker
                             self.owed.remove(debt)
                         except ValueError:  # another thread has already removed it
@@ -231,12 +231,12 @@ class Family:
         when they leave.
         """
         while self.owner != threading.get_ident():
-            debt = next((one for one in tuple(self.owed) if one.teller is None), None)
+            debt = next((one for one in tuple(self.owed) if one._teller is None), None)
             if debt is None:
                 return
             seconds = 0.0 if self.owner else 1.0
-            debt.pay(starmap(self.lock.acquire, ((True, seconds),)))
-            if not debt.paid():
+            debt._pay(starmap(self.lock.acquire, ((True, seconds),)))
+            if not debt._paid():
                 return
             try:  # noqa: SIM105 - as above
                 self.owed.remove(debt)
@@ -265,7 +265,7 @@ class Family:
         lock = _new_lock()
         locked = taking(lock)
         name = self.root.terms[2]
-        owed = deque([debt for debt in self.owed if debt.teller is None or debt.teller() is teller()])
+        owed = deque([debt for debt in self.owed if debt._teller is None or debt._teller() is teller()])
         pid = os.getpid()
         spending = starmap(_refuse_forked, repeat((name,)))
         # One straight run: whoever interrupts it finds all of the old or all of the new.

@@ -89,7 +89,7 @@ class Group:
 
     __slots__ = (
         "__weakref__",
-        "_accounts",
+        "_by_key",
         "_calendar",
         "_caps",
         "_chain",
@@ -118,7 +118,7 @@ class Group:
         self._caps = caps
         self._window = window
         self._watch: Watch | None = None  # who listens to every key
-        self._accounts: dict[Hashable, KeyAccount] = {}
+        self._by_key: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
         self._calendar = Calendar()  # of the keys that have the group's window
         self._rota: deque[Hashable] = deque()
@@ -128,13 +128,13 @@ class Group:
 
     # ------------------------------------------------------------------ for the family
 
-    def accounts(self) -> list[KeyAccount]:
+    def _accounts(self) -> list[KeyAccount]:
         """Return the accounts of all keys."""
-        return [account for account in list(self._accounts.values()) if account.handle is not nobody]
+        return [account for account in list(self._by_key.values()) if account.handle is not nobody]
 
-    def scopes(self) -> list[Scope]:
+    def _scopes(self) -> list[Scope]:
         """Return the pools of keys that are alive, and what they are made after."""
-        handles = [account.handle() for account in self.accounts()]
+        handles = [account.handle() for account in self._accounts()]
         return [self._model, *[pool for pool in handles if pool is not None]]
 
     # ------------------------------------------------------------------ keys that come and go
@@ -193,14 +193,14 @@ class Group:
         A signal handler of this thread may ask for the same key in between: who comes first has made it.
         """
         key, family = account.key, self._model._family
-        known = self._accounts.get(key)
+        known = self._by_key.get(key)
         if known is not None and known.handle is nobody:
             self._remove(known)  # an interrupted thread has forgotten it, and not removed it
             known = None
         if known is None:
             family.change(self._welcome, (family, account, own))
             self._rota.append(key)
-            known = self._accounts.setdefault(key, account)
+            known = self._by_key.setdefault(key, account)
             if known is account:
                 self._own.pop(key, None)
                 if account.calendar is not None and account.calendar.latest is latest:
@@ -233,7 +233,7 @@ class Group:
     def _look_at_next(self, newest: KeyAccount, now: float) -> None:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""
         key = self._rota[0]
-        account = self._accounts.get(key)
+        account = self._by_key.get(key)
         if account is not None and account is not newest:
             own = Own(account, self._watch)
             if own:
@@ -242,7 +242,7 @@ class Group:
                 self._remove(account)
             else:
                 self._own.pop(key, None)
-        if key in self._accounts:
+        if key in self._by_key:
             self._rota.append(key)
         self._rota.popleft()
 
@@ -256,13 +256,13 @@ class Group:
 
     def _remove(self, account: KeyAccount) -> None:
         """Remove the account of a key that is forgotten, unless a handler of this thread has made another meanwhile."""
-        removed = self._accounts.pop(account.key, None)
+        removed = self._by_key.pop(account.key, None)
         if removed is not None and removed is not account:
-            self._accounts.setdefault(account.key, removed)
+            self._by_key.setdefault(account.key, removed)
 
     def _forget(self, key: Hashable) -> None:
         """Under the lock: see `KeyedPools.__delitem__`."""
-        account = self._accounts.get(key)
+        account = self._by_key.get(key)
         if account is not None and account.handle is nobody:
             account = None
         if account is None and key not in self._own:
@@ -275,8 +275,7 @@ class Group:
     def _close(self, change: Change, account: KeyAccount) -> None:
         if account.in_flight:
             raise ValueError(
-                f"{account.in_flight} calls of key {account.key!r} are in flight: let them settle first, or "
-                "close() the key's pool"
+                f"key {account.key!r} has {account.in_flight} in flight: let them settle first, or close() its pool"
             )
         _settings.closing(change, account)
         change.set(account, "handle", nobody)
@@ -287,7 +286,7 @@ class Group:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
         family, period = self._model._family, _settings.period_of(window)
         family.check_fork()
-        ended = due([] if window is UNCHANGED else self.accounts())
+        ended = due([] if window is UNCHANGED else self._accounts())
         family.run(family.spending, PAY, self._change_caps, ended, (token_cap, nano_cap, window, period))
 
     def _change_caps(self, ended: Any, arguments: tuple[Any, ...]) -> None:
@@ -300,7 +299,7 @@ class Group:
     def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
         change.set(self, "_caps", tuple(old if new is UNCHANGED else new for old, new in caps))
-        accounts = [self._model._account, *self.accounts()]
+        accounts = [self._model._account, *self._accounts()]
         for account in accounts:
             tokens = UNCHANGED if "token_cap" in account.own else token_cap
             nanos = UNCHANGED if "nano_cap" in account.own else nano_cap
@@ -321,7 +320,7 @@ class Group:
 
     def _with_listeners(self, change: Change, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         change.set(self, "_watch", _settings.with_listeners(self._watch, subscribers, thresholds))
-        for account in self.accounts():
+        for account in self._accounts():
             change.gate(account, watch=_settings.with_listeners(account.watch, subscribers, thresholds))
 
     def _ignore(self, item: object) -> None:
@@ -333,6 +332,6 @@ class Group:
         if self._watch is not None:
             change.keep(self._watch)
             change.set(self, "_watch", _settings.without_listener(self._watch, item))
-        for account in self.accounts():
+        for account in self._accounts():
             if account.watch is not None:
                 change.gate(account, watch=_settings.without_listener(account.watch, item))

@@ -74,7 +74,7 @@ class KeyedPools(Group, Generic[Pool]):
 
     def keys(self) -> list[Hashable]:
         """Return the keys that are remembered."""
-        return [account.key for account in self.accounts()]
+        return [account.key for account in self._accounts()]
 
     def __iter__(self) -> Iterator[Hashable]:
         """Iterate over the keys that are remembered as it begins."""
@@ -82,7 +82,7 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __len__(self) -> int:
         """Return how many keys are remembered."""
-        return len(self._accounts)
+        return len(self._by_key)
 
     def __bool__(self) -> bool:
         """Return True, also while no key is remembered."""
@@ -90,7 +90,7 @@ class KeyedPools(Group, Generic[Pool]):
 
     def __contains__(self, key: object) -> bool:
         """Return whether a key is remembered."""
-        account = self._accounts.get(key)
+        account = self._by_key.get(key)
         return account is not None and account.handle is not nobody
 
     def __delitem__(self, key: Hashable) -> None:
@@ -146,7 +146,7 @@ class KeyedPools(Group, Generic[Pool]):
 
     def _remembered(self, key: Hashable) -> typing.Any:
         """Return the pool of a key, by a straight run where nobody holds it; None if the key is not remembered."""
-        account = self._accounts.get(key)
+        account = self._by_key.get(key)
         if account is None:
             return None
         seen = account.handle

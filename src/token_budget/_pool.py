@@ -327,6 +327,8 @@ class BudgetPool(Governed):
         Raises:
             TypeError: something is no pool.
             ValueError: no pools, or pools that do not descend from one.
+            PoolClosed: one of the pools, or one above it, is closed.
+            PoolForked: in a forked child, before `detach`.
 
         Example:
             >>> total = BudgetPool(usd_cap=100)
@@ -357,8 +359,8 @@ class BudgetPool(Governed):
     ) -> KeyedPools[BudgetPool]:
         """Return child pools by key, each with these caps and this window: for users, projects or runs.
 
-        Arguments and errors are those of the class. The name of a key's pool is the key, after this name and a colon if
-        one is given.
+        Arguments and errors are those of the class, and of `child`. The name of a key's pool is the key, after this
+        name and a colon if one is given.
 
         Example:
             >>> pool = BudgetPool(usd_cap=1000)

@@ -225,11 +225,11 @@ class Reservation(Claim):
             "that made it"
         )
 
-    def pay(self, takes: typing.Any) -> None:
+    def _pay(self, takes: typing.Any) -> None:
         """Release what was dropped: see `Family.pay`."""
         _ledger.drop(self, takes)
 
-    def paid(self) -> bool:
+    def _paid(self) -> bool:
         """Return whether what was dropped is released."""
         return self.completed
 

@@ -108,7 +108,7 @@ class Claim:
     """
 
     __slots__ = ("_nanos", "_pool", "_state", "_tokens")
-    teller = None  # as something that is owed (`Family.pay`), anybody may pay it
+    _teller = None  # as something that is owed (`Family.pay`), anybody may pay it
     _pool: Scope
     _tokens: int
     _nanos: int
@@ -119,7 +119,7 @@ def scopes_of(family: Family) -> list[Scope]:
     """Return all pools of the family that are alive, those of keys too, and what pools of keys are made after."""
     found = [*family.scopes]
     for group in family.groups:
-        found += group.scopes()
+        found += group._scopes()
     return found
 
 
@@ -130,5 +130,5 @@ def accounts_of(scope: Scope) -> list[Account]:
     for pool in family.scopes:
         found.update(dict.fromkeys(pool._chain))
     for group in family.groups:
-        found.update(dict.fromkeys(group.accounts()))
+        found.update(dict.fromkeys(group._accounts()))
     return list(found)

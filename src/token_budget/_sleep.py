@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Coroutine, Generator
 
 from token_budget import _ledger, _straight
+from token_budget._errors import BudgetExceeded
 from token_budget._reservation import Reservation
 from token_budget._waiting import GRANTED, NEW, WAITING, LoopBell, ThreadBell, TrioBell, Waiter
 
@@ -31,15 +32,9 @@ _SHORTEST = 0.001
 def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
     """Take what the reservation is for, and let the thread wait if need be."""
     family = reservation._pool._family
-    family.check_fork()
-    if timeout == 0:
-        _ledger.reserve(reservation, None)
-        return reservation
-    if family.owner == threading.get_ident():
-        raise RuntimeError(
-            "a signal handler or finaliser that interrupts an operation of this pool cannot wait for room in it: the "
-            "room may have to come from the operation that it interrupts. Reserve with timeout=0 there, or later"
-        )
+    inside = family.owner == threading.get_ident()
+    if timeout == 0 or inside:
+        return _without_waiting(reservation, inside=inside and timeout != 0)
     bell = ThreadBell()
     waiter = Waiter(reservation, bell, timeout, _ledger.give_back)
     try:
@@ -55,6 +50,20 @@ def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
         abandon(waiter)
         raise
     return outcome(waiter)
+
+
+def _without_waiting(reservation: Reservation, *, inside: bool) -> Reservation:
+    """Take what the reservation is for, or raise."""
+    try:
+        _ledger.reserve(reservation, None)
+    except BudgetExceeded as error:
+        if inside and not error.exhausted:
+            raise RuntimeError(
+                "a signal handler or finaliser that interrupts an operation of this pool cannot wait for room in it: "
+                "the room may have to come from that operation. Reserve with timeout=0 there, or later"
+            ) from error
+        raise
+    return reservation
 
 
 class Sleeps:
@@ -182,7 +191,6 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
     """Take what the reservation is for, and let the task wait if need be."""
     if _straight.reserve(reservation._pool, reservation, reservation._tokens, reservation._nanos):
         return reservation
-    reservation._pool._family.check_fork()
     if timeout == 0:
         _ledger.reserve(reservation, None)
         return reservation

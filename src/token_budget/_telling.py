@@ -43,11 +43,11 @@ def teller() -> Teller:
 class Telling(map):  # type: ignore[type-arg]
     """One callback that is owed: a map of the callback over the one event. Its one step calls back, and uses it up."""
 
-    __slots__ = ("event", "teller")
+    __slots__ = ("_teller", "event")
     event: BudgetEvent
-    teller: ref[Teller]  # of the thread that is to call back
+    _teller: ref[Teller]  # of the thread that is to call back
 
-    def pay(self, _takes: object) -> None:
+    def _pay(self, _takes: object) -> None:
         """Call back, unless it was done before. What the callback raises is logged, except for interrupts."""
         try:
             next(self, None)
@@ -63,5 +63,5 @@ def tellings(listeners: Iterable[Subscription | Threshold], event: BudgetEvent) 
     made = [Telling(one.callback, (event,)) for one in listeners if one.heard]
     for telling in made:
         telling.event = event
-        telling.teller = me
+        telling._teller = me
     return made

@@ -138,7 +138,7 @@ class TrioBell:
 class Waiter:
     """One request that waits: what it asks for, of which scopes, and the reservation that it is to have.
 
-    It is also what is owed to its thread or task once it was granted or refused: the ring of its bell (`pay`).
+    It is also what is owed to its thread or task once it was granted or refused: the ring of its bell (`_pay`).
     """
 
     __slots__ = (
@@ -154,7 +154,7 @@ class Waiter:
         "ticket",
         "tokens",
     )
-    teller = None  # anybody may pay
+    _teller = None  # anybody may pay
 
     def __init__(self, reservation: Any, bell: Any, timeout: float | None, give_back: Callable[..., None]) -> None:
         self.reservation = reservation
@@ -179,12 +179,12 @@ class Waiter:
         moment = self.lives_until.get(account)
         return moment is not None and bool(account.period_end <= moment)
 
-    def pay(self, takes: Any) -> None:
+    def _pay(self, takes: Any) -> None:
         """Ring. Where nobody can hear it any more, give its room back."""
         if not self.bell.ring():
             self.give_back(self, takes)
 
-    def paid(self) -> bool:
+    def _paid(self) -> bool:
         """Return whether it has no room that nobody can use."""
         held = self.reservation
         return self.state is not GRANTED or held is None or held.completed or not self.bell.deaf()

@@ -1,7 +1,7 @@
 """The command line: ``token-budget COMMAND``, or ``python -m token_budget COMMAND``.
 
-Each command is a module of this package that has ``add_command(commands)``: it declares its options and says which
-function runs it. That function takes the parsed options and returns the exit status.
+Each command is a module of this package that has ``add_command(commands)``: it declares its options, its parser and the
+function that runs it. That function takes the parsed options and returns the exit status.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from token_budget import __version__
@@ -24,19 +25,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; bad options raise SystemExit(2), as argparse does.
 
     Args:
-        argv: what follows the program's name; None for the arguments of this process.
+        argv: the arguments after the program's name; None for the arguments of this process.
     """
-    options = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = options.run
+    if sys.stdout is None:  # closed before the interpreter started, as by `>&-`
+        return _cannot_write("it is closed")
     try:
-        return run(options)
+        try:
+            options, unknown = _parser().parse_known_args(argv)
+            if unknown:  # reported by the command's own parser, so that its own usage is shown
+                options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            run: Callable[[argparse.Namespace], int] = options.run
+            return run(options)
+        finally:
+            sys.stdout.flush()  # here, so that an error is reported below and not by the interpreter's own last flush
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`). What is still buffered goes nowhere, so that the interpreter's
-        # last flush does not fail as well.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of the output has gone (`| head`), which is not an error
+        _discard_output()
         return 1
+    except OSError as error:
+        if error.errno is None:  # a failure of the simulated model: a bug of the demo
+            raise
+        _discard_output()
+        return _cannot_write(str(error.strerror))
+
+
+def _cannot_write(reason: str) -> int:
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(f"token-budget: error: cannot write to standard output: {reason}\n")
+    return 1
+
+
+def _discard_output() -> None:
+    """Send what is still buffered to nowhere, so that the interpreter's last flush does not fail as well."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
-"""The calls that the demo makes: how large each is, how long it takes, and what becomes of it.
+"""The calls that the demo makes: how large each is, how long it takes, and how it ends.
 
 Sizes come from a seed or from a trace of real calls. Everything is drawn before the run, by one seeded generator, so
-that a seed names a workload whatever the threads do later.
+that the same seed always gives the same calls, whatever the threads do later.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import csv
 import enum
 import json
-from bisect import insort
-from dataclasses import dataclass
+from array import array
+from bisect import bisect_left, insort
+from collections import deque
 from itertools import chain, islice
 from math import ceil, log
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from random import Random
 
-# Chances of the ways in which a call goes wrong: what a busy service shows on a bad day.
+# How often a call fails in each way: as on a bad day of a busy service.
 _UNSENT_SHARE = 0.04
 _TIMED_OUT_SHARE = 0.03
 _CANCELLED_SHARE = 0.02
@@ -29,6 +30,7 @@ _INPUT_NAMES = ("ContextTokens", "input_tokens", "prompt_tokens")
 _OUTPUT_NAMES = ("GeneratedTokens", "output_tokens", "completion_tokens")
 _MOST_TOKENS = 10**8  # in one column of a trace: far above any model, far below what the pool takes
 _FIRST_GUESS = 256  # output tokens reserved for the first call of a trace
+_REMEMBERED = 1000  # answers of a trace from which the next estimate is made
 _SHOWN_CHARACTERS = 60
 
 
@@ -37,7 +39,7 @@ class TraceError(Exception):
 
 
 class Fate(enum.Enum):
-    """What becomes of a call that the budget admits."""
+    """How a call ends, if the budget admits it."""
 
     ANSWERED = "answered"
     UNSENT = "connection refused: never sent, so not billed"
@@ -46,27 +48,29 @@ class Fate(enum.Enum):
 
 
 class Prices(NamedTuple):
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     input: float
     output: float
 
     def usd(self, input_tokens: int, output_tokens: int) -> float:
-        """Return the price of one call in dollars, as the float that most programs would compute."""
+        """Return the price of one call in dollars: a float, as most programs compute it."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
+_FATES = tuple(Fate)
+
+
 class Sizes(NamedTuple):
-    """The tokens of one call. The output is reserved by an estimate: some answers are longer."""
+    """The tokens of one call. The reservation for the output is an estimate: some answers are longer."""
 
     input_tokens: int
     reserved_output_tokens: int
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of the simulated model. `connect` and `answer` raise what a client library would raise."""
+class Call(NamedTuple):
+    """One call of the simulated model. `connect` and `answer` raise what a client library raises."""
 
     number: int
     reserved_tokens: int
@@ -98,36 +102,102 @@ class Call:
         return 0, 0.0
 
 
-class Workload(NamedTuple):
-    """The calls of one run: the first half is made by threads, the second by asyncio tasks."""
+class PackedCalls:
+    """Calls in 41 bytes each, so that a million of them fit in memory: a `Call` is made when it is asked for."""
 
-    in_threads: list[Call]
-    in_tasks: list[Call]
+    def __init__(self, first: int, prices: Prices) -> None:
+        self._first = first
+        self._prices = prices
+        self._sizes = [array("q") for _ in Sizes._fields]
+        self._connect_seconds = array("d")
+        self._answer_seconds = array("d")
+        self._fates = bytearray()
+
+    def append(self, sizes: Sizes, connect_seconds: float, answer_seconds: float, fate: Fate) -> None:
+        """Add a call at the end."""
+        for column, value in zip(self._sizes, sizes, strict=True):
+            column.append(value)
+        self._connect_seconds.append(connect_seconds)
+        self._answer_seconds.append(answer_seconds)
+        self._fates.append(_FATES.index(fate))
+
+    def __len__(self) -> int:
+        """Return the number of calls."""
+        return len(self._fates)
+
+    def __getitem__(self, index: int) -> Call:
+        """Return the call at an index."""
+        input_tokens, reserved, output_tokens = (column[index] for column in self._sizes)
+        return Call(
+            self._first + index,
+            input_tokens + reserved,
+            self._prices.usd(input_tokens, reserved),
+            input_tokens + output_tokens,
+            self._prices.usd(input_tokens, output_tokens),
+            self._connect_seconds[index],
+            self._answer_seconds[index],
+            _FATES[self._fates[index]],
+        )
+
+    def __iter__(self) -> Iterator[Call]:
+        """Return the calls one by one; faster than by index."""
+        usd, number = self._prices.usd, self._first
+        columns = zip(*self._sizes, self._connect_seconds, self._answer_seconds, self._fates, strict=True)
+        for fed, reserved, made, connect, answer, fate in columns:
+            yield Call(
+                number, fed + reserved, usd(fed, reserved), fed + made, usd(fed, made), connect, answer, _FATES[fate]
+            )
+            number += 1
+
+
+Calls: TypeAlias = "list[Call] | PackedCalls"
+
+
+class Workload(NamedTuple):
+    """The calls of one run: the first half is made by threads, the second half by asyncio tasks."""
+
+    in_threads: Calls
+    in_tasks: Calls
 
     def __len__(self) -> int:
         """Return the number of calls."""
         return len(self.in_threads) + len(self.in_tasks)
 
-    def total(self) -> tuple[int, float]:
-        """Return the tokens and dollars that all calls come to when none is refused."""
-        bills = [call.bill for call in chain(self.in_threads, self.in_tasks)]
-        return sum(tokens for tokens, _ in bills), sum(usd for _, usd in bills)
+
+def total(calls: Iterable[Call]) -> tuple[int, float]:
+    """Return the tokens and dollars that calls cost together when none is refused."""
+    tokens, usd = 0, 0.0
+    for call in calls:
+        of_call = call.bill
+        tokens += of_call[0]
+        usd += of_call[1]
+    return tokens, usd
 
 
-def plan(sizes: Sequence[Sizes], prices: Prices, random: Random) -> Workload:
-    """Return calls of these sizes, with their times and fates drawn.
+def plan(sizes: Iterable[Sizes], calls: int, prices: Prices, random: Random) -> Workload:
+    """Return calls of these sizes, with their durations and fates drawn.
 
-    Only tasks can be cancelled. Where there are enough, at least one is: an early one, which the budget admits.
+    Only tasks can be cancelled. From four calls on, at least one task is: an early one, so that the budget admits it.
+
+    Args:
+        sizes: the size of each call.
+        calls: how many sizes there are.
+        prices: what tokens cost.
+        random: where durations and fates are drawn from.
     """
-    half = len(sizes) // 2
-    surely_cancelled = half + len(sizes) // 8 if len(sizes) >= 4 else None
-    calls = []
+    half = calls // 2
+    surely_cancelled = half + calls // 8 if calls >= 4 else None
+    workload = PackedCalls(0, prices), PackedCalls(half, prices)
     for number, size in enumerate(sizes):
-        fate = _draw_fate(random, cancellable=number >= half)
+        in_task = number >= half
+        fate = _draw_fate(random, cancellable=in_task)
         if number == surely_cancelled:
             fate = Fate.CANCELLED
-        calls.append(_draw_call(number, size, fate, prices, random))
-    return Workload(calls[:half], calls[half:])
+        connect_seconds = random.uniform(0.02, 0.08)
+        # A tenth of a second for the first token, then 2,500 tokens a second: many times as fast as a real model.
+        answer_seconds = random.lognormvariate(log(0.1 + size.output_tokens / 2500), 0.4)
+        workload[in_task].append(size, connect_seconds, min(answer_seconds, 3.0), fate)
+    return Workload(*workload)
 
 
 def _draw_fate(random: Random, *, cancellable: bool) -> Fate:
@@ -141,47 +211,33 @@ def _draw_fate(random: Random, *, cancellable: bool) -> Fate:
     return Fate.ANSWERED
 
 
-def _draw_call(number: int, size: Sizes, fate: Fate, prices: Prices, random: Random) -> Call:
-    answer_median = 0.1 + size.output_tokens / 2500  # a first token, then 2500 a second: many times as fast as life
-    return Call(
-        number,
-        size.input_tokens + size.reserved_output_tokens,
-        prices.usd(size.input_tokens, size.reserved_output_tokens),
-        size.input_tokens + size.output_tokens,
-        prices.usd(size.input_tokens, size.output_tokens),
-        connect_seconds=random.uniform(0.02, 0.08),
-        answer_seconds=min(random.lognormvariate(log(answer_median), 0.4), 3.0),
-        fate=fate,
-    )
+def simulated_sizes(calls: int, random: Random) -> Iterator[Sizes]:
+    """Draw sizes as of a mixed service: most calls are small, a few are very large.
 
-
-def simulated_sizes(count: int, random: Random) -> list[Sizes]:
-    """Return sizes as of a mixed service: most calls small, a few very large, a third of the answers above estimate.
-
-    So many, that some come when the budget is all but spent, and overrun it.
+    A third of the answers are longer than what is reserved for them, so that some overrun a nearly spent budget.
     """
-    sizes = []
-    for _ in range(count):
+    for _ in range(calls):
         input_tokens = int(min(random.lognormvariate(log(1500), 0.9), 30_000))
         expected = random.lognormvariate(log(400), 0.7)
         reserved = 64 * ceil(1.1 * expected / 64)  # in steps, as people set such limits
         output_tokens = int(min(expected * random.lognormvariate(0, 0.5), 8_000))
-        sizes.append(Sizes(input_tokens, reserved, output_tokens))
-    return sizes
+        yield Sizes(input_tokens, reserved, output_tokens)
 
 
-def estimated_sizes(trace: Iterable[tuple[int, int]]) -> list[Sizes]:
-    """Return sizes from (input, output) tokens, with the output reserved that a caller would guess from the past.
+def estimated_sizes(trace: Iterable[tuple[int, int]]) -> Iterator[Sizes]:
+    """Make sizes from (input, output) tokens. The reservation for the output is estimated from the answers before it.
 
-    The guess is what four in five of the earlier answers stayed within.
+    The estimate is the length that four in five of the last thousand answers did not exceed.
     """
-    sizes = []
-    seen: list[int] = []
+    in_order: deque[int] = deque()
+    ascending: list[int] = []
     for input_tokens, output_tokens in trace:
-        guess = seen[4 * len(seen) // 5] if seen else _FIRST_GUESS
-        sizes.append(Sizes(input_tokens, guess, output_tokens))
-        insort(seen, output_tokens)
-    return sizes
+        estimate = ascending[4 * len(ascending) // 5] if ascending else _FIRST_GUESS
+        yield Sizes(input_tokens, estimate, output_tokens)
+        in_order.append(output_tokens)
+        insort(ascending, output_tokens)
+        if len(in_order) > _REMEMBERED:
+            del ascending[bisect_left(ascending, in_order.popleft())]
 
 
 def read_trace(
@@ -192,11 +248,11 @@ def read_trace(
     Args:
         path: the file, in UTF-8.
         limit: how many calls to read at most; None for all.
-        input_column: what the column of input tokens is called; None to look for the usual names. Case is ignored.
-        output_column: the same for output tokens.
+        input_column: the name of the column of input tokens; None to look for the usual names. Case is ignored.
+        output_column: the name of the column of output tokens, in the same way.
 
     Raises:
-        TraceError: the file or one of its lines cannot be used, or there is no call in it.
+        TraceError: the file or one of its lines cannot be used, or it contains no call.
     """
     inputs = _INPUT_NAMES if input_column is None else (input_column,)
     outputs = _OUTPUT_NAMES if output_column is None else (output_column,)
@@ -211,16 +267,16 @@ def read_trace(
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise TraceError(f"{path}: after line {lines.number}: this is not text in UTF-8") from None
+        raise TraceError(f"{path}: after line {lines.number}: the text is not UTF-8") from None
     except (ValueError, RecursionError, csv.Error) as error:
         raise TraceError(f"{path}: line {lines.number}: {error}") from None
     if not calls and limit != 0:
-        raise TraceError(f"{path}: there is no call in it")
+        raise TraceError(f"{path}: it contains no call")
     return calls
 
 
 class _Lines:
-    """Passes lines on and knows the number of the last one, for messages."""
+    """An iterator of lines that counts them, for error messages."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -236,7 +292,7 @@ class _Lines:
 
 
 def _until_content(file: Iterable[str]) -> list[str]:
-    """Read up to the first line that is not blank, which shows the format; a pipe cannot be read twice."""
+    """Return the lines up to the first one that is not blank: it shows the format, and a pipe cannot be read twice."""
     head = []
     for line in file:
         head.append(line)
@@ -254,7 +310,7 @@ def _csv_fields(lines: _Lines, inputs: Sequence[str], outputs: Sequence[str]) ->
     output_index = header.index(_column(header, outputs, "output"))
     for row in rows:
         if max(input_index, output_index) >= len(row):
-            raise ValueError(f"{len(row)} fields where the header has {len(header)}")
+            raise ValueError(f"{len(row)} fields, but the header has {len(header)}")
         yield row[input_index], row[output_index]
 
 
@@ -272,7 +328,7 @@ def _json_fields(lines: _Lines, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def _column(names: Iterable[str], wanted: Sequence[str], kind: str) -> str:
-    """Return the first wanted name that there is, as it is spelled there."""
+    """Return the first wanted name that is among the names, as it is spelled there."""
     spelled = {name.strip().lower(): name for name in names}
     for name in wanted:
         found = spelled.get(name.strip().lower())
@@ -282,7 +338,7 @@ def _column(names: Iterable[str], wanted: Sequence[str], kind: str) -> str:
 
 
 def _count(field: object, kind: str) -> int:
-    """Return a field as a count of tokens: an integer of JSON, or its digits."""
+    """Return a field as a count of tokens: a JSON integer, or a text of digits."""
     if type(field) is int and 0 <= field <= _MOST_TOKENS:
         return field
     if isinstance(field, str):

@@ -1,0 +1,236 @@
+"""Forks that find the parent in the middle of something, and forks that Python does not see."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shapes import SHAPES
+from token_budget import BudgetPool, PoolForked
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+    # Pythons from 3.12 on warn of forks beside other threads; these tests make them on purpose.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+
+def fork_in_c() -> int:
+    """Fork as a server in C does that runs none of Python's hooks."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+def end_of(child: int) -> int:
+    """Return how a child ended; a negative number is the signal that ended it. One that hangs is killed."""
+    deadline = time.monotonic() + 30
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def in_child(body: Callable[[], None], fork: Callable[[], int] | None = None) -> None:
+    """Run the body in a forked child; fail if it raises there or hangs."""
+    child = (fork or os.fork)()
+    if child == 0:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - told by the exit code
+            os.write(2, f"in the child: {error!r}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    assert end_of(child) == 0
+
+
+# ---------------------------------------------------------------- while another thread calls back
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_subscribers_of_a_child_forked_while_another_thread_calls_back_hear_again_after_detach(shape: str) -> None:
+    asked, pool = SHAPES[shape](token_cap=10)
+    heard: list[str] = []
+    inside, let_go = threading.Event(), threading.Event()
+
+    def tell(event: Any) -> None:
+        heard.append(event.kind)
+        if threading.current_thread() is thread:
+            inside.set()
+            assert let_go.wait(30)
+
+    pool.subscribe(tell)
+    pool.on_threshold(0.5, tell)
+    second: list[str] = []
+    pool.subscribe(lambda event: second.append(event.kind))
+    thread = threading.Thread(target=asked.record, kwargs={"tokens": 1})
+    thread.start()
+    assert inside.wait(30)
+
+    def child() -> None:
+        heard.clear()
+        pool.detach()
+        asked.record(tokens=6)
+        assert sorted(heard) == ["record", "threshold"], heard
+        assert second == ["record"]  # its own; what the other thread had still to tell is told in the parent
+        assert not pool._family.owed  # and is not kept here for ever
+        asked.reserve(tokens=1).release()
+        assert sorted(heard) == ["record", "release", "reserve", "threshold"], heard
+
+    try:
+        in_child(child)
+    finally:
+        let_go.set()
+        thread.join()
+    assert heard == second == ["record"]
+    asked.record(tokens=1)  # and the parent goes on
+    assert heard == ["record", "record"]
+
+
+def test_a_fork_inside_a_callback_tells_the_other_subscribers_in_both_processes() -> None:
+    pool = BudgetPool(token_cap=10)
+    heard: list[str] = []
+    children: list[int] = []
+
+    def fork(_event: object) -> None:
+        if not children:
+            children.append(os.fork())
+
+    pool.subscribe(fork)
+    pool.subscribe(lambda event: heard.append(event.kind))
+    pool.record(tokens=1)
+    if children == [0]:
+        try:
+            pool.detach()
+            pool.record(tokens=1)
+            os._exit(0 if heard.count("record") == 2 else 1)
+        finally:
+            os._exit(2)
+    assert end_of(children[0]) == 0
+    assert heard == ["record"]
+
+
+# ---------------------------------------------------------------- in a signal handler, while its thread waits
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+@pytest.mark.parametrize("timeout", [None, 600.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_child_forked_by_a_signal_handler_in_a_wait_raises_and_the_parent_goes_on(
+    shape: str, timeout: float | None
+) -> None:
+    asked, pool = SHAPES[shape](token_cap=10)
+    held = asked.reserve(tokens=10)
+    main, parent = threading.get_ident(), os.getpid()
+    children: list[int] = []
+    ended: list[int] = []
+
+    def handler(_number: int, _frame: object) -> None:
+        children.append(os.fork())
+
+    def drive() -> None:
+        while pool.statistics().waiters == 0:
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGUSR1)
+        while not children:
+            time.sleep(0.001)
+        ended.append(end_of(children[0]))
+        held.release()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    driver = threading.Thread(target=drive)
+    driver.start()
+    try:
+        got = asked.reserve(tokens=4, timeout=timeout)
+    except PoolForked:
+        if os.getpid() != parent:
+            os._exit(7)
+        raise
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+        driver.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert ended == [7]
+    got.commit()
+    assert asked.snapshot().in_flight == 0
+    assert pool.snapshot().tokens_used == 4
+
+
+# ---------------------------------------------------------------- forks in C, which run no hooks of Python
+
+NOTICES: dict[str, Callable[[BudgetPool, BudgetPool], object]] = {
+    "a refused record": lambda asked, _pool: asked.record(tokens=10),
+    "a refused reserve": lambda asked, _pool: asked.reserve(tokens=10),
+    "a refused areserve": lambda asked, _pool: asyncio.run(_ask(asked, 0)),
+    "a thread that would wait": lambda asked, _pool: asked.reserve(tokens=10, timeout=600),
+    "a task that would wait": lambda asked, _pool: asyncio.run(_ask(asked, None)),
+    "a child": lambda asked, _pool: asked.child(),
+    "a group of keys": lambda asked, _pool: asked.keyed(),
+    "a join": lambda asked, pool: BudgetPool.join(asked, pool),
+}
+
+
+async def _ask(pool: BudgetPool, timeout: float | None) -> None:
+    await pool.areserve(tokens=10, timeout=timeout)
+
+
+@pytest.mark.parametrize("notices", NOTICES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fork_in_c_is_noticed_by(notices: str, shape: str) -> None:
+    asked, pool = SHAPES[shape](token_cap=10)
+    held = asked.reserve(tokens=5)
+
+    def child() -> None:
+        with pytest.raises(PoolForked):
+            NOTICES[notices](asked, pool)
+        for spend in (asked.record, asked.reserve, pool.record):  # and from then on nothing is spent
+            with pytest.raises(PoolForked):
+                spend()
+        assert asked.snapshot().tokens_used == 0
+        pool.detach()
+        asked.record(tokens=10)
+
+    in_child(child, fork_in_c)
+    held.commit()  # the parent knows nothing of it
+    assert pool.snapshot().tokens_used == 5
+
+
+def test_a_fork_in_c_is_noticed_by_a_spend_that_has_somebody_to_tell() -> None:
+    pool = BudgetPool(token_cap=10)
+    heard: list[object] = []
+    pool.subscribe(heard.append)
+
+    def child() -> None:
+        with pytest.raises(PoolForked):
+            pool.record(tokens=1)
+        assert heard == []
+        assert pool.snapshot().tokens_used == 0
+
+    in_child(child, fork_in_c)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_copy_that_a_fork_in_c_made_can_be_detached_before_anything_noticed_it(shape: str) -> None:
+    asked, pool = SHAPES[shape](token_cap=10)
+    pool.record(tokens=1)
+    held = asked.reserve(tokens=9)
+
+    def child() -> None:
+        pool.detach()
+        assert held.completed
+        asked.record(tokens=9)
+        assert pool.snapshot().tokens_used == 10
+        assert pool.snapshot().in_flight == 0
+
+    in_child(child, fork_in_c)
+    held.release()
