@@ -2,6 +2,9 @@
 
 It shares no code and no representation with the package: money is a Fraction of dollars, every spend is kept in a list,
 every held amount in a dict, and each answer is a fresh sum. Slow, single-threaded, obvious.
+
+An axis of which nothing is asked refuses nothing. An alarm goes off at the first operation that finds what is used at
+its share of a cap, or above. A reset, a new period, and caps of which what is used is below the share arm it again.
 """
 
 from __future__ import annotations
@@ -22,6 +25,15 @@ Amount = tuple[int, Fraction]
 
 
 @dataclass
+class Alarm:
+    """Somebody who wants to hear when what is used comes to a share of a cap."""
+
+    name: int
+    share: Fraction
+    armed: bool = True
+
+
+@dataclass
 class Ledger:
     """A budget of (tokens, dollars)."""
 
@@ -29,6 +41,7 @@ class Ledger:
     usd_cap: Fraction | None
     spent: list[Amount] = field(default_factory=list)
     held: dict[int, Amount] = field(default_factory=dict)
+    alarms: list[Alarm] = field(default_factory=list)
 
     def used(self) -> Amount:
         return sum(t for t, _ in self.spent), sum((u for _, u in self.spent), Fraction(0))
@@ -44,9 +57,9 @@ class Ledger:
         for held in ((0, Fraction(0)), self.reserved()):
             tokens = self.used()[0] + held[0] + amount[0]
             usd = self.used()[1] + held[1] + amount[1]
-            if self.token_cap is not None and tokens > self.token_cap:
+            if amount[0] > 0 and self.token_cap is not None and tokens > self.token_cap:
                 return "tokens"
-            if self.usd_cap is not None and usd > self.usd_cap:
+            if amount[1] > 0 and self.usd_cap is not None and usd > self.usd_cap:
                 return "usd"
         return None
 
@@ -59,3 +72,29 @@ class Ledger:
         if above[1] > 0 and self.usd_cap is not None and usd > self.usd_cap:
             return "usd"
         return None
+
+    def reached(self, alarm: Alarm) -> bool:
+        """Return whether what is used has come to the share of a cap."""
+        tokens, usd = self.used()
+        return (self.token_cap is not None and tokens >= self.token_cap * alarm.share) or (
+            self.usd_cap is not None and usd >= self.usd_cap * alarm.share
+        )
+
+    def told(self) -> list[int]:
+        """Return the alarms that an operation sets off now."""
+        found = [alarm for alarm in self.alarms if alarm.armed and self.reached(alarm)]
+        for alarm in found:
+            alarm.armed = False
+        return [alarm.name for alarm in found]
+
+    def begin_anew(self) -> None:
+        """Set what is used to nothing and arm all alarms."""
+        self.spent.clear()
+        for alarm in self.alarms:
+            alarm.armed = True
+
+    def set_caps(self, token_cap: int | None, usd_cap: Fraction | None) -> None:
+        """Give it other caps. They arm the alarms whose share is above what is used."""
+        self.token_cap, self.usd_cap = token_cap, usd_cap
+        for alarm in self.alarms:
+            alarm.armed = alarm.armed or not self.reached(alarm)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import token_budget
 from token_budget import BudgetPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from token_budget._waiting import Line, Waiter
 
 
 def run_together(*bodies: Callable[[], object]) -> list[Any]:
@@ -33,6 +40,14 @@ def run_together(*bodies: Callable[[], object]) -> list[Any]:
     if errors:
         raise errors[0]
     return results
+
+
+def run_program(program: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program in a new interpreter, which finds the package also where it is not installed."""
+    path = os.pathsep.join(filter(None, [str(Path(token_budget.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, *options, "-c", program]
+    environ = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=60, env=environ)
 
 
 def caught(error: type[BaseException], function: Callable[..., object], **arguments: object) -> bool:
@@ -65,6 +80,32 @@ def counters(pool: BudgetPool) -> tuple[int, int, int, int, int]:
         claimed = snapshot.usd_used_nanos + snapshot.usd_reserved_nanos
         assert claimed + (snapshot.usd_remaining_nanos or 0) == snapshot.usd_cap_nanos
     return numbers
+
+
+# ---------------------------------------------------------------- what only the inside of the package can tell
+
+
+def waiters(pool: BudgetPool) -> list[Waiter]:
+    """Return all who wait anywhere in the family of a pool, without serving any of them."""
+    line = pool._family.root.line
+    return [] if line is None else line.waiting()
+
+
+def line_of(pool: BudgetPool) -> Line | None:
+    """Return the line of those who need a pool; None while nobody waits."""
+    return pool._account.line
+
+
+def takes_the_short_way(pool: BudgetPool) -> bool:
+    """Return whether nothing lowers a pool's bounds below its caps, and nothing is owed in its family."""
+    account, family = pool._account, pool._family
+    bounds, limits = (account.token_bound, account.nano_bound), (account.token_limit, account.nano_limit)
+    return bounds == limits and not account.gated and family.pending is family.owed and not family.owed
+
+
+def forked(pool: BudgetPool) -> None:
+    """Do to a pool's family, in this process, what a fork does to it in the child."""
+    pool._family.fork()
 
 
 class HookedLock:

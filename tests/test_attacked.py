@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support import counters
+from support import counters, forked
 from token_budget import BudgetPool, PoolForked, ReservationClosed, _pool
 
 
@@ -37,11 +37,11 @@ def test_a_commit_has_the_dropped_dollars_back_first() -> None:
 
 def test_a_childs_child_gets_a_lock_of_its_own() -> None:
     pool = BudgetPool(token_cap=10)
-    pool._after_fork_in_child()
-    held = pool._lock
+    forked(pool)
+    held = pool._family.lock
     held.acquire()
-    pool._after_fork_in_child()  # forked again, beside a thread that holds the first child's lock
-    assert pool._lock is pool._family.lock is not held
+    forked(pool)  # forked again, beside a thread that holds the first child's lock
+    assert pool._family.lock is not held
     assert counters(pool) == (0, 0, 0, 0, 0)
     held.release()
 
@@ -49,7 +49,7 @@ def test_a_childs_child_gets_a_lock_of_its_own() -> None:
 def test_an_inherited_reservation_is_not_entered_after_a_detach() -> None:
     pool = BudgetPool(token_cap=10)
     inherited = pool.reserve(tokens=5)
-    pool._after_fork_in_child()
+    forked(pool)
     pool.detach()
     with pytest.raises(ReservationClosed), inherited:
         pytest.fail("it was entered")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support import caught, counters
+from support import caught, counters, forked
 from token_budget import BudgetExceeded, BudgetPool, PoolForked
 
 
@@ -15,8 +15,8 @@ def test_raised_caps_let_more_in_and_lowered_ones_refuse_the_next() -> None:
     snapshot = pool.snapshot()
     assert (snapshot.token_cap, snapshot.tokens_remaining, snapshot.usd_cap) == (5, -3, 1.0)
     with pytest.raises(BudgetExceeded) as raised:
-        pool.record(tokens=0)
-    assert (raised.value.attempted, raised.value.cap) == (8, 5)
+        pool.record(tokens=1)
+    assert (raised.value.attempted, raised.value.cap) == (9, 5)
     held.commit(tokens=8)  # what was reserved is no overrun
     assert counters(pool) == (8, 0, 0, 0, 0)
     pool.set_caps(token_cap=20)
@@ -50,7 +50,7 @@ def test_caps_of_a_child_and_its_parent_change_apart() -> None:
 
 def test_a_forked_copy_does_not_change_its_caps() -> None:
     pool = BudgetPool(token_cap=10)
-    pool._after_fork_in_child()
+    forked(pool)
     with pytest.raises(PoolForked):
         pool.set_caps(token_cap=20)
     pool.detach()
@@ -80,6 +80,17 @@ def test_what_is_not_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_NAME", "")
     snapshot = BudgetPool.from_env("MY_").snapshot()
     assert (snapshot.token_cap, snapshot.usd_cap, snapshot.name, snapshot.resets_at) == (None, 3.0, None, None)
+
+
+def test_an_environment_without_a_cap_is_refused_with_the_names_looked_for_and_near_misses() -> None:
+    environ = {"MYAPP_BUDGET_USD_CAP": "5", "HOME": "/home/ann"}
+    with pytest.raises(ValueError, match="neither MYAPP_BUDGETTOKEN_CAP nor MYAPP_BUDGETUSD_CAP is set") as raised:
+        BudgetPool.from_env("MYAPP_BUDGET", environ=environ)
+    assert "Similar names are set: MYAPP_BUDGET_USD_CAP." in str(raised.value)
+    with pytest.raises(ValueError, match="require_cap=False"):
+        BudgetPool.from_env(environ={})
+    pool = BudgetPool.from_env(environ={"TOKEN_BUDGET_NAME": "free"}, require_cap=False)
+    assert (pool.name, pool.snapshot().token_cap, pool.snapshot().usd_cap) == ("free", None, None)
 
 
 @pytest.mark.parametrize(

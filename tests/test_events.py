@@ -8,13 +8,15 @@ import gc
 import logging
 import pickle
 import threading
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 
-from support import caught, counters
+from support import caught, counters, takes_the_short_way
 from token_budget import BudgetEvent, BudgetExceeded, BudgetOverrun, BudgetPool, BudgetTimeout, Window
 
 NANOS = 10**9
@@ -118,7 +120,7 @@ def test_a_subscriber_hears_of_its_own_pool_and_of_those_below() -> None:
     assert (above.take(), below.take()) == ([("refusal", "child", 7, 54)], [("refusal", "child", 7, 4)])
 
 
-def test_who_unsubscribes_hears_no_more_and_the_pool_is_quick_again() -> None:
+def test_after_unsubscribing_a_subscriber_hears_nothing_and_the_pool_takes_the_short_way_again() -> None:
     pool, heard, other = BudgetPool(token_cap=100), Heard(), Heard()
     ends = [pool.subscribe(heard), pool.subscribe(heard), pool.subscribe(other)]
     pool.record(tokens=1)
@@ -130,8 +132,7 @@ def test_who_unsubscribes_hears_no_more_and_the_pool_is_quick_again() -> None:
         end()
     pool.record(tokens=1)
     assert (heard.take(), other.take()) == ([], [])
-    assert pool._token_bound == 100
-    assert not pool._family.watched
+    assert takes_the_short_way(pool)
 
 
 def test_in_a_family_others_still_hear_when_one_unsubscribes() -> None:
@@ -189,7 +190,7 @@ def test_what_a_callback_causes_is_told_after_what_caused_it() -> None:
     pool.subscribe(heard)
     pool.record(tokens=1)
     assert [tokens for _, _, tokens, _ in heard.take()] == [1, 2]
-    assert not pool._family.telling
+    assert not pool._family.owed
 
 
 def test_a_callback_that_is_interrupted_lets_the_others_hear_it_first() -> None:
@@ -203,7 +204,7 @@ def test_a_callback_that_is_interrupted_lets_the_others_hear_it_first() -> None:
     with pytest.raises(asyncio.CancelledError):
         pool.record(tokens=1)
     assert len(heard.take()) == 1
-    assert not pool._family.telling
+    assert not pool._family.owed
 
 
 def test_an_event_can_be_pickled_and_copied() -> None:
@@ -223,12 +224,15 @@ def test_ending_one_subscription_twice_ends_no_other() -> None:
     assert len(heard.take()) == 1
 
 
-def test_caps_that_are_lowered_may_reach_a_threshold() -> None:
+def test_a_cap_that_is_lowered_past_a_threshold_is_told_by_the_next_operation() -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
     pool.on_threshold(0.8, heard)
     pool.record(tokens=50)
     pool.set_caps(token_cap=60)
-    assert [kind for kind, *_ in heard.take()] == ["threshold"]
+    assert heard.take() == []
+    pool.record()
+    pool.record()
+    assert heard.take() == [("threshold", None, 0, 50)]
 
 
 def test_events_come_after_the_lock_is_free() -> None:
@@ -253,7 +257,7 @@ def test_what_cannot_be_called_is_refused() -> None:
         BudgetPool().on_threshold(0.5, "x")  # type: ignore[arg-type]
 
 
-def test_those_who_wait_are_told_of_when_they_get_something_and_when_not() -> None:
+def test_subscribers_hear_when_a_waiter_gets_its_reservation_or_is_refused() -> None:
     pool, heard = BudgetPool(token_cap=10, name="run"), Heard()
     pool.subscribe(heard)
 
@@ -261,7 +265,7 @@ def test_those_who_wait_are_told_of_when_they_get_something_and_when_not() -> No
         held = pool.reserve(tokens=10)
         with pytest.raises(BudgetTimeout):
             await pool.areserve(tokens=2, timeout=0.001)
-        large, small = (asyncio.ensure_future(pool.areserve(tokens=n)._take()) for n in (9, 3))
+        large, small = (asyncio.create_task(pool.areserve(tokens=n)) for n in (9, 3))
         for _ in range(4):
             await asyncio.sleep(0)
         assert heard.take() == [("reserve", "run", 10, 10), ("refusal", "run", 2, 10)]
@@ -296,11 +300,10 @@ def test_a_threshold_fires_once_until_it_is_armed_anew() -> None:
     end = pool.on_threshold(Decimal("0.5"), other)
     pool.record(tokens=50)
     assert (heard.take(), other.take()) == ([], [("threshold", "hour", 0, 50)])
-    held = pool.reserve(tokens=30)  # used + reserved
+    pool.record(tokens=30)
     assert heard.take() == [("threshold", "hour", 0, 80)]
-    held.release()
     pool.record(usd=0.9)
-    pool.record(tokens=40)
+    pool.record(tokens=10)
     assert heard.take() == other.take() == []
     now[0] = 3600.0
     pool.record(tokens=79)
@@ -311,6 +314,74 @@ def test_a_threshold_fires_once_until_it_is_armed_anew() -> None:
     end()
     pool.record(tokens=100)
     assert (heard.take(), other.take()) == ([("threshold", "hour", 0, 100)], [])
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_threshold_looks_at_what_is_used_and_not_at_what_is_held(below: bool) -> None:
+    total, heard = BudgetPool(token_cap=100, name="total"), Heard()
+    total.on_threshold(0.8, heard)
+    pool = total.child() if below else total
+    with pool.reserve(tokens=100):
+        pass
+    pool.reserve(tokens=95).commit(tokens=5)
+    held = pool.reserve(tokens=90)
+    assert heard.take() == []
+    held.commit(tokens=75)
+    assert heard.take() == [("threshold", "total", 0, 80)]
+
+
+def test_a_larger_cap_that_leaves_what_is_used_below_the_share_arms_a_threshold_again() -> None:
+    pool, heard = BudgetPool(token_cap=100, usd_cap=1), Heard()
+    pool.on_threshold(0.8, heard)
+    pool.record(tokens=90)
+    assert heard.take() == [("threshold", None, 0, 90)]
+    pool.set_caps(token_cap=110)  # 90 is above 88 still
+    pool.record(tokens=1)
+    assert heard.take() == []
+    pool.set_caps(token_cap=200)
+    pool.record(tokens=68)
+    assert heard.take() == []
+    pool.record(tokens=1)
+    assert heard.take() == [("threshold", None, 0, 160)]
+    pool.set_caps(token_cap=None)
+    pool.record(usd=0.8)
+    assert heard.take() == [("threshold", None, 0, 160)]
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_threshold_above_the_cap_is_told_by_a_refusal_too(below: bool) -> None:
+    total = BudgetPool(token_cap=100)
+    pool = total.child() if below else total
+    heard: list[object] = []
+    assert caught(BudgetExceeded, pool.record, tokens=160, force=True)
+    total.on_threshold(1.5, heard.append)
+    assert caught(BudgetExceeded, pool.record, tokens=1)
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("watch", ["subscribe", "on_threshold"])
+def test_a_coroutine_function_is_refused_as_a_callback(watch: str) -> None:
+    """Nobody would run what it returns. Partials and objects with an async ``__call__`` included."""
+
+    async def hear(_event: BudgetEvent) -> None:
+        pytest.fail("it runs")
+
+    async def hear_all(_event: BudgetEvent) -> AsyncIterator[int]:
+        yield 1
+
+    class Hears:
+        async def __call__(self, _event: BudgetEvent) -> None:
+            pytest.fail("it runs")
+
+        async def method(self, _event: BudgetEvent) -> None:
+            pytest.fail("it runs")
+
+    pool = BudgetPool(token_cap=10)
+    add = pool.subscribe if watch == "subscribe" else partial(pool.on_threshold, 0.5)
+    for callback in (hear, hear_all, partial(hear), partial(partial(hear)), Hears(), partial(Hears()), Hears().method):
+        with pytest.raises(TypeError, match="callback must be an ordinary function: a coroutine function returns"):
+            add(callback)
+    assert takes_the_short_way(pool)
 
 
 def test_a_threshold_looks_at_what_comes_through_children_too() -> None:

@@ -1,24 +1,30 @@
-"""The family's way: code that runs inside of it in the same thread, exceptions there, and those who came too late."""
+"""Operations over calls and loops: code of the same thread that runs inside of them, interrupts there, and races."""
 
 from __future__ import annotations
 
 import gc
 import threading
 from collections.abc import Callable
+from heapq import heappush
 from typing import Any
 
 import pytest
 
-from support import HookedLock, caught, counters
+from support import HookedLock, caught, counters, waiters
 from token_budget import (
+    BudgetEvent,
     BudgetExceeded,
     BudgetOverrun,
     BudgetPool,
     Reservation,
     ReservationClosed,
+    _change,
     _family,
+    _ledger,
+    _settings,
     _waiting,
 )
+from token_budget._account import Subscription
 
 
 class Inside:
@@ -55,43 +61,101 @@ def test_a_snapshot_is_read_from_inside_an_operation_of_the_same_thread() -> Non
 
 
 @pytest.mark.parametrize("operation", ["record", "reserve", "reset", "child", "set_caps"])
-def test_what_spends_says_that_it_is_inside(operation: str) -> None:
-    pool = BudgetPool(token_cap=10)
-    child = pool.child()
-    held = child.reserve(tokens=1)
+def test_an_operation_inside_of_another_of_its_own_thread_is_done_at_once(operation: str) -> None:
+    """As a signal handler or finaliser does that interrupts the other."""
+    pool = BudgetPool(token_cap=10, name="total")
+    child = pool.child(token_cap=10)
+    child.record(tokens=2)
+    made: list[Any] = []
+    operations: dict[str, Callable[[], object]] = {
+        "record": lambda: child.record(tokens=3),
+        "reserve": lambda: child.reserve(tokens=3),
+        "reset": child.reset,
+        "child": lambda: child.child(name="new"),
+        "set_caps": lambda: child.set_caps(token_cap=20),
+    }
 
     def act() -> None:
-        function = getattr(child, operation)
-        with pytest.raises(RuntimeError, match="inside this pool already.* but may not spend anew"):
-            function()
+        made.extend([operations[operation](), child.snapshot(), child.snapshot(tree=True).children])
 
     run_inside(pool, act)
-    assert counters(pool) == (0, 1, 0, 0, 1)
-    held.commit()
-    assert counters(pool) == counters(child) == (1, 0, 0, 0, 0)
+    answer, seen, children = made
+    assert (seen.tokens_used, seen.tokens_reserved, seen.token_cap) == {
+        "record": (5, 0, 10),
+        "reserve": (2, 3, 10),
+        "reset": (0, 0, 10),
+        "child": (2, 0, 10),
+        "set_caps": (2, 0, 20),
+    }[operation]
+    assert [one.name for one in children] == (["new"] if operation == "child" else [])
+    assert child.snapshot() == seen
+    if operation == "reserve":
+        answer.release()
 
 
-def test_what_was_spent_already_is_counted_at_the_end_of_the_operation_that_it_came_inside_of() -> None:
+def test_nobody_waits_for_room_inside_of_an_operation_of_its_own_thread() -> None:
+    """The room may have to come from the very operation that it interrupts."""
+    pool = BudgetPool(token_cap=10)
+    with pool.reserve(tokens=10):
+
+        def act() -> None:
+            for timeout in (None, 5):
+                with pytest.raises(RuntimeError, match=r"cannot wait for room in it.*Reserve with timeout=0"):
+                    pool.reserve(tokens=1, timeout=timeout)
+            assert caught(BudgetExceeded, pool.reserve, tokens=1)
+
+        run_inside(pool, act)
+        assert not waiters(pool)
+
+
+@pytest.mark.parametrize("operation", ["record", "reserve", "commit"])
+def test_an_operation_that_was_interrupted_by_its_own_thread_decides_anew(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    pool = BudgetPool(token_cap=10, name="total")
+    child = pool.child().child()
+    pool.subscribe(lambda _event: None)
+    held = child.reserve(tokens=4)
+    module, name = (_ledger, "_overrun") if operation == "commit" else (_ledger, "blocker")
+    decide = getattr(module, name)
+
+    def interrupted(*arguments: Any) -> object:
+        """Decide, and then do what a handler may do before the decision is published."""
+        answer = decide(*arguments)
+        monkeypatch.undo()
+        pool.record(tokens=6)
+        return answer
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(BudgetExceeded) as raised:
+        held.commit(tokens=5) if operation == "commit" else getattr(child, operation)(tokens=1)
+    assert type(raised.value) is (BudgetOverrun if operation == "commit" else BudgetExceeded)
+    assert raised.value.attempted == 11
+    assert counters(pool) == ((11, 0, 0, 0, 0) if operation == "commit" else (6, 4, 0, 0, 1))
+    held.release()
+
+
+def test_what_is_spent_inside_is_counted_at_once_and_told_at_the_end() -> None:
     """P3 in finalisers: the collector may run the one that commits anywhere."""
     pool = BudgetPool(token_cap=10, name="total")
     child = pool.child(name="child")
     heard: list[tuple[str, int]] = []
     child.subscribe(lambda event: heard.append((event.kind, event.tokens)))
     held = child.reserve(tokens=5)
+    heard.clear()
 
     def act() -> None:
         held.commit(tokens=4)
-        held.commit(tokens=4)  # settled by then, and not counted again
+        assert caught(ReservationClosed, held.commit, tokens=4)
         child.record(tokens=3, force=True)
-        child.record(tokens=30, force=True)  # over the cap: it is recorded, and an event tells it
-        assert counters(pool) == (0, 5, 0, 0, 1)
+        assert counters(pool) == (7, 0, 0, 0, 0)
+        assert caught(BudgetOverrun, child.record, tokens=30, force=True)
+        assert counters(pool) == (37, 0, 0, 0, 0)
+        assert heard == []  # callbacks run with no lock held
 
     run_inside(pool, act)
     assert counters(pool) == counters(child) == (37, 0, 0, 0, 0)
-    child.snapshot()
-    kinds = [("reserve", 5), ("commit", 4), ("record", 3), ("record", 30), ("overrun", 30)]
-    assert heard == kinds
-    assert not pool._family.late
+    assert heard == [("commit", 4), ("record", 3), ("record", 30), ("overrun", 30)]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -118,7 +182,7 @@ def test_a_commit_counts_also_after_the_collector_finalised_the_reservation(belo
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("drop", [False, True])
-def test_what_is_released_inside_is_back_at_the_end_of_the_operation(drop: bool) -> None:
+def test_what_is_given_back_inside_serves_a_waiter(drop: bool) -> None:
     pool = BudgetPool(token_cap=10)
     held: list[Reservation] = [pool.reserve(tokens=10)]
     got = threading.Event()
@@ -129,7 +193,7 @@ def test_what_is_released_inside_is_back_at_the_end_of_the_operation(drop: bool)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not pool._family.waiters:
+    while not waiters(pool):
         pass
 
     def act() -> None:
@@ -138,10 +202,11 @@ def test_what_is_released_inside_is_back_at_the_end_of_the_operation(drop: bool)
             gc.collect()
         else:
             held[0].release()
+            assert held[0].completed
         assert counters(pool)[1] == 10
 
     run_inside(pool, act)
-    assert got.wait(30)  # the operation that it interrupted did it, and served who waits
+    assert got.wait(30)  # the interrupted operation rings when it leaves
     waiting.join(30)
     assert counters(pool) == (0, 0, 0, 0, 0)
 
@@ -160,71 +225,126 @@ def test_an_exception_inside_leaves_everything_as_it_was() -> None:
     pool.record(tokens=10)
 
 
+# ---------------------------------------------------------------- interrupts
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_an_exception_while_something_dropped_is_released_is_made_good_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drop_that_an_interrupt_cut_short_is_made_good_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     pool.subscribe(lambda _event: None)
     pool.reserve(tokens=10)
 
-    def note(*_: object) -> None:
+    def release(*_: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_family.Family, "_note", note)
+    monkeypatch.setattr(_ledger, "_release", release)
     with pytest.raises(KeyboardInterrupt):
         pool.snapshot()
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_a_change_that_was_published_is_made_once_whoever_finishes_it() -> None:
-    """The journal: an interrupt between the publishing and the making of a change, and half way through the making."""
-    for made in range(4):
-        pool = BudgetPool(token_cap=10)
-        child = pool.child().child()
-        family, chain = pool._family, child._scopes()
-        child.record(tokens=1)
-        family.marks += 1
-        family.journal = (family.marks, chain, 2, 0, 2, 0, 0, None, None, None, "")
-        for account in chain[:made]:
-            account._tokens_claimed += 2
-            account._nanos_claimed += 2
-            account._mark = family.marks
-        child.snapshot()  # whoever comes next
-        assert {(account._tokens_claimed, account._nanos_claimed) for account in chain} == {(3, 2)}
-        assert family.journal is None
+@pytest.mark.parametrize("operation", ["record", "force", "reserve", "commit", "release"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_interrupt_before_a_change_is_published_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    pool = BudgetPool(token_cap=10, name="total")
+    child = pool.child().child()
+    heard: list[str] = []
+    pool.subscribe(lambda event: heard.append(event.kind))
+    held = child.reserve(tokens=4)
+    heard.clear()
 
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # nobody got the reservation
-def test_what_two_interrupts_left_published_counts_before_the_next_spend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second interrupt comes in the mending of the first: the change is published, and nobody has made it yet."""
-    apply, left = _family.Family._apply, [KeyboardInterrupt, KeyboardInterrupt]
-
-    def interrupted(self: _family.Family) -> None:
-        if left:
-            raise left.pop()
-        apply(self)
-
-    root = BudgetPool(token_cap=100)
-    child = root.child()
-    monkeypatch.setattr(_family.Family, "_apply", interrupted)
+    monkeypatch.setattr(_change.Change, "made", interrupted)
+    operations: dict[str, Callable[[], object]] = {
+        "record": lambda: child.record(tokens=1),
+        "force": lambda: child.record(tokens=1, force=True),
+        "reserve": lambda: child.reserve(tokens=1),
+        "commit": lambda: held.commit(tokens=1),
+        "release": held.release,
+    }
     with pytest.raises(KeyboardInterrupt):
-        child.reserve(tokens=60)
-    assert root._family.journal is not None
-    assert caught(BudgetExceeded, child.record, tokens=100)
-    assert counters(root) == counters(child) == (0, 0, 0, 0, 0)  # and then nobody held it
+        operations[operation]()
+    monkeypatch.undo()
+    assert counters(pool) == counters(child) == (0, 4, 0, 0, 1)
+    assert heard == []
+    held.commit()
+    assert heard == ["commit"]
 
 
-# ---------------------------------------------------------------- those who came too late
+@pytest.mark.parametrize("told", ["subscriber", "threshold"])
+def test_what_two_interrupts_left_untold_is_told_once_by_the_next_operation(
+    monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """The second interrupt comes while the caller makes good what the first one cut short."""
+    pool = BudgetPool(token_cap=10)
+    child = pool.child()
+    heard: list[str] = []
+
+    def hear(event: BudgetEvent) -> None:
+        heard.append(event.kind)
+
+    if told == "subscriber":
+        pool.subscribe(hear)
+    else:
+        pool.on_threshold(0.5, hear)
+
+    def interrupted(_self: _family.Family) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_family.Family, "pay", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.record(tokens=5)
+    monkeypatch.undo()
+    assert heard == []
+    child.snapshot()
+    child.snapshot()
+    assert heard == ["record" if told == "subscriber" else "threshold"]
+    assert counters(pool) == counters(child) == (5, 0, 0, 0, 0)
+
+
+def test_a_waiter_that_two_interrupts_left_asleep_is_woken_by_the_next_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    waiting = threading.Thread(target=lambda: pool.reserve(tokens=10, timeout=None).release())
+    waiting.start()
+    while not waiters(pool):
+        pass
+
+    def interrupted(_self: _family.Family) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_family.Family, "pay", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        held.release()
+    monkeypatch.undo()
+    assert waiting.is_alive()
+    pool.snapshot()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- races
 
 
 @pytest.mark.parametrize("operation", ["record", "force", "reserve", "commit", "release", "reset"])
-def test_who_began_before_the_pool_was_in_a_family_goes_the_familys_way(
-    monkeypatch: pytest.MonkeyPatch, operation: str
+@pytest.mark.parametrize("depth", [0, 2, 4])
+def test_an_operation_that_began_before_somebody_subscribed_tells_them(
+    monkeypatch: pytest.MonkeyPatch, operation: str, depth: int
 ) -> None:
-    """The race, constructed: between its look at `_pending` and the lock another thread subscribes."""
+    """The race, constructed: another thread subscribes between the look whether anybody is inside and the lock."""
     lock = HookedLock()
     monkeypatch.setattr(_family, "_new_lock", lambda: lock)
     pool = BudgetPool(token_cap=10)
+    for _ in range(depth):
+        pool = pool.child()
     pool.record(tokens=2)
     held = pool.reserve(tokens=3)
     heard: list[str] = []
@@ -232,14 +352,10 @@ def test_who_began_before_the_pool_was_in_a_family_goes_the_familys_way(
 
     def subscribe() -> None:
         lock.hook = lambda: None
-        family._subscribe((pool,), ((lambda event: heard.append(event.kind),),), ())
-        pool._pending = family.idle
+        subscription = Subscription(lambda event: heard.append(event.kind))
+        family.change(_settings._subscribe, (family, pool._chain, (subscription,), ()))
 
-    def at_the_next() -> None:
-        lock.hook = subscribe
-
-    # A forced spend takes the lock twice: it looks first whether it fits.
-    lock.hook = at_the_next if operation == "force" else subscribe
+    lock.hook = subscribe
     operations: dict[str, Any] = {
         "record": lambda: pool.record(tokens=1),
         "force": lambda: caught(BudgetExceeded, pool.record, tokens=20, force=True),
@@ -257,7 +373,7 @@ def test_who_began_before_the_pool_was_in_a_family_goes_the_familys_way(
     assert counters(pool)[1] == 0
 
 
-def test_a_drop_that_finds_somebody_inside_is_left_to_them() -> None:
+def test_a_drop_that_finds_another_thread_inside_is_left_to_it() -> None:
     pool = BudgetPool(token_cap=10)
     held = [pool.reserve(tokens=4), pool.reserve(tokens=6)]
     got = threading.Event()
@@ -268,7 +384,7 @@ def test_a_drop_that_finds_somebody_inside_is_left_to_them() -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not pool._family.waiters:
+    while not waiters(pool):
         pass
     entered, leave = threading.Event(), threading.Event()
 
@@ -295,33 +411,20 @@ def test_a_drop_that_finds_somebody_inside_is_left_to_them() -> None:
 
 def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
-    first, family = pool.reserve(tokens=4), pool._family
-    release = _family.Family._release
+    first, second = pool.reserve(tokens=4), pool.reserve(tokens=3)
+    drop = _ledger.drop
 
-    def faster(self: _family.Family, *arguments: Any) -> None:
-        release(self, *arguments)
-        self.dropped.clear()
+    def faster(*arguments: Any) -> None:
+        drop(*arguments)
+        pool._family.owed.clear()
 
-    monkeypatch.setattr(_family.Family, "_release", faster)
-    family.dropped.append(first)
-    family.prod(pool)
-    family.prod(pool)  # nothing is left to do
+    monkeypatch.setattr(_ledger, "drop", faster)
+    pool._family.owed += (first, second, first)
     assert counters(pool) == (0, 0, 0, 0, 0)
-
-
-def test_what_came_too_early_is_recorded_once_also_when_another_thread_was_faster(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pool = BudgetPool(token_cap=10)
-    record = _family.Family._record_late
-
-    def faster(self: _family.Family, *arguments: Any) -> None:
-        record(self, *arguments)
-        self.late.clear()
-
-    monkeypatch.setattr(_family.Family, "_record_late", faster)
-    run_inside(pool, lambda: pool.record(tokens=3, force=True))
-    assert counters(pool) == (3, 0, 0, 0, 0)
+    monkeypatch.undo()
+    pool._family.owed += (second, first, second)  # as where the other thread has it in its hands still
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    assert not pool._family.owed
 
 
 # ---------------------------------------------------------------- bells and lines
@@ -334,13 +437,15 @@ def test_a_bell_may_be_rung_twice() -> None:
     bell.wait(None)
 
 
-def test_entries_of_one_waiter_may_stand_in_any_order() -> None:
+def test_entries_of_one_waiter_may_stand_in_a_line_more_than_once() -> None:
     pool = BudgetPool()
-    waiter = _waiting.Waiter((pool,), pool.reserve(), _waiting.ThreadBell())
-    queue = _waiting.Queue()
-    for _ in range(3):  # as after an interrupt between the entering and the note of it
-        queue.park(waiter, pool)
-    assert queue.head(pool) is waiter
+    account = pool._account
+    waiter = _waiting.Waiter(pool.reserve(), _waiting.ThreadBell(), None, lambda *_: None)
+    waiter.state, waiter.at, waiter.ticket = _waiting.WAITING, account, 1
+    line = _waiting.Line()
+    for _ in range(3):  # as when it came back to a scope that it had left for another
+        heappush(line.parked, (1, waiter))
+    assert line.head(account) is waiter
     waiter.state = _waiting.WITHDRAWN
-    assert queue.head(pool) is None
+    assert line.head(account) is None
     waiter.reservation.release()

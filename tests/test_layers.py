@@ -1,79 +1,215 @@
-"""The layers of the design: a module imports only from layers below its own, and the core only the standard library."""
+"""The structure of the package: layers without circles, small modules, classes and functions, and a light import."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
+import functools
+import inspect
 import sys
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import token_budget
+from support import run_program
 
 PACKAGE = Path(token_budget.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
+# A module imports only modules of lower layers. Those of layer 0, the words, may import each other, in no circle.
 LAYER = {
-    "_errors.py": 0,
+    "_lazy.py": 0,
     "_money.py": 0,
-    "_events.py": 0,
-    "_snapshot.py": 0,
     "_window.py": 0,
+    "_arguments.py": 0,
+    "_errors.py": 0,
+    "_snapshot.py": 0,
+    "_events.py": 0,
     "_waiting.py": 1,
-    "_family.py": 2,
-    "_keyed.py": 2,
-    "_pool.py": 2,
-    "__init__.py": 2,
-    "pool.py": 2,
-    "__main__.py": 5,
+    "_account.py": 2,
+    "_telling.py": 3,
+    "_change.py": 4,
+    "_family.py": 5,
+    "_scope.py": 6,
+    "_line.py": 6,
+    "_straight.py": 7,
+    "_periods.py": 7,
+    "_ledger.py": 8,
+    "_settings.py": 9,
+    "_tree.py": 9,
+    "_reservation.py": 9,
+    "_group.py": 10,
+    "_sleep.py": 10,
+    "_keyed.py": 11,
+    "_governed.py": 11,
+    "_environment.py": 11,
+    "_pool.py": 12,
+    "__init__.py": 13,
+    "pool.py": 14,
+    "cli/_display.py": 22,
+    "cli/_workload.py": 20,
+    "cli/_audit.py": 21,
+    "cli/_fanout.py": 23,
+    "cli/scopes.py": 24,
+    "cli/demo.py": 24,
+    "cli/__init__.py": 25,
+    "__main__.py": 26,
 }
-FRONT = 5
+WORDS = 0
+CORE = 14  # this layer and all below
+
+MODULE_LINES = 450
+CLASS_LINES = 300
+FUNCTION_LINES = 45
+NOT_LOADED = {"typing", "dataclasses", "decimal", "fractions", "asyncio", "datetime", "inspect"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def layer(module: str) -> int:
-    return FRONT if module.startswith("cli/") else LAYER[module]
+@functools.cache
+def source(module: str) -> str:
+    return (PACKAGE / module).read_text(encoding="utf-8")
 
 
-def imports(module: str) -> set[str]:
-    """Return the names of all modules that it imports, wherever it does."""
-    names = set()
-    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            assert node.module is not None
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "token_budget"}
-    return names
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(source(module))
 
 
 def file_of(name: str) -> str | None:
+    """Return the file of a module of the package by the module's name; None if there is none."""
     path = name.replace(".", "/").removeprefix("token_budget").lstrip("/")
     candidates = [f"{path}.py", f"{path}/__init__.py".lstrip("/")]
     return next((candidate for candidate in candidates if candidate in MODULES), None)
 
 
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Return the names of all modules that it imports, inside of functions and for type checkers too."""
+    names = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            below = {f"{node.module}.{alias.name}" for alias in node.names if node.module.startswith("token_budget")}
+            modules = {name for name in below if file_of(name) is not None}
+            names |= modules
+            if len(modules) < len(node.names):  # something of the module itself
+                names.add(node.module)
+    return frozenset(names)
+
+
+def imported(module: str) -> set[str]:
+    """Return the files of the package that it imports."""
+    ours = {name for name in imports(module) if name.split(".")[0] == "token_budget"}
+    files = {file_of(name) for name in ours}
+    assert None not in files, f"{module} imports what is not there: {ours}"
+    return files  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------- who imports whom
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(LAYER) == set(MODULES)
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_its_own_layer_and_below(module: str) -> None:
-    for name in imports(module):
-        if name.split(".")[0] == "token_budget":
-            target = file_of(name)
-            assert target is None or layer(target) <= layer(module), f"{module} imports {name}"
-        else:
-            assert name.split(".")[0] in sys.stdlib_module_names, f"{module} imports {name}"
+def test_a_module_imports_only_modules_of_lower_layers(module: str) -> None:
+    for other in imported(module):
+        words = LAYER[module] == LAYER[other] == WORDS
+        assert LAYER[other] < LAYER[module] or words, f"{module} imports {other}"
 
 
-def test_importing_the_package_loads_neither_the_front_nor_anything_foreign() -> None:
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {module: imported(module) for module in MODULES}
+    while left:
+        free = [module for module, others in left.items() if not others & set(left)]
+        assert free, f"a circle among {sorted(left)}"
+        for module in free:
+            del left[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_outside_of_the_standard_library_is_imported(module: str) -> None:
+    foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"token_budget"}
+    assert not foreign
+
+
+def test_importing_the_package_loads_the_core_alone_and_no_module_that_is_slow_to_load() -> None:
     program = "import sys\nbefore = set(sys.modules)\nimport token_budget\nprint(*sorted(set(sys.modules) - before))\n"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
+    loaded = set(run_program(program).stdout.split())
+    core = {module for module in MODULES if LAYER[module] <= CORE} - {"pool.py", "_environment.py"}
     ours = {name for name in loaded if name.startswith("token_budget")}
-    modules = ("_errors", "_events", "_family", "_keyed", "_money", "_pool", "_snapshot", "_waiting", "_window")
-    assert ours == {"token_budget", *(f"token_budget.{name}" for name in modules)}
-    assert {name.split(".")[0] for name in loaded} - {"token_budget"} <= sys.stdlib_module_names
-    assert not {"typing", "dataclasses", "decimal", "fractions", "asyncio"} & set(loaded)
+    assert ours == {f"token_budget.{module}".removesuffix(".py").removesuffix(".__init__") for module in core}
+    assert {name.split(".")[0] for name in loaded - ours} <= sys.stdlib_module_names
+    assert not NOT_LOADED & loaded
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def body_lines(function: Function, module: str) -> int:
+    """Return the lines from the first statement after the docstring to the last, without blank ones and comments."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    if not body:
+        return 0
+    lines = source(module).splitlines()[body[0].lineno - 1 : body[-1].end_lineno]
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in lines)
+
+
+def methods(node: ast.ClassDef) -> list[Function]:
+    return [child for child in node.body if isinstance(child, Function)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_short(module: str) -> None:
+    assert len(source(module).splitlines()) <= MODULE_LINES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_class_is_short(module: str) -> None:
+    classes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)]
+    lines = {node.name: sum(body_lines(method, module) for method in methods(node)) for node in classes}
+    assert {name: count for name, count in lines.items() if count > CLASS_LINES} == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_function_is_short(module: str) -> None:
+    functions = [node for node in ast.walk(tree(module)) if isinstance(node, Function)]
+    lines = {node.name: body_lines(node, module) for node in functions}
+    assert {name: count for name, count in lines.items() if count > FUNCTION_LINES} == {}
+
+
+# ---------------------------------------------------------------- what is public
+
+
+def public() -> list[tuple[str, Any]]:
+    """Return every public class, method, property and function, with its name."""
+    found: list[tuple[str, Any]] = []
+    for name in token_budget.__all__:
+        thing = getattr(token_budget, name)
+        if name == "__version__":
+            continue
+        found.append((name, thing))
+        if isinstance(thing, type):
+            for attribute, value in inspect.getmembers(thing):
+                if not attribute.startswith("_") or attribute in {"__init__", "__enter__", "__exit__", "__aexit__"}:
+                    inner = value.fget if isinstance(value, property) else value
+                    if inspect.isfunction(inner) or inspect.ismethod(inner):
+                        found.append((f"{name}.{attribute}", inner))
+    return found
+
+
+@pytest.mark.parametrize(("name", "thing"), public(), ids=[name for name, _ in public()])
+def test_the_annotations_of_everything_public_resolve(name: str, thing: Any) -> None:
+    hints = typing.get_type_hints(thing)
+    if not isinstance(thing, type) and thing.__module__.startswith("token_budget"):
+        assert "return" in hints, name
 
 
 def test_everything_public_is_listed_and_documented() -> None:

@@ -1,7 +1,7 @@
 """P10: first come, first served among those who wait; nobody waits for what can never come.
 
 Tasks of one event loop make every order deterministic: each is let run until nothing more happens, then the next thing
-is done. Threads are waited for until they stand in line.
+is done. Threads are waited for until they are in line.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import copy
 import gc
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from support import caught, counters, run_together
+from support import caught, counters, forked, line_of, run_together, takes_the_short_way, waiters
 from token_budget import (
     BudgetExceeded,
     BudgetPool,
@@ -27,7 +27,8 @@ from token_budget import (
     Reservation,
     ReservationClosed,
     Window,
-    _family,
+    _ledger,
+    _sleep,
     _waiting,
 )
 
@@ -39,10 +40,10 @@ async def settle() -> None:
 
 
 def in_line(pool: BudgetPool, count: int) -> None:
-    """Wait until so many stand in line; for threads, which come when they come."""
+    """Block until so many callers wait; for threads, whose start takes a while."""
     deadline = time.monotonic() + 20
-    while len(pool._family.waiters) != count:
-        assert time.monotonic() < deadline, f"{len(pool._family.waiters)} stand in line, not {count}"
+    while len(waiters(pool)) != count:
+        assert time.monotonic() < deadline, f"{len(waiters(pool))} wait, not {count}"
         time.sleep(0)
 
 
@@ -75,7 +76,7 @@ def run(main: Callable[[Line], Awaitable[None]]) -> None:
 # ---------------------------------------------------------------- the order
 
 
-def test_who_waits_is_served_in_the_order_of_arrival() -> None:
+def test_waiters_are_served_in_the_order_of_arrival() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = [pool.reserve(tokens=5) for _ in range(2)]
@@ -95,7 +96,7 @@ def test_who_waits_is_served_in_the_order_of_arrival() -> None:
     run(main)
 
 
-def test_a_newcomer_does_not_get_past_who_waits() -> None:
+def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
         held = pool.reserve(tokens=5)
@@ -104,7 +105,8 @@ def test_a_newcomer_does_not_get_past_who_waits() -> None:
             with pytest.raises(BudgetExceeded, match="attempted 6 <= cap 10 .*: others wait for room, and") as raised:
                 operation(tokens=1)
             assert not raised.value.exhausted
-        assert caught(BudgetTimeout, pool.reserve, tokens=1, timeout=0.001)
+        with pytest.raises(BudgetTimeout):
+            await pool.areserve(tokens=1, timeout=0.001)
         await line.wait("small", pool, 1)
         assert line.order == []
         held.release()
@@ -116,7 +118,7 @@ def test_a_newcomer_does_not_get_past_who_waits() -> None:
     run(main)
 
 
-def test_what_was_spent_already_is_recorded_also_past_those_who_wait() -> None:
+def test_a_forced_record_is_counted_also_while_others_wait() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = pool.reserve(tokens=5)
@@ -167,7 +169,7 @@ def test_threads_and_tasks_stand_in_one_line() -> None:
     pool.record(tokens=10)
 
 
-def test_a_waiter_for_a_full_scope_does_not_hold_up_who_does_not_need_it() -> None:
+def test_a_caller_that_waits_for_a_full_scope_never_blocks_callers_that_do_not_need_that_scope() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=100, name="total")
         ann, bob = total.child(token_cap=10, name="ann"), total.child(token_cap=50, name="bob")
@@ -184,7 +186,7 @@ def test_a_waiter_for_a_full_scope_does_not_hold_up_who_does_not_need_it() -> No
     run(main)
 
 
-def test_who_waits_above_is_served_by_age_whichever_child_it_came_by() -> None:
+def test_waiters_at_a_parent_are_served_by_age_whichever_child_they_came_by() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=10)
         ann, bob = total.child(), total.child()
@@ -229,7 +231,7 @@ def test_a_waiter_that_gets_room_below_takes_its_old_place_in_the_line_above() -
     run(main)
 
 
-def test_who_gets_room_below_still_stands_behind_who_is_older_above() -> None:
+def test_a_waiter_that_gets_room_below_still_waits_behind_an_older_one_above() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=20)
         ann = total.child(token_cap=5)
@@ -319,7 +321,7 @@ def test_room_is_handed_over_whatever_frees_it(free: Callable[[BudgetPool, Reser
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_dropped_reservation_serves_who_waits_at_once() -> None:
+def test_a_dropped_reservation_serves_a_waiter_at_once() -> None:
     pool = BudgetPool(token_cap=10)
     held = [pool.reserve(tokens=10)]
     got = threading.Event()
@@ -362,7 +364,7 @@ def test_room_may_come_from_another_thread_or_another_event_loop() -> None:
 # ---------------------------------------------------------------- what can never come
 
 
-def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
+def test_a_request_that_cannot_fit_even_if_everything_in_flight_came_back_is_refused_at_once() -> None:
     pool = BudgetPool(token_cap=10, usd_cap=1)
     pool.record(tokens=3)
     with pool.reserve(tokens=5):
@@ -371,8 +373,8 @@ def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
                 pool.reserve(timeout=None, **arguments)
             assert raised.value.exhausted
             assert not isinstance(raised.value, BudgetTimeout)
-    assert not pool._family.waiters
-    assert pool._pending is pool._family.dropped  # nobody waits: it is by itself again
+    assert not waiters(pool)
+    assert takes_the_short_way(pool)  # nobody waits
 
 
 @pytest.mark.parametrize(
@@ -388,7 +390,7 @@ def test_what_would_not_fit_even_if_all_came_back_is_refused_at_once() -> None:
 )
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("above", [False, True])
-def test_it_is_refused_too_when_that_becomes_true_while_it_waits(
+def test_a_waiter_is_refused_as_soon_as_its_request_can_no_longer_fit(
     happens: Callable[[BudgetPool, list[Reservation]], Any], error: type[Exception], second: bool, above: bool
 ) -> None:
     """Also where it waits behind another, or at another scope than the one that is too small now."""
@@ -400,7 +402,7 @@ def test_it_is_refused_too_when_that_becomes_true_while_it_waits(
         held = [child.reserve(tokens=5), child.reserve(tokens=5)]
         if second:
             await line.wait("small", child, 1)
-        task = asyncio.create_task(child.areserve(tokens=8, usd=0.5)._take())
+        task = asyncio.create_task(child.areserve(tokens=8, usd=0.5))
         await settle()
         happens(pool, held)
         await settle()
@@ -416,7 +418,7 @@ def test_it_is_refused_too_when_that_becomes_true_while_it_waits(
             if waiting.exception() is None:
                 waiting.result().release()
         assert counters(child)[1] == 0
-        assert not total._family.waiters
+        assert not waiters(total)
 
     run(main)
 
@@ -425,7 +427,7 @@ def test_a_refused_head_lets_the_next_have_its_turn() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = [pool.reserve(tokens=4), pool.reserve(tokens=4)]
-        large = asyncio.create_task(pool.areserve(tokens=9)._take())
+        large = asyncio.create_task(pool.areserve(tokens=9))
         await settle()
         await line.wait("small", pool, 2)
         assert line.order == []
@@ -463,7 +465,7 @@ def test_a_time_out_says_where_it_waited_and_changes_nothing() -> None:
             "no room came in time: wait longer, ask for less, or set larger caps"
         )
         assert counters(total) == (0, 6, 0, 0, 1)
-    assert not total._family.waiters
+    assert not waiters(total)
 
 
 def test_a_task_times_out_as_a_thread_does_and_the_next_is_served() -> None:
@@ -493,17 +495,14 @@ def test_a_task_times_out_as_a_thread_does_and_the_next_is_served() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), "1", True, [], 1j, "", b""])
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), "1", True, False, [], {}, 1j, 0j, "", b""])
 def test_a_bad_timeout_is_refused_before_anything(timeout: Any) -> None:
     pool = BudgetPool(token_cap=10)
     with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
         pool.areserve(tokens=1, timeout=timeout)
-    if not timeout:  # looked at where there is no room
-        pool.record(tokens=10)
-    if timeout or timeout != 0:
-        with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
-            pool.reserve(tokens=1, timeout=timeout)
-    assert counters(pool)[1:] == (0, 0, 0, 0)
+    with pytest.raises((TypeError, ValueError), match="timeout must be a number of seconds"):
+        pool.reserve(tokens=1, timeout=timeout)
+    assert counters(pool) == (0, 0, 0, 0, 0)
 
 
 def test_a_timeout_may_be_longer_than_any_clock() -> None:
@@ -522,6 +521,77 @@ def test_bad_amounts_are_refused_before_waiting() -> None:
     for arguments in ({"tokens": -1}, {"usd": float("nan")}, {"tokens": "5"}):
         with pytest.raises((TypeError, ValueError)):
             pool.areserve(**arguments)
+
+
+# ---------------------------------------------------------------- the next period
+
+
+def test_a_finite_timeout_waits_for_the_next_period_where_that_begins_in_time() -> None:
+    """A budget of tokens per minute queues, and does not fail."""
+
+    async def main(line: Line) -> None:
+        now = [0.0]
+        minute = Window.every(timedelta(minutes=1), clock=lambda: now[0])
+        pool = BudgetPool(token_cap=10, window=minute)
+        pool.record(tokens=8)
+        for timeout in (0, 59, None):
+            with pytest.raises(BudgetExceeded) as raised:
+                await pool.areserve(tokens=5, timeout=timeout)
+            assert raised.value.exhausted
+            assert not isinstance(raised.value, BudgetTimeout)
+        assert caught(BudgetExceeded, pool.record, tokens=5)
+        with pytest.raises(BudgetExceeded):  # larger than the cap: no period has room for it
+            await pool.areserve(tokens=11, timeout=1000)
+        await line.wait("first", pool, 7, timeout=60)
+        await line.wait("second", pool, 2, timeout=60)
+        await line.wait("third", pool, 4, timeout=60)
+        assert line.order == []
+        now[0] = 60.0
+        pool.snapshot()
+        await settle()
+        assert line.order == ["first", "second"]
+        await line.give_back("first", "second")
+        assert line.order[2:] == ["third"]
+        await line.give_back("third")
+
+    run(main)
+
+
+def test_every_scope_that_refuses_has_to_begin_anew_in_time() -> None:
+    async def main(line: Line) -> None:
+        now = [0.0]
+        clock = lambda: now[0]  # noqa: E731
+        total = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))
+        child = total.child(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+        child.record(tokens=10)
+        with pytest.raises(BudgetExceeded) as raised:
+            await child.areserve(tokens=1, timeout=30)  # the total's period ends too late
+        assert raised.value.exhausted
+        await line.wait("a", child, 1, timeout=60)
+        now[0] = 10.0
+        total.snapshot()
+        await settle()
+        assert line.order == []
+        total.set_caps(token_cap=5)
+        total.set_caps(token_cap=0)  # now no period of the total has room
+        with pytest.raises(BudgetExceeded):
+            await line.tasks.pop("a")
+
+    run(main)
+
+
+def test_a_waiter_for_the_next_period_times_out_when_that_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_sleep, "_SHORTEST", 0.0)
+    now = [0.0]
+    pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=0.001), clock=lambda: now[0]))
+    pool.record(tokens=10)
+    with pytest.raises(BudgetTimeout) as raised:  # the window's clock stands still
+        pool.reserve(tokens=1, timeout=0.002)
+    assert raised.value.exhausted
+    assert not waiters(pool)
+    assert takes_the_short_way(pool)
 
 
 # ---------------------------------------------------------------- cancellations, dead loops, interrupts
@@ -571,14 +641,14 @@ def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next(
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     loop = asyncio.new_event_loop()
-    dead = [loop.create_task(pool.areserve(tokens=10)._take()) for _ in range(50)]
+    dead = [loop.create_task(pool.areserve(tokens=10)) for _ in range(50)]
     loop.run_until_complete(asyncio.sleep(0))
-    assert len(pool._family.waiters) == 50
+    assert len(waiters(pool)) == 50
     loop.close()
     with_room = threading.Thread(target=lambda: pool.reserve(tokens=10, timeout=30).release())
     with_room.start()
-    in_line(pool, 51)
-    held.release()  # offered to fifty that are gone, one after the other
+    in_line(pool, 51 if just_now else 1)  # whoever comes next finds that the loop is closed
+    held.release()  # else it is offered to fifty that are gone, one after the other
     with_room.join(30)
     assert not with_room.is_alive()
     assert counters(pool) == (0, 0, 0, 0, 0)
@@ -593,11 +663,11 @@ def test_waiters_of_a_closed_loop_hold_up_nobody() -> None:
     pool = BudgetPool(token_cap=100)
     held = pool.reserve(tokens=50)
     loop = asyncio.new_event_loop()
-    task = loop.create_task(pool.areserve(tokens=60)._take())
+    task = loop.create_task(pool.areserve(tokens=60))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     pool.reserve(tokens=10).release()
-    assert not pool._family.waiters
+    assert not waiters(pool)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     held.release()
 
@@ -624,7 +694,7 @@ def test_what_was_granted_and_then_dropped_serves_the_next() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_many_drops_from_many_threads_serve_who_waits() -> None:
+def test_many_drops_from_many_threads_serve_a_waiter() -> None:
     for _ in range(5):
         pool = BudgetPool(token_cap=300)
         held = [[pool.reserve(tokens=1) for _ in range(100)] for _ in range(3)]
@@ -684,15 +754,15 @@ def test_a_bell_that_is_rung_after_the_room_was_taken_and_the_loop_closed_takes_
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     loop = asyncio.new_event_loop()
-    task = loop.create_task(pool.areserve(tokens=10)._take())
+    task = loop.create_task(pool.areserve(tokens=10))
     loop.run_until_complete(asyncio.sleep(0))
-    (waiter,) = pool._family.waiters.values()
+    (waiter,) = waiters(pool)
     held.release()
     got = loop.run_until_complete(task)
     loop.close()
-    pool._family.granted.append(waiter)  # as where the thread that granted it comes to its bell only now
-    pool._family._ring()
-    assert not pool._family.granted
+    pool._family.owed.append(waiter)  # as where the thread that granted it comes to its bell only now
+    pool.snapshot()
+    assert not pool._family.owed
     assert counters(pool) == (0, 10, 0, 0, 1)
     got.release()
 
@@ -719,31 +789,31 @@ def test_a_loop_that_is_closed_between_two_looks_at_the_line_confuses_no_refusal
 def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
-    abandon = _family.Family.abandon
+    abandon = _ledger.abandon
     interrupts = [KeyboardInterrupt]
 
-    def interrupted(self: _family.Family, waiter: Any) -> None:
+    def interrupted(waiter: Any) -> None:
         if interrupts:
             raise interrupts.pop()
-        abandon(self, waiter)
+        abandon(waiter)
 
     def wait(_self: object, _timeout: float | None) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_family.Family, "abandon", interrupted)
+    monkeypatch.setattr(_ledger, "abandon", interrupted)
     monkeypatch.setattr(_waiting.ThreadBell, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         pool.reserve(tokens=1, timeout=None)
-    assert not pool._family.waiters
+    assert not waiters(pool)
     held.release()
 
 
-def test_a_waiter_that_is_forked_is_told_so() -> None:
+def test_a_waiter_in_a_forked_child_gets_pool_forked() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
         held = pool.reserve(tokens=10)
         await line.wait("a", pool, 5, timeout=0.001)
-        pool._after_fork_in_child()
+        forked(pool)
         with pytest.raises(PoolForked, match="'run'"):
             await line.tasks.pop("a")
         held.release()
@@ -752,19 +822,23 @@ def test_a_waiter_that_is_forked_is_told_so() -> None:
 
 
 def test_an_areserve_is_not_copied() -> None:
+    asked = BudgetPool().areserve()
     with pytest.raises(TypeError, match="call areserve"):
-        copy.copy(BudgetPool().areserve())
+        copy.copy(asked)
+    asked.close()
 
 
-def test_others_before_it_are_named_on_the_axis_that_has_a_cap() -> None:
+def test_a_refusal_because_others_wait_names_the_axis_that_is_asked_for() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(usd_cap=1)
         held = pool.reserve(usd=0.5)
-        task = asyncio.ensure_future(pool.areserve(usd=0.8)._take())
+        task = asyncio.ensure_future(pool.areserve(usd=0.8))
         await settle()
-        with pytest.raises(BudgetExceeded, match="on usd: attempted 0.5 <= cap 1 .*others wait for room") as raised:
+        with pytest.raises(BudgetExceeded, match="on tokens: attempted 10, no cap .*others wait for room") as raised:
             pool.record(tokens=10)
-        assert (raised.value.axis, raised.value.cap) == ("usd", 1.0)
+        assert (raised.value.axis, raised.value.cap, raised.value.exhausted) == ("tokens", None, False)
+        with pytest.raises(BudgetExceeded, match="on usd: attempted 0.6 <= cap 1 .*others wait for room"):
+            pool.record(usd=0.1)
         with pytest.raises(BudgetTimeout, match="on usd: attempted 0.6 <= cap 1 .*; others were before it, and"):
             await pool.areserve(usd=0.1, timeout=0.001)
         held.release()
@@ -776,7 +850,7 @@ def test_others_before_it_are_named_on_the_axis_that_has_a_cap() -> None:
 def test_a_waiter_that_is_collected_with_its_loop_leaves_the_line() -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
-    waiting = pool.areserve(tokens=10)._take()
+    waiting = pool.areserve(tokens=10)
 
     async def start() -> None:
         task = asyncio.ensure_future(waiting)
@@ -785,10 +859,10 @@ def test_a_waiter_that_is_collected_with_its_loop_leaves_the_line() -> None:
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start())
-    assert len(pool._family.waiters) == 1
+    assert len(waiters(pool)) == 1
     loop.close()
     waiting.close()
-    assert not pool._family.waiters
+    assert not waiters(pool)
     held.release()
     pool.record(tokens=10)
 
@@ -805,13 +879,11 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
 
     following = threading.Thread(target=lambda: pool.reserve(tokens=5, timeout=30).release())
     bell = _waiting.ThreadBell
-    from token_budget import _pool
-
-    monkeypatch.setattr(_pool, "ThreadBell", Interrupted)
+    monkeypatch.setattr(_sleep, "ThreadBell", Interrupted)
     original = threading.Thread.start
 
     def start(thread: threading.Thread) -> None:
-        monkeypatch.setattr(_pool, "ThreadBell", bell)
+        monkeypatch.setattr(_sleep, "ThreadBell", bell)
         original(thread)
 
     monkeypatch.setattr(following, "start", lambda: start(following))
@@ -820,6 +892,97 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
     following.join(30)
     assert not following.is_alive()
     held.release()
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+def test_an_areserve_is_a_coroutine() -> None:
+    """For tasks, task groups, other threads, and for whoever forgets to await it."""
+
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10, name="run")
+        asked = pool.areserve(tokens=10)
+        assert isinstance(asked, Coroutine)
+        assert asyncio.iscoroutine(asked)
+        held = await asyncio.create_task(asked)
+        loop = asyncio.get_running_loop()
+        later = await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(pool.areserve(tokens=4), loop))
+        gathered = asyncio.gather(pool.areserve(tokens=3), pool.areserve(tokens=3))
+        limited = asyncio.create_task(asyncio.wait_for(pool.areserve(tokens=1), 0.001))
+        await settle()
+        assert len(waiters(pool)) == 4
+        with pytest.raises(asyncio.TimeoutError):
+            await limited
+        held.release()
+        for one in (*await gathered, await asyncio.wrap_future(later)):
+            one.release()
+        if hasattr(asyncio, "TaskGroup"):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(pool.areserve(tokens=10))
+            task.result().release()
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+    pool = BudgetPool(token_cap=10, name="run")
+    with pytest.warns(RuntimeWarning, match=r"^<areserve\(\) of 'run'> was never awaited$"):
+        pool.areserve(tokens=1)
+    assert counters(pool) == (0, 0, 0, 0, 0)
+    pool.areserve(tokens=1).close()  # on purpose, and in silence
+
+
+def test_a_wait_in_a_thread_whose_event_loop_is_running_is_warned_of_before_it_begins() -> None:
+    async def main(_line: Line) -> None:
+        pool = BudgetPool(token_cap=10)
+        held = pool.reserve(tokens=6, timeout=60)  # it does not wait: no warning
+        assert caught(BudgetExceeded, pool.reserve, tokens=5)
+        assert caught(BudgetExceeded, pool.reserve, tokens=11, timeout=60)
+        with pytest.warns(RuntimeWarning, match=r"about to wait .* event loop is running.*areserve") as seen:
+            assert caught(BudgetTimeout, pool.reserve, tokens=5, timeout=0.001)
+        assert [warning.filename for warning in seen] == [caught.__code__.co_filename]
+        with pytest.raises(RuntimeWarning):  # as an error it keeps it from waiting
+            pool.reserve(tokens=5, timeout=None)
+        assert not waiters(pool)
+        held.release()
+        assert counters(pool) == (0, 0, 0, 0, 0)
+
+    run(main)
+
+
+def test_tasks_of_trio_wait_in_the_same_line_as_threads() -> None:
+    trio = pytest.importorskip("trio")
+    pytest.importorskip("trio.testing")
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    order: list[str] = []
+
+    async def task(name: str, tokens: int) -> None:
+        async with pool.areserve(tokens=tokens):
+            order.append(name)
+
+    def wait() -> None:
+        with pool.reserve(tokens=10, timeout=30):
+            order.append("thread")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(task, "first", 10)
+            await trio.testing.wait_all_tasks_blocked()
+            thread = threading.Thread(target=wait)
+            thread.start()
+            in_line(pool, 2)
+            with trio.CancelScope() as scope:
+                nursery.start_soon(task, "last", 5)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(BudgetTimeout):
+                    await pool.areserve(tokens=1, timeout=0.001)
+                scope.cancel()
+                await pool.areserve(tokens=1)
+            assert scope.cancelled_caught
+            assert len(waiters(pool)) == 3
+            held.release()
+        thread.join(30)
+
+    trio.run(main)
+    assert order == ["first", "thread", "last"]
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
@@ -839,24 +1002,24 @@ def test_an_areserve_is_used_once() -> None:
     run(main)
 
 
-def test_outside_of_asyncio_areserve_says_so_and_holds_nothing() -> None:
+def test_outside_of_an_event_loop_areserve_that_has_to_wait_says_so_and_holds_nothing() -> None:
     pool = BudgetPool(token_cap=10)
-    with pytest.raises(RuntimeError):
-        pool.areserve(tokens=1)._take().send(None)
+    with pool.reserve(tokens=10), pytest.raises(RuntimeError, match="no running event loop"):
+        pool.areserve(tokens=1).send(None)
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
 # ---------------------------------------------------------------- forks, leftovers
 
 
-def test_in_a_forked_child_nobody_stands_in_line_any_more() -> None:
+def test_in_a_forked_child_nobody_waits_any_more() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child()
         held = pool.reserve(tokens=10)
         await line.wait("a", child, 5)
-        pool._after_fork_in_child()
-        assert not pool._family.waiters
+        forked(pool)
+        assert not waiters(pool)
         with pytest.raises(PoolForked):
             pool.reserve(tokens=1, timeout=1)
         pool.detach()
@@ -869,22 +1032,24 @@ def test_in_a_forked_child_nobody_stands_in_line_any_more() -> None:
     run(main)
 
 
-def test_nothing_is_kept_of_those_who_gave_up() -> None:
+def test_no_memory_is_kept_for_waiters_that_timed_out() -> None:
     async def main(_line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child()
         held = pool.reserve(tokens=10)
-        first = asyncio.create_task(child.areserve(tokens=10)._take())
+        first = asyncio.create_task(child.areserve(tokens=10))
         await settle()
         for _ in range(500):
-            assert caught(BudgetTimeout, child.reserve, tokens=1, timeout=1e-9)
-        queue: Any = pool._queue
-        assert len(queue.members) == 1
-        assert max(len(queue._at), len(queue._by_tokens), len(queue._by_nanos)) <= 20
+            with pytest.raises(BudgetTimeout):
+                await child.areserve(tokens=1, timeout=1e-9)
+        line: Any = line_of(pool)
+        assert len(waiters(pool)) == 1
+        for one in (line.now, line.later):
+            assert max(len(line.parked), len(one.by_tokens), len(one.by_nanos)) <= 20
         held.release()
         (await first).release()
-        assert pool._queue is None
-        assert not pool._family.granted
+        assert line_of(pool) is line_of(child) is None
+        assert not pool._family.owed
 
     run(main)
 
@@ -902,20 +1067,19 @@ def test_many_threads_that_wait_all_come_to_their_turn() -> None:
 
     run_together(*[lambda index=index: work(index) for index in range(9)])
     assert counters(pool) == (0, 0, 0, 0, 0)
-    assert not pool._family.waiters
-    assert all(account._queue is None for account in (pool, *[child._scopes()[0] for child in children]))
+    assert not waiters(pool)
+    assert all(line_of(one) is None for one in (pool, *children))
 
 
-def test_a_pool_is_by_itself_again_when_the_last_waiter_is_gone() -> None:
+def test_a_pool_takes_the_short_way_again_when_the_last_waiter_is_gone() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
-        assert pool._token_bound == 10
+        assert takes_the_short_way(pool)
         held = pool.reserve(tokens=10)
         await line.wait("a", pool, 10)
-        assert pool._token_bound == _family.CLOSED
+        assert not takes_the_short_way(pool)
         held.release()
         await line.give_back("a")
-        assert pool._token_bound == 10
-        assert pool._pending is pool._family.dropped
+        assert takes_the_short_way(pool)
 
     run(main)

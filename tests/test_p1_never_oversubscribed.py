@@ -89,9 +89,25 @@ def test_only_a_spend_that_happened_may_pass_the_cap_and_then_nothing_fits() -> 
     with pytest.raises(BudgetOverrun):
         pool.record(tokens=11, force=True)
     for call in (pool.record, pool.reserve, pool.try_reserve):
-        assert caught(BudgetExceeded, call, tokens=0)
-        assert caught(BudgetExceeded, call, usd=1)
+        assert caught(BudgetExceeded, call, tokens=1)
+        assert caught(BudgetExceeded, call, tokens=1, usd=1)
     assert pool.snapshot().tokens_remaining == -1
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_an_axis_of_which_nothing_is_asked_refuses_nothing(below: bool) -> None:
+    for full, free in (("tokens", "usd"), ("usd", "tokens")):
+        total = BudgetPool(token_cap=10, usd_cap=10)
+        pool = total.child() if below else total
+        assert caught(BudgetOverrun, pool.record, **{full: 11}, force=True)
+        pool.record(**{free: 1})  # type: ignore[arg-type]
+        with pool.reserve(**{free: 2}) as reservation:
+            reservation.commit()
+        pool.record(tokens=0, usd=0)
+        with pytest.raises(BudgetOverrun) as raised:  # on the axis that this spend takes over its cap
+            pool.record(force=True, **{free: 8})
+        assert raised.value.axis == free
+        assert caught(BudgetExceeded, pool.record, **{full: 1})
 
 
 @pytest.mark.parametrize("axis", ["tokens", "usd"])

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -15,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from support import caught, counters
-from token_budget import BudgetExceeded, BudgetPool, Reservation, _family
+from support import caught, counters, run_program
+from token_budget import BudgetExceeded, BudgetPool, Reservation, _ledger
 
 NOTHING = (0, 0, 0, 0, 0)
 
@@ -159,7 +158,11 @@ def test_a_drop_is_handled_though_the_warning_is_an_error() -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_reservation_interrupted_before_it_was_set_up_is_collected_in_silence() -> None:
-    Reservation()
+    half = Reservation.__new__(Reservation)
+    assert repr(half) == "<Reservation, half made>"
+    del half
+    with pytest.raises(TypeError, match=r"is made by BudgetPool.reserve\(\), try_reserve\(\) or areserve\(\)$"):
+        Reservation()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -179,40 +182,39 @@ def test_many_drops_in_many_threads_all_come_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_reclaiming_goes_on_where_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_dropped_is_released_once_where_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     for amount in (4, 3, 2):
         pool.reserve(tokens=amount)
     family = pool._family
-    release = family._release
+    drop = _ledger.drop
 
-    def faster(*arguments: Any) -> None:
-        """While the first is released, another thread takes it and the next one away."""
-        monkeypatch.setattr(_family.Family, "_release", release_of)
-        for reservation in list(family.dropped)[:2]:
-            release(pool._scopes(), reservation, "drop")
-            family.dropped.remove(reservation)
+    def faster(*_: object) -> None:
+        """While the first is being released, another thread releases it and the next one."""
+        monkeypatch.undo()
+        for reservation in list(family.owed)[:2]:
+            drop(reservation, family.locked)
+            family.owed.remove(reservation)
 
-    release_of = _family.Family._release
-    monkeypatch.setattr(_family.Family, "_release", lambda _self, *arguments: faster(*arguments))
+    monkeypatch.setattr(_ledger, "drop", faster)
     assert counters(pool) == NOTHING
+    assert not family.owed
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_reclaiming_ends_where_another_thread_took_the_last() -> None:
-    class Emptied(list[Reservation]):
-        def __bool__(self) -> bool:
-            return not self.looked
+def test_a_drop_is_left_to_another_thread_that_took_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool(token_cap=10)
+    pool.reserve(tokens=4)
+    family = pool._family
+    pay = family.pay
 
-        looked = False
+    def faster(self: Any) -> None:
+        """Between the look whether anything is owed and the payment, another thread pays it all."""
+        monkeypatch.undo()
+        pay()
+        self.pay()
 
-        def __getitem__(self, _index: object) -> Reservation:  # type: ignore[override]
-            self.looked = True
-            raise IndexError
-
-    pool = BudgetPool()
-    pool._family.dropped = Emptied()  # type: ignore[assignment]
-    pool._pending = True
+    monkeypatch.setattr(type(family), "pay", faster)
     assert counters(pool) == NOTHING
 
 
@@ -225,7 +227,7 @@ def test_the_end_of_the_interpreter_is_silent(ending: str) -> None:
         "keeper = Keeper(); keeper.held = pool.reserve(tokens=5); keeper.self = keeper\n"
         f"{ending}\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    done = run_program(program, "-W", "error", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -247,15 +249,15 @@ def test_no_memory_is_kept_for_finished_calls() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 1000  # bytes, over two thousand calls
-    assert not pool._family.dropped
+    assert not pool._family.owed
 
 
 def test_a_pool_that_nobody_uses_any_more_is_freed() -> None:
     from token_budget import _pool
 
     gc.collect()
-    before = len(_pool._pools)
+    before = len(_pool._first_pools)
     pool = BudgetPool()
-    assert len(_pool._pools) == before + 1
+    assert len(_pool._first_pools) == before + 1
     del pool
-    assert len(_pool._pools) == before
+    assert len(_pool._first_pools) == before

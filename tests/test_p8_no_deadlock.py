@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support import HookedLock, caught, counters
+from support import HookedLock, caught, counters, forked
 from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _family, _pool
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ def test_a_collection_inside_the_critical_section_hangs_nothing_and_loses_nothin
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
-def test_a_signal_handler_may_use_the_pool_at_any_moment() -> None:
-    pool = BudgetPool(token_cap=1000)
+@pytest.mark.parametrize("depth", [0, 2, 5])
+def test_a_signal_handler_may_use_the_pool_at_any_moment(depth: int) -> None:
+    pool = BudgetPool(token_cap=None if depth else 1000)
+    for level in range(depth):
+        pool = pool.child(token_cap=1000 if level == depth - 1 else None)
     handled = []
 
     def handler(_number: int, _frame: object) -> None:
@@ -132,7 +135,7 @@ def test_a_child_forked_while_another_thread_holds_the_lock_does_not_hang_and_re
     held, let_go = threading.Event(), threading.Event()
 
     def hold_the_lock() -> None:
-        with pool._lock:
+        with pool._family.lock:
             held.set()
             let_go.wait(30)
 
@@ -192,18 +195,115 @@ def test_a_detached_copy_is_a_budget_of_its_own_without_the_parents_calls_in_fli
     assert counters(pool) == (60, 0, 0, 0, 0)
 
 
+@needs_fork
+@forks
+def test_a_child_forked_while_another_thread_is_calling_back_is_told_of_what_it_does_after_a_detach() -> None:
+    pool = BudgetPool(token_cap=100)
+    inside, let_go = threading.Event(), threading.Event()
+    heard: list[int] = []
+
+    def hear(event: Any) -> None:
+        heard.append(event.tokens)
+        if event.tokens == 1:
+            inside.set()
+            let_go.wait(30)
+
+    pool.subscribe(hear)
+    thread = threading.Thread(target=lambda: pool.record(tokens=1))
+    thread.start()
+    assert inside.wait(30)
+
+    def child() -> None:
+        pool.detach()
+        heard.clear()
+        pool.record(tokens=2)
+        pool.record(tokens=3)
+        assert heard == [2, 3]  # and not what the parent's thread tells
+
+    try:
+        in_child(child)
+    finally:
+        let_go.set()
+        thread.join()
+    assert heard == [1]
+
+
+@needs_fork
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
+@forks
+def test_a_thread_that_waits_as_its_signal_handler_forks_is_refused_in_the_child_and_waits_on_in_the_parent() -> None:
+    pool = BudgetPool(token_cap=10, name="run")
+    held = pool.reserve(tokens=10)
+    children: list[int] = []
+
+    def handler(_number: int, _frame: object) -> None:
+        children.append(os.fork())
+        if children[0] == 0:  # pragma: no cover
+            signal.alarm(10)
+        else:
+            held.release()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            pool.reserve(tokens=10, timeout=None).release()
+            refused = False
+        except PoolForked:  # pragma: no cover
+            refused = True
+        if children == [0]:  # pragma: no cover
+            os._exit(0 if refused else 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not refused
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_a_detach(
+    monkeypatch: pytest.MonkeyPatch, below: bool
+) -> None:
+    """As uwsgi forks without ``--py-call-osafterfork``: in C, so that Python's hooks never run."""
+    looks: list[Callable[[BudgetPool], object]] = [
+        lambda pool: pool.record(tokens=11),
+        lambda pool: pool.reserve(tokens=11),
+        lambda pool: pool.reserve(tokens=11, timeout=5),
+        lambda pool: pool.child(),
+        lambda pool: pool.keyed(),
+    ]
+    for look in looks:
+        total = BudgetPool(token_cap=10)
+        pool = total.child() if below else total
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            for _ in range(2):
+                with pytest.raises(PoolForked):
+                    look(pool)
+            with pytest.raises(PoolForked):
+                pool.record(tokens=1)
+            pool.detach()
+            pool.record(tokens=1)
+    pool = BudgetPool(token_cap=10)
+    inherited = pool.reserve(tokens=10)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    pool.detach()
+    assert inherited.completed
+    assert counters(pool) == (0, 0, 0, 0, 0)
+
+
 def test_what_a_child_sees_without_a_fork() -> None:
     # The same as above in this process, where coverage and mutation tools look too.
     pool = BudgetPool(token_cap=100, usd_cap=100, name="shared")
     pool.record(tokens=10, usd=20)
     inherited = pool.reserve(tokens=50, usd=30)
-    pool._after_fork_in_child()
+    forked(pool)
     with pytest.raises(PoolForked) as raised:
         pool.record()
     assert str(raised.value) == (
         "this copy of pool 'shared' came by os.fork() from the process that owns the budget, and does not spend it a "
         "second time: record in that process, make a BudgetPool of this process's own, or call detach() to make this "
-        "copy a separate budget (snapshot() works without)"
+        "copy a separate budget (snapshot() works without). Many processes share one budget through the stores"
     )
     assert counters(pool) == (10, 50, 20 * 10**9, 30 * 10**9, 1)
     pool.detach()
@@ -230,7 +330,7 @@ def test_every_pool_of_the_process_refuses_in_the_child() -> None:
 
 def test_a_forked_pool_without_a_name_is_not_named() -> None:
     pool = BudgetPool()
-    pool._after_fork_in_child()
+    forked(pool)
     with pytest.raises(PoolForked, match=r"^this copy of pool came by os\.fork\(\) from"):
         pool.reserve()
 
@@ -258,7 +358,7 @@ def test_copies_and_pickles_are_refused_with_what_to_do_instead(duplicate: Calla
     pool = BudgetPool(token_cap=10)
     with pytest.raises(
         TypeError,
-        match=r"^a BudgetPool cannot .* would be a second budget\. Pass the pool itself to threads.* to be recorded$",
+        match=r"^a BudgetPool cannot .* would be a second budget\. Pass the pool itself to .* that owns the pool$",
     ):
         duplicate(pool)
     with (

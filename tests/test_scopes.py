@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
-from support import caught, counters, run_together
+from support import caught, counters, forked, run_together, waiters
 from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, BudgetSnapshot, PoolClosed, PoolForked, Window
 
 NANOS = 10**9
@@ -238,16 +242,20 @@ def test_a_join_counts_each_account_once() -> None:
         joined.record(tokens=40)
     assert raised.value.pool == "other"
     assert joined.name == "both"
-    assert BudgetPool.join(total, total)._scopes()[1:] == (total,)
+    twice = BudgetPool.join(total, total)
+    twice.record(tokens=1)
+    assert (counters(twice)[0], counters(total)[0]) == (1, 21)
 
 
 def test_only_pools_of_one_family_are_joined() -> None:
-    with pytest.raises(ValueError, match="descend from one: make them with child"):
+    with pytest.raises(ValueError, match=r"descend from one pool: make them with child\(\) or keyed\(\)$"):
         BudgetPool.join(BudgetPool(), BudgetPool())
-    with pytest.raises(ValueError, match="join at least one"):
+    with pytest.raises(ValueError, match="join needs at least one pool"):
         BudgetPool.join()
-    with pytest.raises(TypeError, match="only pools can be joined, not int"):
+    with pytest.raises(TypeError, match="join takes pools, not int$"):
         BudgetPool.join(BudgetPool(), 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"join takes pools, not list: write join\(\*pools\)$"):
+        BudgetPool.join([BudgetPool()])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- keys
@@ -325,14 +333,13 @@ def test_keys_are_forgotten_when_that_loses_nothing() -> None:
     assert len(users) == 100  # used in this period
     kept = users["kept"]
     held = users["held"].reserve(tokens=5)
-    watched = users["watched"]
-    watched.subscribe(lambda _event: None)
-    del watched
+    users["watched"].subscribe(lambda _event: None)
     now[0] = 86400.0
     for index in range(100, 200):
         users[index].record(tokens=1)
     assert len(users) <= 103  # each new key looks at two old ones
-    assert {"held", "kept", "watched"} <= set(users)
+    assert {"held", "kept"} <= set(users)
+    assert "watched" not in users
     assert users["kept"] is kept
     held.commit(tokens=5)
     assert counters(users["held"])[0] == 5
@@ -360,7 +367,175 @@ def test_a_key_is_not_forgotten_while_a_pool_below_it_or_a_join_counts_against_i
     assert caught(BudgetExceeded, users["bob"].record, tokens=1)
 
 
-def test_a_key_that_was_closed_or_has_caps_of_its_own_is_not_forgotten() -> None:
+def test_what_was_set_on_a_keys_own_pool_outlives_its_periods_and_closing_does_not() -> None:
+    now = [0.0]
+    clock = lambda: now[0]  # noqa: E731
+    users = BudgetPool().keyed(token_cap=10, usd_cap=1, window=Window.every(timedelta(days=1), clock=clock))
+    heard: list[tuple[str, str | None, int]] = []
+    users["small"].set_caps(token_cap=1)
+    users["weekly"].set_caps(window=Window.every(timedelta(days=7), clock=clock))
+    users["watched"].subscribe(lambda event: heard.append((event.kind, event.pool, event.tokens)))
+    users["alarmed"].on_threshold(0.5, lambda event: heard.append((event.kind, event.pool, event.tokens)))
+    users["banned"].close()
+    for key in ("small", "watched", "alarmed", "weekly"):
+        users[key].record(tokens=1)
+    heard.clear()
+    now[0] = 86400.0 * 8
+    for index in range(20):
+        users[index].record(tokens=1)
+    assert set(users) == set(range(20))
+    assert caught(BudgetExceeded, users["small"].record, tokens=2)
+    assert caught(BudgetExceeded, users["small"].record, usd=2)  # the group's other cap
+    users["watched"].record(tokens=10)
+    users["alarmed"].record(tokens=5)
+    assert heard == [("record", "watched", 10), ("threshold", "alarmed", 0)]
+    snapshot = users["weekly"].snapshot()
+    assert snapshot.resets_at is not None
+    assert snapshot.resets_at.timestamp() == 86400.0 * 14
+    users["banned"].record(tokens=1)
+
+
+def test_del_forgets_a_key_and_what_was_set_on_it_unless_calls_are_in_flight() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    old = users["ann"]
+    old.set_caps(token_cap=100)
+    old.record(tokens=50)
+    held = old.reserve(tokens=5)
+    with pytest.raises(ValueError, match="1 calls of key 'ann' are in flight"):
+        del users["ann"]
+    assert counters(users["ann"]) == (50, 5, 0, 0, 1)
+    held.release()
+    del users["ann"]
+    assert "ann" not in users
+    assert old.closed
+    assert caught(PoolClosed, old.record, tokens=1)
+    assert users["ann"] is not old
+    assert caught(BudgetExceeded, users["ann"].record, tokens=11)
+    users["ann"].record(tokens=10)
+    with pytest.raises(KeyError, match="bob"):
+        del users["bob"]
+    with pytest.raises(TypeError):
+        del users[[]]  # type: ignore[arg-type]
+
+
+def test_looking_at_a_group_makes_no_key() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    assert users.get("ann") is None
+    other = BudgetPool()
+    assert users.get("ann", other) is other
+    assert (users.keys(), users.values(), users.items(), len(users)) == ([], [], [], 0)
+    assert users  # also while it is empty: `users or other` is users
+    ann, bob = users["ann"], users["bob"]
+    assert users.get("ann") is ann
+    assert (users.keys(), users.values(), users.items()) == (["ann", "bob"], [ann, bob], [("ann", ann), ("bob", bob)])
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_group_of_keys_is_not_copied(duplicate: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="would be a second budget for each key"):
+        duplicate(BudgetPool().keyed())
+
+
+def test_new_caps_of_a_group_hold_for_every_key_except_where_a_key_has_its_own() -> None:
+    now = [0.0]
+    day = Window.every(timedelta(days=1), clock=lambda: now[0])
+    users = BudgetPool().keyed(token_cap=10, usd_cap=1)
+    ann, own = users["ann"], users["own"]
+    own.set_caps(token_cap=5, window=None)
+    own.record(tokens=4)
+    ann.record(tokens=9)
+    users.set_caps(token_cap=20, window=day)
+    assert (ann.snapshot().token_cap, ann.snapshot().usd_cap, ann.snapshot().tokens_used) == (20, 1.0, 9)
+    assert (own.snapshot().token_cap, own.snapshot().resets_at) == (5, None)
+    assert users["new"].snapshot().token_cap == 20
+    now[0] = 86400.0
+    assert (counters(ann)[0], counters(own)[0], counters(users["new"])[0]) == (0, 4, 0)
+    for pool in (ann, users["new"]):
+        assert pool.snapshot().resets_at.timestamp() == 2 * 86400  # type: ignore[union-attr]
+    users.set_caps(window=None, usd_cap=None)
+    ann.record(tokens=20, usd=5)
+    now[0] = 3 * 86400.0
+    assert counters(ann)[0] == 20
+    assert caught(BudgetExceeded, own.record, tokens=2)
+    for bad in ({"token_cap": -1}, {"window": "daily"}, {"usd_cap": True}):
+        with pytest.raises((TypeError, ValueError)):
+            users.set_caps(**bad)
+    assert ann.snapshot().token_cap == 20
+
+
+def test_another_window_of_a_group_keeps_nothing_of_a_period_that_is_over() -> None:
+    now = [0.0]
+    clock = lambda: now[0]  # noqa: E731
+    users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+    pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
+    for one in (users["a"], pool):
+        one.record(tokens=9)
+    now[0] = 15.0
+    other = Window.every(timedelta(seconds=25), clock=clock)
+    users.set_caps(window=other)
+    pool.set_caps(window=other)
+    assert counters(pool)[0] == counters(users["a"])[0] == 0
+
+
+def test_a_clock_that_steps_back_reopens_no_period_for_a_new_key() -> None:
+    now = [5.0]
+    users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=10), clock=lambda: now[0]))
+    users["a"].record(tokens=1)
+    now[0] = 11.0
+    users["a"].record(tokens=1)
+    now[0] = 9.0
+    users["b"].record(tokens=10)
+    now[0] = 11.0
+    assert caught(BudgetExceeded, users["b"].record, tokens=10)
+
+
+def test_larger_caps_of_a_group_serve_waiters() -> None:
+    users = BudgetPool().keyed(token_cap=10)
+    held = users["ann"].reserve(tokens=10)
+    waiting = threading.Thread(target=lambda: users["ann"].reserve(tokens=10, timeout=None).release())
+    waiting.start()
+    while not waiters(users["ann"]):
+        pass
+    users.set_caps(token_cap=20)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    held.release()
+
+
+def test_listeners_of_a_group_hear_of_every_key_until_they_end_it() -> None:
+    now = [0.0]
+    window = Window.every(timedelta(days=1), clock=lambda: now[0])
+    users = BudgetPool().keyed(token_cap=10, window=window)
+    heard: list[tuple[str, str | None, int]] = []
+    users["early"].record(tokens=1)
+    ends = [
+        users.subscribe(lambda event: heard.append((event.kind, event.pool, event.tokens))),
+        users.on_threshold(0.8, lambda event: heard.append((event.kind, event.pool, event.snapshot.tokens_used))),
+    ]
+    users["early"].record(tokens=7)
+    users["late"].record(tokens=2)
+    early = [("record", "early", 7), ("threshold", "early", 8)]
+    assert heard == [*early, ("record", "late", 2)]
+    heard.clear()
+    now[0] = 86400.0
+    for index in range(20):  # the keys are forgotten, and the listeners stay
+        users[index]
+    assert "early" not in users
+    heard.clear()
+    users["early"].record(tokens=8)
+    assert heard == [("record", "early", 8), ("threshold", "early", 8)]
+    heard.clear()
+    for end in (*ends, *ends):
+        end()
+    users["early"].record(tokens=1)
+    users["last"].record(tokens=10)
+    assert heard == []
+    for add in (users.subscribe, partial(users.on_threshold, 0.5)):
+        with pytest.raises(TypeError, match="callback must be a function"):
+            add(5)  # type: ignore[arg-type]
+
+
+def test_a_key_without_a_window_that_was_closed_or_has_caps_of_its_own_keeps_them() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["banned"].close()
     users["small"].set_caps(token_cap=1)
@@ -378,7 +553,7 @@ def test_the_tree_shows_pools_that_only_their_children_hold() -> None:
     held = leaf.reserve(tokens=5)
     gc.collect()
     assert names(root.snapshot(tree=True)) == ("root", [("mid", [("leaf", [])])])
-    root._after_fork_in_child()
+    forked(root)
     root.detach()
     assert held.completed
     assert root.snapshot(tree=True).children[0].tokens_reserved == 0
@@ -388,7 +563,44 @@ def test_pools_that_are_gone_are_not_kept_in_mind() -> None:
     total = BudgetPool()
     for _ in range(1000):
         total.child()
-    assert len(total._family.handles) < 200
+    assert len(total._family.scopes._refs) < 200
+
+
+def test_a_tree_of_a_thousand_levels_is_shown() -> None:
+    pool = root = BudgetPool(token_cap=10, name="0")
+    for level in range(1, 1200):
+        pool = pool.child(name=str(level))
+    pool.record(tokens=3)
+    shown, depth = root.snapshot(tree=True), 1
+    while shown.children:
+        (shown,) = shown.children
+        depth += 1
+    assert (depth, shown.name, shown.tokens_used) == (1200, "1199", 3)
+
+
+def test_statistics_tell_how_many_there_are_of_what() -> None:
+    total = BudgetPool(token_cap=10, name="total")
+    assert total.statistics() == (0, 0, 0, 0)
+    users, child = total.keyed(), total.child()
+    ann, grandchild = users["ann"], child.child()
+    ends = [total.subscribe(lambda _event: None), total.on_threshold(0.5, lambda _event: None)]
+    held = child.reserve(tokens=10)
+    waiting = threading.Thread(target=lambda: child.reserve(tokens=1, timeout=None).release())
+    waiting.start()
+    while not waiters(total):
+        pass
+    statistics = total.statistics()
+    assert (statistics.reservations, statistics.waiters, statistics.children, statistics.subscribers) == (1, 1, 2, 2)
+    assert (child.statistics(), grandchild.statistics(), ann.statistics()) == ((1, 1, 1, 0), (0,) * 4, (0,) * 4)
+    assert repr(total).endswith("| 1 in flight | 1 waiting>")
+    held.release()
+    waiting.join(30)
+    for end in ends:
+        end()
+    assert total.statistics() == (0, 0, 2, 0)
+    child.close()
+    assert repr(child).endswith("| closed>")
+    assert repr(BudgetPool.__new__(BudgetPool)) == "<BudgetPool, half made>"
 
 
 def test_hostile_keys_harm_only_themselves() -> None:
@@ -461,7 +673,7 @@ def test_a_forked_family_refuses_in_every_scope_until_it_is_detached() -> None:
     users = total.keyed()
     users["ann"].record(tokens=1)
     mine, key = user.reserve(tokens=10), users["ann"].reserve(tokens=3)
-    total._after_fork_in_child()
+    forked(total)
     for pool in (total, project, user, users["ann"]):
         with pytest.raises(PoolForked):
             pool.record(tokens=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import strategies
-from ledger import Amount, Ledger, grid
+from ledger import Alarm, Amount, Ledger, grid
 from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, Reservation, ReservationClosed
 
 
@@ -26,6 +27,8 @@ class PoolAgainstLedger(RuleBasedStateMachine):
         self.open: dict[int, Reservation] = {}
         self.closed: list[Reservation] = []
         self.made = 0
+        self.heard: list[int] = []
+        self.told: list[int] = []
 
     def check_numbers(self, error: BudgetExceeded, axis: str, before: Ledger, request: Amount) -> None:
         which = 0 if axis == "tokens" else 1
@@ -39,6 +42,10 @@ class PoolAgainstLedger(RuleBasedStateMachine):
         assert cap is not None
         assert error.exhausted == (used + asked > cap * unit)
 
+    def after(self) -> None:
+        """After an operation: the alarms that it sets off."""
+        self.told += self.ledger.told()
+
     @rule(tokens=strategies.tokens, usd=strategies.usd)
     def record(self, tokens: int, usd: float) -> None:
         amount = (tokens, grid(usd))
@@ -51,6 +58,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
                 self.pool.record(tokens=tokens, usd=usd)
             assert type(raised.value) is BudgetExceeded
             self.check_numbers(raised.value, axis, self.ledger, amount)
+        self.after()
 
     @rule(tokens=strategies.tokens, usd=strategies.usd)
     def record_what_was_spent_already(self, tokens: int, usd: float) -> None:
@@ -64,6 +72,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
             with pytest.raises(BudgetOverrun) as raised:
                 self.pool.record(tokens=tokens, usd=usd, force=True)
             self.check_numbers(raised.value, axis, before, amount)
+        self.after()
 
     @rule(tokens=strategies.tokens, usd=strategies.usd, by_try=st.booleans())
     def reserve(self, tokens: int, usd: float, *, by_try: bool) -> None:
@@ -82,6 +91,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
             with pytest.raises(BudgetExceeded) as raised:
                 function(tokens=tokens, usd=usd)
             self.check_numbers(raised.value, axis, self.ledger, amount)
+        self.after()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), tokens=st.none() | strategies.tokens, usd=st.none() | strategies.usd)
@@ -100,6 +110,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
                 reservation.commit(tokens=tokens, usd=usd)
             self.check_numbers(raised.value, axis, before, amount)
         self.closed.append(reservation)
+        self.after()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), by_block=st.booleans())
@@ -113,6 +124,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
         else:
             reservation.release()
         self.closed.append(reservation)
+        self.after()
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -123,6 +135,8 @@ class PoolAgainstLedger(RuleBasedStateMachine):
             warnings.simplefilter("always")
             del self.open[key]
         assert [warning.category for warning in seen] == [ResourceWarning]
+        self.pool.snapshot()  # the next operation releases it
+        self.after()
 
     @precondition(lambda self: self.closed)
     @rule(data=st.data())
@@ -138,7 +152,24 @@ class PoolAgainstLedger(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.pool.reset()
-        self.ledger.spent.clear()
+        self.ledger.begin_anew()
+        self.after()
+
+    @rule(token_cap=strategies.token_caps, usd_cap=strategies.usd_caps)
+    def set_caps(self, token_cap: int | None, usd_cap: float | None) -> None:
+        self.pool.set_caps(token_cap=token_cap, usd_cap=usd_cap)
+        self.ledger.set_caps(token_cap, None if usd_cap is None else grid(usd_cap))
+
+    @precondition(lambda self: len(self.ledger.alarms) < 3)
+    @rule(share=st.sampled_from(["1/10", "1/2", "4/5", "1", "3/2"]).map(Fraction))
+    def on_threshold(self, share: Fraction) -> None:
+        name = len(self.ledger.alarms)
+        self.pool.on_threshold(share, lambda _event: self.heard.append(name))
+        self.ledger.alarms.append(Alarm(name, share))
+
+    @invariant()
+    def same_alarms(self) -> None:
+        assert self.heard == self.told
 
     @invariant()
     def same_numbers(self) -> None:

@@ -1,8 +1,8 @@
-"""P1 to P7 and P10 over a tree of scopes with windows, joins, keys and waiters, against a naive model.
+"""P1 to P7 and P10 over a tree of scopes with windows, joins, keys, alarms and waiters, against a naive model.
 
 The model holds a `Ledger` a scope and a list of those who wait. After each step it serves them as plainly as can be
 said: refuse who can never fit; else give room to the oldest who fits everywhere and behind nobody older; again, until
-nothing changes. It knows no queues, no journal and no locks, and looks at everybody each time.
+nothing changes. It knows no lines, no bounds and no locks, and looks at everybody each time.
 """
 
 from __future__ import annotations
@@ -10,38 +10,91 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ledger import Amount, Ledger, grid
-from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, PoolClosed, Reservation, ReservationClosed, Window
-from token_budget._waiting import GRANTED, REFUSED, WAITING, Waiter
+from ledger import Alarm, Amount, Ledger, grid
+from support import waiters
+from token_budget import (
+    BudgetExceeded,
+    BudgetOverrun,
+    BudgetPool,
+    KeyedPools,
+    PoolClosed,
+    Reservation,
+    ReservationClosed,
+    Window,
+    _ledger,
+)
+from token_budget._line import blocker
+from token_budget._reservation import new_reservation
+from token_budget._waiting import GRANTED, NEW, REFUSED, WAITING, Waiter
 
 tokens = st.integers(0, 12)
 usd = st.sampled_from([0.0, 0.1, 0.2, 0.3, 1.0])
 token_caps = st.none() | st.integers(0, 30)
 usd_caps = st.none() | st.sampled_from([0.3, 1.0, 2.5])
+caps_of_both = st.tuples(token_caps, usd_caps)
+periods = st.sampled_from([None, None, 10.0, 25.0])
+shares = st.sampled_from(["1/10", "1/2", "4/5", "1"]).map(Fraction)
+parts = st.sets(st.sampled_from(["token_cap", "usd_cap", "window"]))
 
 
 @dataclass
 class Scope:
-    """What the model knows of one pool."""
+    """What the model knows of one pool. Its period is the one that its clock was in when it was last looked at."""
 
     name: str
     ledger: Ledger
-    period: float | None = None  # the length of its window
-    ends: float = float("inf")
+    length: float | None = None  # of the periods of its window
+    start: float = float("-inf")
+    end: float = float("inf")
     closed: bool = False
+    own: set[str] = field(default_factory=set)  # what was set on it itself
+
+    def begin(self, now: float) -> None:
+        """Take the period that the clock is in."""
+        self.start, self.end = float("-inf"), float("inf")
+        if self.length is not None:
+            self.start = now // self.length * self.length
+            self.end = self.start + self.length
+
+    def roll_over(self, now: float) -> None:
+        """Begin the next period when this one is over; take the clock's where it is a whole one or more behind."""
+        if now >= self.end:
+            self.ledger.begin_anew()
+            self.begin(now)
+        elif self.length is not None and now < self.start - self.length:
+            self.begin(now)
 
     def fits(self, amount: Amount) -> bool:
         return not self.closed and self.ledger.over(amount) is None
 
-    def hopeless(self, amount: Amount) -> bool:
-        ledger = Ledger(self.ledger.token_cap, self.ledger.usd_cap, self.ledger.spent)
-        return self.closed or ledger.over(amount) is not None
+    def exhausted(self, amount: Amount) -> bool:
+        """Return whether an amount would not fit in this period even if everything in flight came back."""
+        return Ledger(self.ledger.token_cap, self.ledger.usd_cap, self.ledger.spent).over(amount) is not None
+
+    def fits_an_empty_one(self, amount: Amount) -> bool:
+        """Return whether an amount fits in a new period of which nothing is used."""
+        return Ledger(self.ledger.token_cap, self.ledger.usd_cap).over(amount) is None
+
+    def hopeless(self, amount: Amount, until: float | None) -> bool:
+        """Return whether one who waits until a moment (None: for what is in flight only) can get nothing by that."""
+        next_period = until is not None and self.end <= until and self.fits_an_empty_one(amount)
+        return self.closed or (self.exhausted(amount) and not next_period)
+
+    def set_caps(self, news: dict[str, Any], now: float) -> None:
+        """Change what is named, as the arguments of `set_caps` name it."""
+        ledger = self.ledger
+        usd_cap = news.get("usd_cap", ledger.usd_cap)
+        ledger.set_caps(news.get("token_cap", ledger.token_cap), None if usd_cap is None else grid(usd_cap))
+        if "window" in news:
+            self.length = news["window"]
+            self.begin(now)
 
 
 @dataclass
@@ -54,19 +107,36 @@ class Request:
     reservation: Reservation
     waiter: Waiter | None = None
     refused: bool = False
+    until: float | None = None
+
+
+@dataclass
+class Group:
+    """The keys of one pool, and what holds for all of them."""
+
+    users: KeyedPools[BudgetPool]
+    name: str
+    chain: list[Scope]
+    caps: dict[str, Any]
+    keys: dict[str, Scope] = field(default_factory=dict)
+    alarms: list[Alarm] = field(default_factory=list)
 
 
 @dataclass
 class Model:
     now: float = 0.0
     waiting: list[Request] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)  # the alarms that went off
 
     def roll_over(self, chain: list[Scope]) -> None:
         for scope in chain:
-            if scope.period is not None and self.now >= scope.ends:
-                scope.ledger.spent.clear()
-                scope.ends = (self.now // scope.period + 1) * scope.period
+            scope.roll_over(self.now)
         self.serve()
+
+    def look(self, chain: list[Scope]) -> None:
+        """After an operation on a chain: let the alarms go off."""
+        for scope in chain:
+            self.told += scope.ledger.told()
 
     def blocked(self, chain: list[Scope], amount: Amount, places: list[Scope]) -> Scope | None:
         """Return the first scope without room, or at which one of those who came before waits."""
@@ -83,10 +153,13 @@ class Model:
 
     def serve(self) -> None:
         while True:
-            hopeless = [one for one in self.waiting if any(scope.hopeless(one.amount) for scope in one.chain)]
+            hopeless = [
+                one for one in self.waiting if any(scope.hopeless(one.amount, one.until) for scope in one.chain)
+            ]
             for one in hopeless:
                 one.refused = True
                 self.waiting.remove(one)
+                self.look(one.chain)
             found: list[Scope] = []
             for one in self.waiting:
                 at = self.blocked(one.chain, one.amount, found)
@@ -94,6 +167,7 @@ class Model:
                     self.waiting.remove(one)
                     for scope in one.chain:
                         scope.ledger.held[one.key] = one.amount
+                    self.look(one.chain)
                     break
                 found.append(at)
             else:
@@ -109,30 +183,36 @@ class Bell:
 
 
 class FamilyAgainstModel(RuleBasedStateMachine):
-    @initialize(caps=st.tuples(token_caps, usd_caps), period=st.none() | st.just(10.0))
+    @initialize(caps=caps_of_both, period=st.none() | st.just(10.0))
     def start(self, caps: tuple[int | None, float | None], period: float | None) -> None:
         self.model = Model()
         self.made = 0
         self.pools: list[tuple[BudgetPool, list[Scope]]] = []
+        self.groups: list[Group] = []
         self.open: list[Request] = []
-        window = self.window(period)
-        root = BudgetPool(*caps, name="root", window=window)
+        self.heard: list[int] = []
+        self.alarms = 0
+        root = BudgetPool(*caps, name="root", window=self.window(period))
         self.pools.append((root, [self.scope("root", caps, period)]))
 
+    def clock(self) -> float:
+        return self.model.now
+
     def window(self, period: float | None) -> Window | None:
-        return None if period is None else Window.every(timedelta(seconds=period), clock=lambda: self.model.now)
+        return None if period is None else Window.every(timedelta(seconds=period), clock=self.clock)
 
     def scope(self, name: str, caps: tuple[int | None, float | None], period: float | None = None) -> Scope:
-        ends = float("inf") if period is None else (self.model.now // period + 1) * period
-        return Scope(name, Ledger(caps[0], None if caps[1] is None else grid(caps[1])), period, ends)
+        made = Scope(name, Ledger(caps[0], None if caps[1] is None else grid(caps[1])), period)
+        made.begin(self.model.now)
+        return made
 
     def pick(self, data: st.DataObject) -> tuple[BudgetPool, list[Scope]]:
         return data.draw(st.sampled_from(self.pools))
 
     # ---------------------------------------------------------------- the tree
 
-    @precondition(lambda self: len(self.pools) < 6)
-    @rule(data=st.data(), caps=st.tuples(token_caps, usd_caps), period=st.sampled_from([None, None, 10.0, 25.0]))
+    @precondition(lambda self: len(self.pools) < 7)
+    @rule(data=st.data(), caps=caps_of_both, period=periods)
     def child(self, data: st.DataObject, caps: tuple[int | None, float | None], period: float | None) -> None:
         pool, chain = self.pick(data)
         self.model.roll_over(chain)
@@ -141,9 +221,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             with pytest.raises(PoolClosed):
                 pool.child(*caps, name=name)
             return
-        by_key = data.draw(st.booleans())
-        window = self.window(period)
-        made = pool.keyed(*caps, window=window)[name] if by_key else pool.child(*caps, name=name, window=window)
+        made = pool.child(*caps, name=name, window=self.window(period))
         self.pools.append((made, [self.scope(name, caps, period), *chain]))
 
     @precondition(lambda self: len(self.pools) in {3, 4, 5})
@@ -159,22 +237,35 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         name = f"join {len(self.pools)}"
         self.pools.append((BudgetPool.join(one, other, name=name), [self.scope(name, (None, None)), *scopes]))
 
-    @rule(step=st.sampled_from([-3.0, 1.0, 4.0, 10.0, 30.0]))
+    @rule(step=st.sampled_from([-30.0, -3.0, 1.0, 4.0, 10.0, 30.0]))
     def time_passes(self, step: float) -> None:
         self.model.now = max(0.0, self.model.now + step)
 
-    @rule(data=st.data(), caps=st.tuples(token_caps, usd_caps))
-    def set_caps(self, data: st.DataObject, caps: tuple[int | None, float | None]) -> None:
+    @rule(data=st.data(), caps=caps_of_both, period=periods, named=parts)
+    def set_caps(
+        self, data: st.DataObject, caps: tuple[int | None, float | None], period: float | None, named: set[str]
+    ) -> None:
         pool, chain = self.pick(data)
+        if named & {"window"} and any(one.chain[0] is chain[0] or chain[0] in one.chain for one in self.model.waiting):
+            return  # who waits lives to see the ends of the periods that its scopes had when it came
         self.model.roll_over(chain)
+        news, arguments = self.news(caps, period, named)
         if chain[0].closed:
             with pytest.raises(PoolClosed):
-                pool.set_caps(token_cap=caps[0], usd_cap=caps[1])
+                pool.set_caps(**arguments)
             return
-        pool.set_caps(token_cap=caps[0], usd_cap=caps[1])
-        chain[0].ledger.token_cap = caps[0]
-        chain[0].ledger.usd_cap = None if caps[1] is None else grid(caps[1])
+        pool.set_caps(**arguments)
+        chain[0].set_caps(news, self.model.now)
+        chain[0].own |= named
         self.model.serve()
+
+    def news(
+        self, caps: tuple[int | None, float | None], period: float | None, named: set[str]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what is to change, for the model and as arguments of `set_caps`."""
+        news = {"token_cap": caps[0], "usd_cap": caps[1], "window": period}
+        news = {name: value for name, value in news.items() if name in named}
+        return news, {name: self.window(value) if name == "window" else value for name, value in news.items()}
 
     @precondition(lambda self: len(self.pools) > 4)
     @rule(data=st.data())
@@ -192,7 +283,8 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         pool, chain = self.pick(data)
         self.model.roll_over(chain)
         pool.reset()
-        chain[0].ledger.spent.clear()
+        chain[0].ledger.begin_anew()
+        self.model.look(chain)
         self.model.serve()
 
     @rule(data=st.data())
@@ -201,22 +293,114 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         self.model.roll_over(chain)
         assert pool.snapshot().tokens_used == chain[0].ledger.used()[0]
 
+    @rule(data=st.data(), share=shares)
+    def on_threshold(self, data: st.DataObject, share: Fraction) -> None:
+        pool, chain = self.pick(data)
+        self.model.roll_over(chain)
+        self.alarms += 1
+        name = self.alarms
+        pool.on_threshold(share, lambda _event: self.heard.append(name))
+        chain[0].ledger.alarms.append(Alarm(name, share))
+
+    # ---------------------------------------------------------------- keys
+
+    @precondition(lambda self: len(self.groups) < 2)
+    @rule(data=st.data(), caps=caps_of_both, period=periods)
+    def keyed(self, data: st.DataObject, caps: tuple[int | None, float | None], period: float | None) -> None:
+        pool, chain = self.pick(data)
+        self.model.roll_over(chain)
+        name = f"group {len(self.groups)}"
+        if any(scope.closed for scope in chain):
+            with pytest.raises(PoolClosed):
+                pool.keyed(name=name)
+            return
+        users = pool.keyed(*caps, name=name, window=self.window(period))
+        news = {"token_cap": caps[0], "usd_cap": caps[1], "window": period}
+        self.groups.append(Group(users, name, chain, news))
+
+    @precondition(lambda self: self.groups and len(self.pools) < 9)
+    @rule(data=st.data(), key=st.sampled_from("ab"))
+    def key(self, data: st.DataObject, key: str) -> None:
+        group = data.draw(st.sampled_from(self.groups))
+        pool = group.users[key]
+        if key not in group.keys:
+            caps = group.caps
+            made = self.scope(f"{group.name}:{key}", (caps["token_cap"], caps["usd_cap"]), caps["window"])
+            made.ledger.alarms += [Alarm(alarm.name, alarm.share) for alarm in group.alarms]
+            group.keys[key] = made
+            self.pools.append((pool, [made, *group.chain]))
+        assert sum(known is pool for known, _ in self.pools) == 1
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data(), key=st.sampled_from("ab"))
+    def forget(self, data: st.DataObject, key: str) -> None:
+        group = data.draw(st.sampled_from(self.groups))
+        scope = group.keys.get(key)
+        if scope is None or scope.ledger.held:
+            with pytest.raises((KeyError, ValueError)):
+                del group.users[key]
+            return
+        del group.users[key]
+        del group.keys[key]
+        scope.closed = True
+        self.model.serve()
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data(), caps=caps_of_both, period=periods, named=parts)
+    def set_caps_of_all(
+        self, data: st.DataObject, caps: tuple[int | None, float | None], period: float | None, named: set[str]
+    ) -> None:
+        group = data.draw(st.sampled_from(self.groups))
+        scopes = list(group.keys.values())
+        if named & {"window"} and any(scope in one.chain for one in self.model.waiting for scope in scopes):
+            return
+        if named & {"window"}:
+            self.model.roll_over(scopes)
+        news, arguments = self.news(caps, period, named)
+        group.users.set_caps(**arguments)
+        group.caps.update(news)
+        for scope in scopes:
+            scope.set_caps({name: value for name, value in news.items() if name not in scope.own}, self.model.now)
+        self.model.serve()
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data(), share=shares)
+    def on_threshold_of_all(self, data: st.DataObject, share: Fraction) -> None:
+        group = data.draw(st.sampled_from(self.groups))
+        self.alarms += 1
+        name = self.alarms
+        group.users.on_threshold(share, lambda _event: self.heard.append(name))
+        group.alarms.append(Alarm(name, share))
+        for scope in group.keys.values():
+            scope.ledger.alarms.append(Alarm(name, share))
+
     # ---------------------------------------------------------------- spending
 
     def refused(self, error: Exception, chain: list[Scope], amount: Amount) -> None:
         """Hold that the right scope refused."""
-        hopeless = next((scope for scope in chain if scope.hopeless(amount)), None)
-        scope = hopeless or self.model.blocked(chain, amount, self.model.places())
+        closed = next((scope for scope in chain if scope.closed), None)
+        exhausted = next((scope for scope in chain if scope.exhausted(amount)), None)
+        scope = closed or exhausted or self.model.blocked(chain, amount, self.model.places())
         assert scope is not None, "it fits"
         if isinstance(error, BudgetExceeded):
-            assert not scope.closed
+            assert closed is None
             assert error.pool == scope.name
-            assert error.exhausted == (hopeless is not None)
+            assert error.exhausted == (exhausted is not None)
             axis = scope.ledger.over(amount)
             assert axis is None or error.axis == axis
+            self.told_when(error, [one for one in chain if one.exhausted(amount)], scope, amount)
         else:
             assert isinstance(error, PoolClosed)
-            assert scope.closed
+            assert closed is not None
+        self.model.look(chain)
+
+    def told_when(self, error: BudgetExceeded, exhausted: list[Scope], busy: Scope, amount: Amount) -> None:
+        """Hold that a refusal tells when asking again can help."""
+        ends = [scope.end for scope in exhausted or [busy] if scope.length is not None]
+        never = [one for one in exhausted if one.length is None or not one.fits_an_empty_one(amount)]
+        assert (error.resets_at and error.resets_at.timestamp()) == (max(ends) if ends else None)
+        seconds = None if never else max(ends) - self.model.now if exhausted else 0.0
+        assert error.retry_after == seconds
 
     @rule(data=st.data(), tokens=tokens, usd=usd, force=st.booleans())
     def record(self, data: st.DataObject, tokens: int, usd: float, *, force: bool) -> None:
@@ -234,6 +418,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
                 with pytest.raises(BudgetOverrun) as raised:
                     pool.record(tokens=tokens, usd=usd, force=True)
                 assert (raised.value.pool, raised.value.axis) == (over.name, over.ledger.overrun(amount))
+            self.model.look(chain)
         else:
             with pytest.raises((BudgetExceeded, PoolClosed)) as refused:
                 pool.record(tokens=tokens, usd=usd, force=force)
@@ -251,32 +436,35 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             self.open.append(Request(self.made, chain, amount, reservation))
             for scope in chain:
                 scope.ledger.held[self.made] = amount
+            self.model.look(chain)
         else:
             with pytest.raises((BudgetExceeded, PoolClosed)) as refused:
                 pool.reserve(tokens=tokens, usd=usd)
             self.refused(refused.value, chain, amount)
 
-    @rule(data=st.data(), tokens=tokens, usd=usd)
-    def wait(self, data: st.DataObject, tokens: int, usd: float) -> None:
+    @rule(data=st.data(), tokens=tokens, usd=usd, timeout=st.sampled_from([None, 1.0, 8.0, 20.0, 60.0]))
+    def wait(self, data: st.DataObject, tokens: int, usd: float, timeout: float | None) -> None:
         pool, chain = self.pick(data)
         amount = (tokens, grid(usd))
         self.model.roll_over(chain)
-        reservation = Reservation()
-        reservation._pool, reservation._tokens, reservation._state = pool, tokens, None
-        reservation._nanos = int(amount[1] * 10**9)
-        waiter = Waiter(pool._scopes(), reservation, Bell())  # type: ignore[arg-type]
-        if any(scope.hopeless(amount) for scope in chain):
+        until = None if timeout is None else self.model.now + timeout
+        reservation = new_reservation(pool, tokens, int(amount[1] * 10**9))
+        waiter = Waiter(reservation, Bell(), timeout, _ledger.give_back)
+        fits = self.model.blocked(chain, amount, self.model.places()) is None
+        if not fits and any(scope.hopeless(amount, until) for scope in chain):
             with pytest.raises((BudgetExceeded, PoolClosed)) as refused:
-                pool._family.reserve(reservation, waiter)
+                _ledger.reserve(reservation, waiter)
             self.refused(refused.value, chain, amount)
             return
-        pool._family.reserve(reservation, waiter)
+        _ledger.reserve(reservation, waiter)
+        assert waiter.state is (NEW if fits else WAITING)
         self.made += 1
-        request = Request(self.made, chain, amount, reservation, waiter)
+        request = Request(self.made, chain, amount, reservation, None if fits else waiter, until=until)
         self.open.append(request)
-        if self.model.blocked(chain, amount, self.model.places()) is None:
+        if fits:
             for scope in chain:
                 scope.ledger.held[self.made] = amount
+            self.model.look(chain)
         else:
             self.model.waiting.append(request)
 
@@ -285,9 +473,10 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     def give_up(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.model.waiting))
         assert request.waiter is not None
-        request.reservation._pool._family.withdraw(request.waiter)
+        _ledger.leave(request.waiter)
         self.model.waiting.remove(request)
         self.open.remove(request)
+        self.model.look(request.chain)
         self.model.serve()
 
     def held(self) -> list[Request]:
@@ -311,10 +500,11 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             with pytest.raises(BudgetOverrun) as raised:
                 request.reservation.commit(tokens=tokens, usd=usd)
             assert (raised.value.pool, raised.value.axis) == (over.name, over.ledger.overrun(above))
+        self.open.remove(request)
+        self.model.look(request.chain)
+        self.model.serve()
         with pytest.raises(ReservationClosed):
             request.reservation.commit()
-        self.open.remove(request)
-        self.model.serve()
 
     @precondition(lambda self: self.held())
     @rule(data=st.data(), drop=st.booleans())
@@ -325,17 +515,19 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         for scope in request.chain:
             del scope.ledger.held[request.key]
         self.open.remove(request)
+        self.model.look(request.chain)
         if drop:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 chain, reservation = request.chain, request.reservation
-                pool = reservation._pool
+                pool: Any = reservation._pool
                 request.reservation = None  # type: ignore[assignment]
                 del reservation
             pool.reset()  # the next operation finds it
             self.model.serve()
             self.model.roll_over(chain)
-            chain[0].ledger.spent.clear()
+            chain[0].ledger.begin_anew()
+            self.model.look(chain)
         else:
             request.reservation.release()  # which looks at no clock
         self.model.serve()
@@ -345,36 +537,41 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     @invariant()
     def same_numbers(self) -> None:
         for pool, chain in getattr(self, "pools", []):
-            shown, ledger = pool._scopes()[0]._shown(), chain[0].ledger
-            if pool._family.dropped:
-                pool._family._reclaim()
+            assert not pool._family.owed
+            shown, ledger = pool._account.shown(), chain[0].ledger
             assert (shown.tokens_used, shown.tokens_reserved) == (ledger.used()[0], ledger.reserved()[0])
             assert shown.usd_used_nanos == ledger.used()[1] * 10**9
             assert shown.usd_reserved_nanos == ledger.reserved()[1] * 10**9
             assert shown.in_flight == len(ledger.held)
+            end = None if shown.resets_at is None else shown.resets_at.timestamp()
+            assert end == (None if chain[0].length is None else chain[0].end)
+
+    @invariant()
+    def the_same_alarms_went_off(self) -> None:
+        if getattr(self, "pools", []):
+            assert sorted(self.heard) == sorted(self.model.told)
 
     @invariant()
     def the_same_wait_and_the_same_were_served(self) -> None:
         for request in getattr(self, "open", []):
-            if request.waiter is not None and request.waiter.ticket:
+            if request.waiter is not None:
                 waits = any(request is one for one in self.model.waiting)
                 expected = WAITING if waits else REFUSED if request.refused else GRANTED
                 assert request.waiter.state is expected
 
     @invariant()
-    def whenever_the_lock_is_let_go_the_head_of_the_queue_does_not_fit(self) -> None:
-        if not getattr(self, "pools", []):
-            return
-        family = self.pools[0][0]._family
-        assert family.journal is None
-        assert family.touched == ()
-        for pool, _ in self.pools:
-            account: Any = pool._scopes()[0]
-            if account._queue is not None:
-                head = account._queue.head(account)
-                if head is not None:
-                    assert family._blocker(head.chain, head.tokens, head.nanos, head.ticket) is account
-        assert len(family.waiters) == len(self.model.waiting)
+    def whenever_the_lock_is_let_go_the_head_of_no_line_fits(self) -> None:
+        for pool, _ in getattr(self, "pools", []):
+            assert not pool._family.stirred
+            account: Any = pool._account
+            head = None if account.line is None else account.line.head(account)
+            if head is not None:
+                assert max(account.token_bound, account.nano_bound) < 0
+                assert blocker(head.scope._chain, head.tokens, head.nanos, head.ticket) is pool._account
+            assert account.token_bound <= account.token_limit
+            assert account.nano_bound <= account.nano_limit
+        if getattr(self, "pools", []):
+            assert len(waiters(self.pools[0][0])) == len(self.model.waiting)
 
     def teardown(self) -> None:
         for request in getattr(self, "open", []):

@@ -74,7 +74,7 @@ pool.record(usd="5")  # type: ignore[arg-type]
 async def scopes_and_waiting() -> None:
     day = Window.daily("Europe/Berlin")
     total = BudgetPool(usd_cap=Decimal("12.5"), window=day)
-    users: KeyedPools = total.keyed(usd_cap=1, name="user")
+    users: KeyedPools[BudgetPool] = total.keyed(usd_cap=1, name="user")
     with total.child(token_cap=1000, name="run") as run:
         call: BudgetPool = BudgetPool.join(users["ann"], run)
         reservation: Reservation = await call.areserve(tokens=5, timeout=1.5)
