@@ -279,11 +279,11 @@ FAULTS = [
         "Tree",
     ),
     Fault(
-        "who waits is let past one who is older",
+        "a newcomer gets past one who waits",
         "_line.blocker",
-        ("wait_elsewhere", "wait"),
+        ("wait_a_while", "pass_by"),
         (("if head is not None and (ticket is None or head.ticket < ticket):\n", "if False:\n"),),
-        "FullTree",
+        "Full",
     ),
     Fault(
         "a threshold is not folded into the bounds",
@@ -301,7 +301,7 @@ FAULTS = [
     ),
     Fault(
         "a telling is told by two",
-        "_telling.Telling.pay",
+        "_telling.Telling._pay",
         ("reserve", "commit"),
         (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),),
         "Heard",
@@ -352,7 +352,7 @@ INTERRUPTED = [
         "",
         {
             "_family.Family.pay": (
-                ("debt.pay(self.locked)\n", "self.owed.remove(debt); debt.pay(self.locked)\n"),
+                ("debt._pay(self.locked)\n", "self.owed.remove(debt); debt._pay(self.locked)\n"),
             )
         },
     ),
@@ -360,7 +360,7 @@ INTERRUPTED = [
         "a callback that was called is called again by whoever comes next",
         ("below", "record"),
         "",
-        {"_telling.Telling.pay": (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),)},
+        {"_telling.Telling._pay": (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),)},
     ),
     Interrupted(
         "a release marks itself released by a store of its own, outside of the one call",
@@ -406,9 +406,9 @@ INTERRUPTED = [
             "_line.end": (("change.debts.append(waiter)\n", "pass\n"),),
             "_line.serve": (
                 (
-                    "return family.change(_serve, (family, account)",
+                    "return family.change(_serve, (family, account))",
                     "head = account.line.head(account)\n"
-                    "more = family.change(_serve, (family, account)\n"
+                    "more = family.change(_serve, (family, account))\n"
                     "if head is not None and head.state is not WAITING: head.bell.ring()\n"
                     "return more",
                 ),

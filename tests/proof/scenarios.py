@@ -116,7 +116,7 @@ class Keys(World):
         self.pool = self.users["other"]
         self.users["a"].record(tokens=5, usd=5)
         self.found: list[Any] = []
-        self.accounts = [*self.pool._chain, self.users._accounts["a"]]
+        self.accounts = [*self.pool._chain, self.users._by_key["a"]]
 
 
 class HeldKey(Keys):
@@ -625,6 +625,19 @@ def try_and_give_back(world: World) -> Any:
     return answered(attempt)
 
 
+def pass_by(world: World) -> Any:
+    """Spend what would fit, and hold that nobody waited meanwhile."""
+    before = in_line(world)
+    answer = record(world)
+    assert answer is not None or not before & in_line(world), "it got past one who waits; somebody stays behind"
+    return answer
+
+
+def in_line(world: World) -> set[Any]:
+    line = world.root._family.root.line
+    return set() if line is None else set(line.waiting())
+
+
 def wait_elsewhere(world: Any) -> Any:
     return answered(lambda: world.taken.append(world.other.reserve(tokens=HELD, usd=HELD, timeout=None)))
 
@@ -686,6 +699,7 @@ def waits(module: Any) -> list[Scenario]:
         scenario(module, [wait], [block_elsewhere, release], world=Siblings, serial=False),
         scenario(module, [wait_for_much], [use_up_above], world=Tree, serial=False),
         scenario(module, [wait_a_while], [give_window, release], world=Full, serial=False),
+        scenario(module, [wait_a_while], [pass_by], world=Full, serial=False),
     ]
 
 

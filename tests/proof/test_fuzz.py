@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fuzz
-from token_budget import _change, _line, _money, _periods
+from token_budget import _change, _ledger, _line, _money, _periods
 
 
 COUNTS = {"amounts": 3000, "operations": 2000, "families": 500}
@@ -44,7 +44,7 @@ def test_a_target_notices_a_wrong_conversion(
     ("module", "name", "broken"),
     [
         (_line, "hopeless", lambda *_: False),
-        (_line, "blocker", lambda chain, *_: None),
+        (_ledger, "blocker", lambda *_: None),
         (_periods, "begin_anew", lambda *_: None),
         (_change, "tellings", lambda *_: []),
     ],

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import token_budget
@@ -106,6 +107,7 @@ class World:
 
     def prepare(self, name: str) -> None:
         """Do what must be done before the operation."""
+        self.name = name
         HandLock.meanwhile = staticmethod(lambda: None)
         if name.startswith(("wait", "async_wait")):
             self.filler = self.pool.reserve(tokens=60, usd=60)
@@ -235,6 +237,8 @@ class World:
             coroutine.send(None)
             self.filler.release()
             coroutine.throw(ValueError())
+        except StopIteration as stop:  # a handler has made room: it did not wait
+            stop.value.release()
         finally:
             asyncio._set_running_loop(None)
             coroutine.close()
@@ -465,9 +469,14 @@ def operations_of(kind: str) -> list[str]:
     return [name for name in OPERATIONS if name not in WORLDS[kind].without and (kind != "lined" or name not in WAITING)]
 
 
+@lru_cache(maxsize=2)
+def _watched(package: Any) -> list[types.CodeType]:
+    return functions_of(*[room(package, one) for one in (*ROOMS, *WORDS)])
+
+
 def codes_of(name: str, package: Any = token_budget) -> list[types.CodeType]:
     """Return the code whose instructions count for an operation."""
-    watched = functions_of(*[room(package, one) for one in (*ROOMS, *WORDS)])
+    watched = _watched(package)
     own = getattr(World, name).__code__
     inner = [constant for constant in own.co_consts if isinstance(constant, types.CodeType)]
     # `reclaim` drops a reservation itself. An interrupt that is pending at that very moment is delivered at the entry
@@ -560,7 +569,7 @@ def check_keys(world: World, name: str, ended: str) -> None:
     """Hold that a key has one budget, which works."""
     if not name.startswith("key"):
         return
-    a, account = world.users["a"], world.users._accounts["a"]
+    a, account = world.users["a"], world.users._by_key["a"]
     assert a._account is account
     assert world.users["a"] is a, "one key has two pools"
     assert not a.closed, "a key that was deleted in part"
