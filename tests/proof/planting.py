@@ -78,7 +78,7 @@ def _found(where: str, source: str | None = None) -> tuple[str, int, int]:
     """Return the source of the function's module, and the numbers of its first line and of the line after it."""
     module, *path = where.split(".")
     source = source or (SOURCE / f"{module}.py").read_text(encoding="utf-8")
-    node: Any = ast.parse(source)
+    node: Any = _parsed(source)
     for name in path:
         (node,) = [
             one
@@ -86,6 +86,11 @@ def _found(where: str, source: str | None = None) -> tuple[str, int, int]:
             if isinstance(one, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and one.name == name
         ]
     return source, node.lineno - 1, node.end_lineno
+
+
+@lru_cache(maxsize=None)
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def _edited(where: str, text: str, edits: tuple[Edit, ...]) -> str:

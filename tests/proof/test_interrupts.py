@@ -32,18 +32,25 @@ CHOSEN = [  # for handlers and collections: what differs
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """Let a collection look at what a test made, and not at all of pytest."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Collections only where a test asks for one; drops without their warning; Ctrl-C as in a program."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(_waiting, "_new_lock", HandLock)
     gc.disable()
-    gc.collect()
-    gc.freeze()  # a collection then looks at what the test made, and not at all of pytest
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
         yield
-    gc.unfreeze()
     gc.enable()
     signal.signal(signal.SIGINT, before)
 
@@ -78,7 +85,7 @@ def test_an_interrupt_before_any_instruction_breaks_nothing(kind: str, name: str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine that was made and never awaited
-            assert "interrupted" in every_point(kind, name, Points(codes_of(name)), None if full else 40)
+            assert "interrupted" in every_point(kind, name, Points(codes_of(name)), None if full else 30)
     finally:
         sys.unraisablehook = before
     # Delivered where Python code cannot raise it on (in a finaliser).
@@ -237,7 +244,7 @@ HANDLERS = ["look", "record", "force", "reserve and commit", "drop", "release", 
 @pytest.mark.parametrize("does", HANDLERS)
 @pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] in CHOSEN])
 def test_a_signal_handler_before_any_instruction_may_use_the_pool(kind: str, name: str, does: str, full: bool) -> None:
-    every_handler(kind, name, does, None if full else 5)
+    every_handler(kind, name, does, None if full else 4)
 
 
 # ---------------------------------------------------------------- finalisers
@@ -249,7 +256,7 @@ def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, 
     points = Points(codes_of(name))
     with points.watching():
         total = count(kind, name, points)
-        for at in spread(total, None if full else 10):
+        for at in spread(total, None if full else 8):
             signal.signal(signal.SIGINT, lambda *_: gc.collect() and None)
             world = prepared(kind, name, littered=True)
             ended = handled(getattr(world, name), points, at)
