@@ -48,14 +48,15 @@ LAYER = {
     "_pool.py": 12,
     "__init__.py": 13,
     "pool.py": 14,
-    "cli/_display.py": 22,
     "cli/_workload.py": 20,
     "cli/_audit.py": 21,
-    "cli/_fanout.py": 23,
-    "cli/scopes.py": 24,
-    "cli/demo.py": 24,
-    "cli/__init__.py": 25,
-    "__main__.py": 26,
+    "cli/_contrast.py": 22,
+    "cli/_display.py": 23,
+    "cli/_fanout.py": 24,
+    "cli/scopes.py": 25,
+    "cli/demo.py": 25,
+    "cli/__init__.py": 26,
+    "__main__.py": 27,
 }
 WORDS = 0
 CORE = 14  # this layer and all below

@@ -13,8 +13,7 @@ a caller's objects, until the change is made.
 
 from __future__ import annotations
 
-from heapq import heappush
-from itertools import chain, repeat, starmap
+from itertools import repeat
 
 from token_budget._account import NUMBERS, Account, shown
 from token_budget._events import BudgetEvent, set_facts
@@ -24,7 +23,7 @@ from token_budget._telling import tellings
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import Any
 
     from token_budget._events import Kind
@@ -38,7 +37,7 @@ _BOUNDS = ("token_bound", "nano_bound", "gated")
 class Change:
     """What one operation does. ``after`` has the numbers of each account that it changes."""
 
-    __slots__ = ("_kept", "_pushes", "_states", "after", "debts", "stirred", "stores")
+    __slots__ = ("_kept", "_states", "after", "debts", "pushes", "stirred", "stores")
 
     def __init__(self) -> None:
         self.after: dict[Account, tuple[int, ...]] = {}
@@ -46,7 +45,7 @@ class Change:
         self.debts: list[Any] = []  # what is owed once the lock is free: see `Family.pay`
         self.stirred: list[Account] = []  # accounts whose line must be looked at before the lock is let go
         # What few changes need is made when it is needed.
-        self._pushes: list[tuple[list[Any], tuple[Any, ...]]] | None = None  # the entries to push into heaps
+        self.pushes: list[tuple[list[Any], tuple[Any, ...]]] | None = None  # the entries to push into heaps
         self._states: dict[Account, dict[str, Any]] | None = None  # what will decide the bounds, where that changes
         self._kept: list[object] | None = None
 
@@ -62,9 +61,9 @@ class Change:
 
     def push(self, heap: list[Any], entry: tuple[Any, ...]) -> None:
         """Push an entry into a heap. Entries begin with integers that differ, so that comparing them runs no Python."""
-        if self._pushes is None:
-            self._pushes = []
-        self._pushes.append((heap, entry))
+        if self.pushes is None:
+            self.pushes = []
+        self.pushes.append((heap, entry))
 
     def add(self, accounts: Iterable[Account], tokens: int, nanos: int) -> None:
         """Add to what each of the accounts has claimed."""
@@ -149,17 +148,3 @@ class Change:
             event = BudgetEvent._of("threshold", account.terms[2], 0, 0, shown(numbers, account.terms))
             self.debts += tellings(reached, event)
             self.gate(account, watch=watch.with_armed(tuple(one for one in watch.armed if one not in reached)))
-
-    # ------------------------------------------------------------------ making it
-
-    def made(self, family: Any) -> Iterator[object]:
-        """Return an iterator whose consumption makes the change, in C code alone."""
-        self.stores.append((family, "version", family.version + 1))
-        made: Iterator[object] = starmap(setattr, self.stores)
-        if self.debts:
-            made = chain(map(family.owed.append, self.debts), made)
-        if self.stirred:
-            made = chain(map(family.stirred.append, self.stirred), made)
-        if self._pushes is not None:
-            made = chain(starmap(heappush, self._pushes), made)
-        return made

@@ -23,8 +23,9 @@ import os
 import sys
 import threading
 from collections import deque
-from itertools import repeat, starmap
-from weakref import ref
+from heapq import heappush
+from itertools import chain, repeat, starmap
+from weakref import WeakValueDictionary, ref
 
 from token_budget._account import NOTHING, Account
 from token_budget._change import Change
@@ -34,7 +35,7 @@ from token_budget._waiting import WITHDRAWN, ThreadBell
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
 
@@ -61,6 +62,8 @@ def taking(lock: Any) -> Iterator[object]:
     return starmap(lock.acquire, repeat(()))
 
 
+# Every family that is alive, for the hook that a forked child runs and for finalisers.
+families: WeakValueDictionary[int, Family] = WeakValueDictionary()
 PAY = True  # whoever comes out of `Family.run` pays what is owed
 OWE = False  # or leaves that to its caller, who is paying already or must call nobody back
 
@@ -69,6 +72,7 @@ class Family:
     """The lock of a pool and all that descend from it."""
 
     __slots__ = (
+        "__weakref__",
         "_publish",
         "_serve",
         "first",
@@ -112,6 +116,7 @@ class Family:
         nowhere: deque[Any] = deque(maxlen=0)
         self._publish = nowhere.extend  # consumes an iterator in one call of C code
         self._serve = serve  # the rule of the lines (`_line.py`), which stands above this module
+        families[id(self)] = self
 
     # ------------------------------------------------------------------ the one way in
 
@@ -134,7 +139,7 @@ class Family:
                         self.owner = me
                         self.pending = True
                         answer = work(*arguments)
-                        if self.stirred:
+                        while self.stirred:  # the last look, after which no handler comes in between
                             self.settle()
                         return answer
                     return None  # noqa: TRY300 - one straight way to the end
@@ -148,7 +153,7 @@ class Family:
                         self.owner = 0
                         lock.release()
         finally:
-            if pays and self.owed:
+            if pays and (self.owed or self.stirred):
                 try:
                     self.pay()
                 except BaseException:
@@ -170,7 +175,14 @@ class Family:
                 if self.version == version:
                     raise
                 continue  # it met what an operation of its own thread changed meanwhile
-            made = change.made(self)
+            change.stores.append((self, "version", version + 1))
+            made: Iterator[object] = starmap(object.__setattr__, change.stores)
+            if change.debts:
+                made = chain(map(self.owed.append, change.debts), made)
+            if change.stirred:
+                made = chain(map(self.stirred.append, change.stirred), made)
+            if change.pushes is not None:
+                made = chain(starmap(heappush, change.pushes), made)
             if self.version == version:
                 self._publish(made)
                 return answer
@@ -179,11 +191,13 @@ class Family:
         """Look at the lines that were stirred, until none of them can be served."""
         stirred = self.stirred
         while stirred:
-            account = stirred[0]
-            while account.line is not None and self._serve(self, account):
-                pass
-            if stirred and stirred[0] is account:
-                stirred.popleft()
+            try:
+                account = stirred[0]
+                while self._serve(self, account):
+                    pass
+                stirred.remove(account)  # after it was looked at: an interrupt leaves it
+            except (IndexError, ValueError):  # noqa: PERF203 - a handler of this thread has looked at it meanwhile
+                continue
 
     # ------------------------------------------------------------------ what is owed
 
@@ -197,9 +211,11 @@ class Family:
         failed: object = None
         paid = True
         try:
+            if self.stirred:  # by a handler that came in between the last look and the release of the lock (3.10)
+                self.run(self.locked, OWE, int)
             while paid and self.owed:
                 paid = False
-                for debt in tuple(self.owed):
+                for debt in self.owed.copy() if len(self.owed) < 2 else self.debts():
                     whose = debt._teller
                     if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
                         continue  # the thread that owes a callback makes it; for one that has ended, anybody does
@@ -223,6 +239,10 @@ class Family:
             finally:
                 stopped = None  # it holds this frame, and by that whatever the caller was making
 
+    def debts(self) -> Iterable[Any]:
+        """Return what is owed: bells and what was dropped first, since a callback may take long or wait for them."""
+        return sorted(self.owed.copy(), key=_is_told)  # the copy in one step of C, where no finaliser can add to it
+
     def pay_waiters(self) -> None:
         """Release what was dropped for those who wait, and ring for them. It calls nobody back.
 
@@ -231,8 +251,8 @@ class Family:
         when they leave.
         """
         while self.owner != threading.get_ident():
-            debt = next((one for one in tuple(self.owed) if one._teller is None), None)
-            if debt is None:
+            debt = next(iter(self.debts()), None)
+            if debt is None or debt._teller is not None:
                 return
             seconds = 0.0 if self.owner else 1.0
             debt._pay(starmap(self.lock.acquire, ((True, seconds),)))
@@ -265,7 +285,7 @@ class Family:
         lock = _new_lock()
         locked = taking(lock)
         name = self.root.terms[2]
-        owed = deque([debt for debt in self.owed if debt._teller is None or debt._teller() is teller()])
+        owed = deque([debt for debt in self.owed.copy() if debt._teller is None or debt._teller() is teller()])
         pid = os.getpid()
         spending = starmap(_refuse_forked, repeat((name,)))
         # One straight run: whoever interrupts it finds all of the old or all of the new.
@@ -317,11 +337,15 @@ class Register:
                 self._cleaning = False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(dict.fromkeys(thing for one in tuple(self._refs) if (thing := one()) is not None))
+        return iter({id(thing): thing for one in tuple(self._refs) if (thing := one()) is not None}.values())
 
 
 def _nobody() -> None:
     pass
+
+
+def _is_told(debt: Any) -> bool:
+    return debt._teller is not None
 
 
 def _refuse_forked(name: str | None) -> NoReturn:

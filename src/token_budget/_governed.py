@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ref
 
 from token_budget import _settings, _tree
 from token_budget._account import Subscription, Threshold
 from token_budget._arguments import UNCHANGED, checked_callback, checked_cap, checked_share, checked_window
 from token_budget._events import BudgetEvent
+from token_budget._family import PAY
+from token_budget._group import Group, KeyAccount
 from token_budget._money import to_nanos, to_tokens
 from token_budget._scope import Scope
 from token_budget._snapshot import BudgetSnapshot, PoolStatistics
@@ -237,9 +240,18 @@ class Governed(Scope):
 
     def _ignoring(self, item: Subscription | Threshold) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the pool."""
-        scope = Scope()
-        scope._bind(self._family, self._chain)
-        return lambda: _settings.unsubscribe(scope, item)
+        scope, family = Scope(), self._family
+        scope._bind(family, self._chain)
+        account, parents = self._account, getattr(self, "_parents", None)
+        group = ref(parents) if isinstance(parents, Group) else None
+
+        def unsubscribe() -> None:
+            _settings.unsubscribe(scope, item)
+            mine = None if group is None else group()
+            if mine is not None and isinstance(account, KeyAccount):
+                family.run(family.locked, PAY, mine._tidy, account.key)
+
+        return unsubscribe
 
     # ------------------------------------------------------------------ as an object
 

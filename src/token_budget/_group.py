@@ -1,8 +1,8 @@
 """Group: the keys of one parent, their accounts, and what holds for all of them. `KeyedPools` is its public face.
 
 A key's account outlives the pool that callers hold, which is a light handle and is made anew when it is asked for. The
-family's lock guards the accounts, the rota and the group's settings. A key is in the rota when it is in the accounts:
-each new key pays for a look at two old ones, so that keys which nothing speaks for are forgotten.
+family's lock guards the accounts, the rota and the group's settings. An account is in the rota while it is known: each
+new key pays for a look at two old ones, so that keys which nothing speaks for are forgotten.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Own:
         self.thresholds = tuple(one for one in watch.thresholds if one not in everyone.thresholds and one.heard)
 
     def __bool__(self) -> bool:
-        return bool(self.names or self.subscribers or self.thresholds)
+        return (
+            bool(self.names) or any(one.heard for one in self.subscribers) or any(one.heard for one in self.thresholds)
+        )
 
     def caps(self, token_cap: int | None, nano_cap: int | None) -> tuple[int | None, int | None]:
         """Return the caps of the key where these are the group's."""
@@ -121,10 +123,10 @@ class Group:
         self._by_key: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
         self._calendar = Calendar()  # of the keys that have the group's window
-        self._rota: deque[Hashable] = deque()
+        self._rota: deque[KeyAccount] = deque()  # each of them once, and for a while some that are forgotten
         self._model = Scope()  # what handles are made after
         self._model._bind(parent._family, (Account(None, None, None, window), *parent._chain))
-        _settings.adopt(parent, None, parent._family.groups, self)
+        _settings.adopt(parent, None, parent._family.groups, self, self._model)
 
     # ------------------------------------------------------------------ for the family
 
@@ -142,6 +144,7 @@ class Group:
     def _handle_of(self, account: KeyAccount) -> Any:
         """Make a handle: a pool as `Scope._bind` would make it, after the model of all keys."""
         model = self._model
+        times = model._times  # first: where it is still the same later, everything here was read of one state
         pool: Any = object.__new__(self._kind)
         pool._parents = self  # and by that all of its keys are in the tree
         if account.window is not self._window:
@@ -154,7 +157,6 @@ class Group:
         few = model._few
         pool._few = few and (account, *few[1:])
         pool._more = model._more
-        times = model._times
         if times is not None:
             since, until = account.since, account.period_end
             for above in self._chain:
@@ -167,17 +169,25 @@ class Group:
         """Return the pool of a key by the long way: it may be the first time that it is asked for."""
         text = str.__str__(str(key))[:200]
         name = text if self._name is None else f"{self._name}:{text}"[:200]
-        caps, window, own = self._caps, self._window, self._own.get(key)
-        if own is not None:
-            caps = own.caps(*caps)
-            window = own.window if "window" in own.names else window
-        latest = self._calendar.latest  # read before the clock: see `_periods.due`
-        now = 0.0 if window is None else window.now()
-        account = KeyAccount(*caps, name, window, None if window is None else self._period(window, latest, now))
-        account.key, account.handle, account.parent = key, nobody, self._chain[0]
-        account.calendar = self._calendar if window is not None and window is self._window else None
-        family = self._model._family
-        return family.run(family.locked, PAY, self._enter, account, own, latest, now)
+        family, pool = self._model._family, None
+        while pool is None:  # until nobody has changed the group's settings in between
+            settings = self._settings(key)
+            caps, window, own = settings
+            if own is not None:
+                caps = own.caps(*caps)
+                window = own.window if "window" in own.names else window
+            latest = self._calendar.latest  # read before the clock: see `_periods.due`
+            now = 0.0 if window is None else window.now()
+            period = None if window is None else self._period(window, latest, now)
+            account = KeyAccount(caps[0], caps[1], name, window, period)
+            account.key, account.handle, account.parent = key, nobody, self._chain[0]
+            account.calendar = self._calendar if window is not None and window is settings[1] else None
+            pool = family.run(family.locked, PAY, self._enter, account, settings, latest, now)
+        return pool
+
+    def _settings(self, key: Hashable) -> tuple[Any, ...]:
+        """Return what decides how a key begins: the caps, the window, what was set on the key itself."""
+        return self._caps, self._window, self._own.get(key)
 
     def _period(self, window: Window, latest: tuple[Any, Any] | None, now: float) -> tuple[float, float]:
         """Return the period of a new key: the latest that any was in, which a clock that steps back does not reopen."""
@@ -187,8 +197,10 @@ class Group:
                 return latest
         return window.period(now)
 
-    def _enter(self, account: KeyAccount, own: Own | None, latest: tuple[Any, Any] | None, now: float) -> Any:
+    def _enter(self, account: KeyAccount, settings: tuple[Any, ...], latest: Any, now: float) -> Any:
         """Under the lock: return the pool of the account's key, made with this account if the key is not known.
+
+        Return None if the settings that the account was made by have changed.
 
         A signal handler of this thread may ask for the same key in between: who comes first has made it.
         """
@@ -198,10 +210,12 @@ class Group:
             self._remove(known)  # an interrupted thread has forgotten it, and not removed it
             known = None
         if known is None:
-            family.change(self._welcome, (family, account, own))
-            self._rota.append(key)
+            if any(new is not old for new, old in zip(self._settings(key), settings, strict=True)):
+                return None
+            family.change(self._welcome, (family, account, settings[2]))
             known = self._by_key.setdefault(key, account)
             if known is account:
+                self._rota.append(account)
                 self._own.pop(key, None)
                 if account.calendar is not None and account.calendar.latest is latest:
                     account.calendar.latest = account.terms[3:]
@@ -232,19 +246,31 @@ class Group:
 
     def _look_at_next(self, newest: KeyAccount, now: float) -> None:
         """Look at the key whose turn it is, and forget it if nothing is lost by that."""
-        key = self._rota[0]
-        account = self._by_key.get(key)
-        if account is not None and account is not newest:
+        if not self._rota:
+            return
+        account = self._rota.popleft()
+        key = account.key
+        try:
+            listed = account.handle is not nobody and self._by_key.get(key) is account
+        except Exception:  # noqa: BLE001 - a key whose hash or comparison fails is nobody else's trouble
+            return
+        if not listed:
+            return
+        if account is not newest:
             own = Own(account, self._watch)
             if own:
                 self._own[key] = own  # before the key is forgotten, so that no interrupt loses it
             if self._model._family.change(self._fade, (account, newest.window, now)):
                 self._remove(account)
-            else:
-                self._own.pop(key, None)
-        if key in self._by_key:
-            self._rota.append(key)
-        self._rota.popleft()
+                return
+            self._own.pop(key, None)
+        self._rota.append(account)
+
+    def _tidy(self, key: Hashable) -> None:
+        """Forget what was set on a forgotten key itself where all of that has ended."""
+        own = self._own.get(key)
+        if own is not None and not own:
+            self._own.pop(key, None)
 
     def _fade(self, change: Change, account: KeyAccount, window: Window | None, now: float) -> bool:
         """Forget a key, unless something speaks for it. Return whether it is forgotten."""
@@ -284,10 +310,10 @@ class Group:
 
     def _set_caps(self, token_cap: Any, nano_cap: Any, window: Any) -> None:
         """See `KeyedPools.set_caps`; an argument may be UNCHANGED."""
-        family, period = self._model._family, _settings.period_of(window)
+        family, reading = self._model._family, _settings.reading_of(window)
         family.check_fork()
         ended = due([] if window is UNCHANGED else self._accounts())
-        family.run(family.spending, PAY, self._change_caps, ended, (token_cap, nano_cap, window, period))
+        family.run(family.spending, PAY, self._change_caps, ended, (token_cap, nano_cap, window, reading))
 
     def _change_caps(self, ended: Any, arguments: tuple[Any, ...]) -> None:
         """Under the lock: let no key keep in another window what it used in a period that has ended."""
@@ -296,7 +322,9 @@ class Group:
             family.change(begin_due, (ended,))
         family.change(self._give_caps, arguments)
 
-    def _give_caps(self, change: Change, token_cap: Any, nano_cap: Any, window: Any, period: tuple[Any, Any]) -> None:
+    def _give_caps(
+        self, change: Change, token_cap: Any, nano_cap: Any, window: Any, reading: tuple[Any, Any, Any]
+    ) -> None:
         caps = zip(self._caps, (token_cap, nano_cap), strict=True)
         change.set(self, "_caps", tuple(old if new is UNCHANGED else new for old, new in caps))
         accounts = [self._model._account, *self._accounts()]
@@ -307,11 +335,11 @@ class Group:
         if window is not UNCHANGED:
             change.keep(self._window)
             change.set(self, "_window", window)
-            change.set(self._calendar, "latest", None if window is None else period)
+            change.set(self._calendar, "latest", None if window is None else reading[1:])
             others = [account for account in accounts if "window" not in account.own]
             for account in others:
                 change.set(account, "calendar", None if window is None else self._calendar)
-            _settings.give_window(change, self._model._family, others, window, period)
+            _settings.give_window(change, self._model._family, others, window, reading)
 
     def _listen(self, subscribers: tuple[Any, ...], thresholds: tuple[Threshold, ...]) -> None:
         """See `KeyedPools.subscribe` and `on_threshold`."""

@@ -43,7 +43,8 @@ class KeyedPools(Group, Generic[Pool]):
     that, until ``del users[key]``. A closed key is forgotten after its period's end, and is open when it is asked for
     again.
 
-    Looking up may be done from any thread and blocks for nothing but the lock.
+    Looking up may be done from any thread and blocks for nothing but the lock. A key's ``__hash__`` and ``__eq__`` may
+    be called while the lock is held: they must not block or take a lock.
     """
 
     __slots__ = ()
@@ -155,11 +156,12 @@ class KeyedPools(Group, Generic[Pool]):
             return pool
         family = self._model._family
         if not family.pending:
+            model, times, window = self._model, self._model._times, account.window
             pool = self._handle_of(account)
             handle = ref(pool)
             for _ in family.locked:
                 try:
-                    if account.handle is seen:
+                    if account.handle is seen and model._times is times and account.window is window:
                         account.handle = handle
                         return pool
                 finally:

@@ -38,8 +38,10 @@ def spend(scope: Scope, decide: Callable[..., Failure], *arguments: Any) -> None
     family = scope._family
     if family.pid != os.getpid():
         family.fork()  # by C, and none of Python's hooks ran
-    ended = due(scope._chain) if scope._times is not None else ()
-    failure = family.run(family.spending, PAY, decided, scope, ended, decide, arguments)
+    if scope._times is None and family.root.line is None:  # without a window, and nobody waits
+        failure = family.run(family.spending, PAY, family.change, decide, (family, scope._chain, *arguments))
+    else:
+        failure = family.run(family.spending, PAY, decided, scope, due(scope._chain), decide, arguments)
     if failure is not None:
         raise failure()
 
@@ -64,7 +66,8 @@ def decided(scope: Scope, ended: Any, decide: Callable[..., Any], arguments: tup
         roll_over(scope, ended)
     if family.root.line is not None:  # somebody waits somewhere
         for account in chain:
-            if account.line is not None and account.line.deaf(account):
+            line = account.line
+            if line is not None and line.deaf(account):
                 family.stirred.append(account)
     if family.stirred:
         family.settle()

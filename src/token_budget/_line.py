@@ -179,7 +179,9 @@ def serve(family: Family, account: Account) -> bool:
 
 
 def _serve(change: Change, family: Family, account: Account) -> bool:
-    line: Any = account.line
+    line = account.line
+    if line is None:
+        return False
     demand = line.demand()
     if demand is None:
         _need(change, account, None, NOTHING)

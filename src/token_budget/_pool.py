@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from weakref import WeakValueDictionary, ref
+from weakref import ref
 
 from token_budget import _ledger, _settings, _sleep, _straight
 from token_budget._account import Account
 from token_budget._arguments import checked_caps, checked_name, checked_timeout, checked_window
-from token_budget._family import Family
+from token_budget._family import Family, families
 from token_budget._governed import Governed
 from token_budget._keyed import KeyedPools
 from token_budget._line import serve
@@ -91,7 +91,6 @@ class BudgetPool(Governed):
         self._bind(family, (account,))
         family.scopes.add(self)
         family.first = ref(self)
-        _first_pools[id(self)] = self
 
     @classmethod
     def _below(cls, account: Account, chain: Chain, parents: tuple[BudgetPool, ...]) -> BudgetPool:
@@ -99,7 +98,7 @@ class BudgetPool(Governed):
         pool = BudgetPool.__new__(BudgetPool)
         pool._parents = parents
         pool._bind(parents[0]._family, (account, *chain))
-        _settings.adopt(pool, account, pool._family.scopes, pool)
+        _settings.adopt(pool, account, pool._family.scopes, pool, pool)
         return pool
 
     # ------------------------------------------------------------------ spending
@@ -403,13 +402,9 @@ class BudgetPool(Governed):
         return cls(**pool_arguments(prefix, os.environ if environ is None else environ, require_cap))
 
 
-# Every pool that is alive and the first of its family, for the hook that a forked child runs.
-_first_pools: WeakValueDictionary[int, BudgetPool] = WeakValueDictionary()
-
-
 def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured
-    for pool in list(_first_pools.values()):
-        pool._family.fork()
+    for family in list(families.values()):
+        family.fork()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork

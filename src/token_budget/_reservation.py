@@ -9,10 +9,12 @@ Its methods are the straight runs (`_straight.py`) of a pool that stands alone; 
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 
 from token_budget import _ledger, _straight
 from token_budget._errors import ReservationClosed
+from token_budget._family import families
 from token_budget._ledger import COMMITTED, RELEASED
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._scope import Claim
@@ -206,8 +208,11 @@ class Reservation(Claim):
             family.owed.append(self)
             if family.root.line is not None:
                 family.pay_waiters()
-            if not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
-                warnings.warn(f"{self!r} was dropped: commit() or release() it", ResourceWarning, 2, source=self)
+            me = threading.get_ident()
+            if any(one.owner == me for one in list(families.values())):
+                family.owed.append(_Warning(self))  # a warning may take a lock that somebody holds who waits for ours
+            elif not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
+                _warn(self, repr(self))
 
     def __repr__(self) -> str:
         try:
@@ -242,6 +247,34 @@ class Reservation(Claim):
             return ReservationClosed(f"cannot {attempt} {self!r}: it was in flight at a fork; the parent holds it")
         advice = "; a call that was billed after that is counted by record(..., force=True)"
         return ReservationClosed(f"cannot {attempt} {self!r}: it was {state} before{advice}")
+
+
+class _Warning:
+    """A warning of a reservation that was dropped inside an operation of its own thread.
+
+    It is owed (`Family.pay`), and given as it leaves, without the lock: by its finaliser, so that it is given once, and
+    that a warning which is made an error stops no operation.
+    """
+
+    __slots__ = ("_reservation", "_text")
+    _teller = None  # anybody may pay it
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+        self._text = repr(reservation)
+
+    def _pay(self, _takes: object) -> None:
+        pass
+
+    def _paid(self) -> bool:
+        return True
+
+    def __del__(self) -> None:
+        _warn(self._reservation, self._text)
+
+
+def _warn(reservation: Reservation, text: str) -> None:
+    warnings.warn(f"{text} was dropped: commit() or release() it", ResourceWarning, 3, source=reservation)
 
 
 def new_reservation(pool: Any, tokens: int, nanos: int) -> Reservation:

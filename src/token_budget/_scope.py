@@ -59,7 +59,7 @@ class Scope:
         self._account = chain[0]
         self._chain = chain
         for name, value in ways(family, chain).items():
-            setattr(self, name, value)
+            object.__setattr__(self, name, value)  # a subclass may have a `__setattr__` of its own
 
 
 def ways(family: Family, chain: Chain, placed: Placed | None = None) -> dict[str, Any]:

@@ -42,13 +42,16 @@ def _reset(change: Change, _family: Family, chain: Chain) -> None:
 
 def set_caps(scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
     """See `BudgetPool.set_caps`; an argument may be UNCHANGED."""
-    period = period_of(window)
-    spend(scope, _set_caps, token_cap, nano_cap, window, period)
+    reading = reading_of(window)
+    spend(scope, _set_caps, token_cap, nano_cap, window, reading)
 
 
-def period_of(window: Any) -> tuple[Any, Any]:
-    """Return the period that it is now by a window, which may be None or UNCHANGED."""
-    return (None, None) if window is None or window is UNCHANGED else window.period(window.now())
+def reading_of(window: Any) -> tuple[Any, Any, Any]:
+    """Return what time it is by a window, which may be None or UNCHANGED, and its period: its start and its end."""
+    if window is None or window is UNCHANGED:
+        return None, None, None
+    now = window.now()
+    return now, *window.period(now)
 
 
 def _set_caps(
@@ -58,7 +61,7 @@ def _set_caps(
     token_cap: Any,
     nano_cap: Any,
     window: Any,
-    period: tuple[Any, Any],
+    reading: tuple[Any, Any, Any],
 ) -> Failure:
     account = chain[0]
     if account.closed:
@@ -68,7 +71,7 @@ def _set_caps(
     give_caps(change, account, token_cap, nano_cap)
     if window is not UNCHANGED:
         change.set(account, "calendar", None)
-        give_window(change, family, [account], window, period)
+        give_window(change, family, [account], window, reading)
     return None
 
 
@@ -87,14 +90,18 @@ def give_caps(change: Change, account: Account, token_cap: Any, nano_cap: Any) -
 
 
 def give_window(
-    change: Change, family: Family, accounts: Iterable[Account], window: Window | None, period: tuple[Any, Any]
+    change: Change, family: Family, accounts: Iterable[Account], window: Window | None, reading: tuple[Any, Any, Any]
 ) -> None:
-    """Note the window of accounts and the period that it is now, and let every scope know that counts against one."""
-    placed = dict.fromkeys(accounts, (window, *current(period)))
+    """Note the window of accounts and the period that it is now. Let all know that count against one or wait for it."""
+    now, *period = reading
+    placed = dict.fromkeys(accounts, (window, *current((period[0], period[1]))))
     for account in placed:
         change.keep(account.window)
         change.set(account, "window", window)
-        begin_period(change, account, period)
+        for waiter in () if account.line is None else account.line.waiting():
+            waiter.see(account, now)
+            change.debts.append(waiter)  # it has to sleep until another moment
+        begin_period(change, account, (period[0], period[1]))
     for scope in scopes_of(family):
         if not placed.keys().isdisjoint(scope._chain):
             change.keep(scope._times)
@@ -183,13 +190,22 @@ def without_listener(watch: Watch, item: object) -> Watch | None:
 # ---------------------------------------------------------------------- members and copies
 
 
-def adopt(scope: Scope, account: Account | None, register: Register, thing: object) -> None:
-    """Let one more pool, or a group of keyed ones, be of the family, if no scope of the chain is closed."""
-    spend(scope, _adopt, account, register, thing)
+def adopt(scope: Scope, account: Account | None, register: Register, thing: object, bound: Scope) -> None:
+    """Let one more pool, or a group of keyed ones, be of the family, if no scope of the chain is closed.
+
+    `bound` is bound to its accounts again, since a window above may have changed since it was.
+    """
+    spend(scope, _adopt, account, register, thing, bound)
 
 
 def _adopt(
-    change: Change, family: Family, chain: Chain, account: Account | None, register: Register, thing: object
+    change: Change,
+    family: Family,
+    chain: Chain,
+    account: Account | None,
+    register: Register,
+    thing: object,
+    bound: Scope,
 ) -> Failure:
     for one in chain:
         if one.closed:
@@ -197,6 +213,8 @@ def _adopt(
     if account is not None:
         change.set(family, "made", family.made + 1)
         change.set(account, "number", family.made + 1)
+    for name, value in ways(family, bound._chain).items():
+        change.set(bound, name, value)
     register.add(thing)
     return None
 

@@ -41,15 +41,17 @@ def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
         _ledger.reserve(reservation, waiter)
         if waiter.state is not NEW:
             _warn_in_an_event_loop()
-            sleeps = Sleeps(waiter.scope, timeout)
-            while not bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
-                _ledger.look(waiter.scope)
-            if waiter.state is WAITING:
-                _ledger.leave(waiter)
+            rung, sleeps = False, Sleeps(waiter, timeout)
+            while waiter.state is WAITING:
+                rung = bell.wait(sleeps.next(rung=rung))
+                if sleeps.over and not rung:
+                    _ledger.leave(waiter)
+                elif waiter.state is WAITING:  # a period has ended, or a scope has got another window
+                    _ledger.look(waiter.scope)
+        return outcome(waiter)
     except BaseException:
         abandon(waiter)
         raise
-    return outcome(waiter)
 
 
 def _without_waiting(reservation: Reservation, *, inside: bool) -> Reservation:
@@ -69,27 +71,31 @@ def _without_waiting(reservation: Reservation, *, inside: bool) -> Reservation:
 class Sleeps:
     """How long to sleep at a time: until the time-out, or until a period of the scopes ends, and a day at most."""
 
-    __slots__ = ("_deadline", "_scope", "over")
+    __slots__ = ("_left", "_told", "_waiter", "over")
 
-    def __init__(self, scope: Any, timeout: float | None) -> None:
-        self._scope = scope
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, waiter: Waiter, timeout: float | None) -> None:
+        self._waiter = waiter
+        self._left = timeout  # less all that was slept, for clocks that stand still in a test
+        self._told = 0.0
         self.over = False  # whether the sleep that was told last is the last one
 
-    def next(self) -> float | None:
-        """Return the seconds of the next sleep, None for one without end."""
-        ends = [(one.period_end, one.window) for one in self._scope._chain if one.window is not None]
+    def next(self, *, rung: bool = False) -> float | None:
+        """Return the seconds of the next sleep, None for one without end. `rung`: the last was cut short."""
+        ends = [(one.period_end, one.window) for one in self._waiter.scope._chain if one.window is not None]
         look = min((min(max(_SHORTEST, end - window.now()), _LONGEST) for end, window in ends), default=None)
-        if self._deadline is None:
+        if self._left is None or self._waiter.deadline is None:
             return look
-        left = min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if not rung:
+            self._left -= self._told
+        left = max(0.0, min(self._left, self._waiter.deadline - time.monotonic(), threading.TIMEOUT_MAX))
         self.over = look is None or left <= look
-        return left if self.over else look
+        self._told = left if look is None else min(left, look)
+        return self._told
 
 
 def abandon(waiter: Waiter) -> None:
-    """Leave the line; twice, for whoever is interrupted a second time in the first."""
-    if waiter.state is not NEW:
+    """Leave the line, or give back; twice, for whoever is interrupted a second time in the first."""
+    if waiter.state is WAITING or waiter.state is GRANTED:
         try:
             _ledger.abandon(waiter)
         except BaseException:
@@ -169,7 +175,7 @@ class AsyncReserve(Base):
             warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
 
     @property
-    def __name__(self) -> str:
+    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What tasks show of it, as of any coroutine."""
         return "areserve"
 
@@ -199,15 +205,17 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
     try:
         _ledger.reserve(reservation, waiter)
         if waiter.state is not NEW:
-            sleeps = Sleeps(waiter.scope, timeout)
-            while not await bell.wait(sleeps.next()) and not sleeps.over and waiter.state is WAITING:
-                _ledger.look(waiter.scope)
-            if waiter.state is WAITING:
-                _ledger.leave(waiter)
+            rung, sleeps = False, Sleeps(waiter, timeout)
+            while waiter.state is WAITING:
+                rung = await bell.wait(sleeps.next(rung=rung))
+                if sleeps.over and not rung:
+                    _ledger.leave(waiter)
+                elif waiter.state is WAITING:  # a period has ended, or a scope has got another window
+                    _ledger.look(waiter.scope)
+        return outcome(waiter)
     except BaseException:  # cancelled, interrupted, or the loop is gone
         abandon(waiter)
         raise
-    return outcome(waiter)
 
 
 def _bell() -> Any:

@@ -60,8 +60,11 @@ class Telling(map):  # type: ignore[type-arg]
 def tellings(listeners: Iterable[Subscription | Threshold], event: BudgetEvent) -> list[Telling]:
     """Return the callbacks that are owed to these for an event, by this thread."""
     me = teller().me
-    made = [Telling(one.callback, (event,)) for one in listeners if one.heard]
-    for telling in made:
-        telling.event = event
-        telling._teller = me
+    made = []
+    for one in listeners:
+        if one.heard:
+            telling = Telling(one.callback, (event,))
+            telling.event = event
+            telling._teller = me
+            made.append(telling)
     return made

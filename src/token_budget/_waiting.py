@@ -14,7 +14,8 @@ removed from the heaps at once.
 from __future__ import annotations
 
 import threading
-from heapq import heapify, heappop
+import time
+from heapq import heapify, heappop, heappush
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class LoopBell:
             finally:
                 if timer is not None:
                     timer.cancel()
-        return self._rung
+        rung, self._rung = self._rung, False  # it may be waited for again
+        return rung
 
     def _ring(self) -> None:
         self._rung = True
@@ -112,7 +114,7 @@ class TrioBell:
     def __init__(self, trio: Any) -> None:
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
-        self._event = trio.Event()
+        self._event = trio.Event()  # of the latest wait; set and read in trio's own thread
         self._over = False  # whether the run was found to have ended
 
     def deaf(self) -> bool:
@@ -122,7 +124,7 @@ class TrioBell:
     def ring(self) -> bool:
         """Wake the task. Return whether there is a run left to hear it."""
         try:
-            self._token.run_sync_soon(self._event.set)
+            self._token.run_sync_soon(self._ring)
         except self._trio.RunFinishedError:
             self._over = True
             return False
@@ -132,7 +134,13 @@ class TrioBell:
         """Suspend the task until it is rung, for at most so many seconds. Return whether it was."""
         with self._trio.move_on_after(float("inf") if timeout is None else timeout):
             await self._event.wait()
-        return bool(self._event.is_set())
+        rung = bool(self._event.is_set())
+        if rung:
+            self._event = self._trio.Event()  # it may be waited for again
+        return rung
+
+    def _ring(self) -> None:
+        self._event.set()
 
 
 class Waiter:
@@ -144,6 +152,7 @@ class Waiter:
     __slots__ = (
         "at",
         "bell",
+        "deadline",
         "give_back",
         "lives_until",
         "nanos",
@@ -163,16 +172,22 @@ class Waiter:
         self.nanos: int = reservation._nanos
         self.bell = bell
         self.give_back = give_back  # returns the room of one whose bell nobody can hear any more
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         # For each account of the chain, the latest reading of its window's clock that the waiter lives to see.
-        self.lives_until = {
-            account: account.window.now() + timeout
-            for account in scope._chain
-            if timeout is not None and account.window is not None
-        }
+        self.lives_until: dict[Any, float] = {}
+        for account in scope._chain:
+            if account.window is not None:
+                self.see(account, account.window.now())
         self.state = NEW
         self.ticket = 0  # the order of arrival
         self.at: Any = None  # the account at which it waits for room
         self.refusal: Callable[[], Exception] | None = None  # makes the error of one that got nothing
+
+    def see(self, account: Any, now: float | None) -> None:
+        """Find out which reading of an account's clock it lives to see. `now` is its reading; None without a window."""
+        self.lives_until.pop(account, None)
+        if self.deadline is not None and now is not None:
+            self.lives_until[account] = now + max(0.0, self.deadline - time.monotonic())
 
     def patient(self, account: Any) -> bool:
         """Return whether it lives to see the end of an account's period."""
@@ -190,6 +205,26 @@ class Waiter:
         return self.state is not GRANTED or held is None or held.completed or not self.bell.deaf()
 
 
+def drop_first(heap: list[Any], entry: Any) -> None:
+    """Remove an entry from the front of a heap, unless a handler of this thread has removed it meanwhile.
+
+    CPython 3.10 lets a handler in between a comparison and what it decides.
+    """
+    removed = heappop(heap) if heap else entry
+    if removed is not entry:
+        heappush(heap, removed)
+
+
+def _waiting_first(heap: list[tuple[int, int, Waiter]]) -> Waiter | None:
+    """Return the waiter of the first entry of a heap that still waits."""
+    while heap:
+        entry = heap[0]
+        if entry[2].state is WAITING:
+            return entry[2]
+        drop_first(heap, entry)
+    return None
+
+
 class Largest:
     """The waiters of one kind that ask for most, on each axis, in time that does not grow with their number."""
 
@@ -203,10 +238,8 @@ class Largest:
 
     def top(self) -> tuple[Waiter, Waiter] | None:
         """Return who asks for most tokens and who asks for most dollars; None if nobody is here."""
-        for entries in (self.by_tokens, self.by_nanos):
-            while entries and entries[0][2].state is not WAITING:
-                heappop(entries)
-        return (self.by_tokens[0][2], self.by_nanos[0][2]) if self.by_tokens and self.by_nanos else None
+        by_tokens, by_nanos = _waiting_first(self.by_tokens), _waiting_first(self.by_nanos)
+        return None if by_tokens is None or by_nanos is None else (by_tokens, by_nanos)
 
     def waiting(self) -> list[Waiter]:
         """Return all that still wait."""
@@ -232,10 +265,11 @@ class Line:
         """Return the oldest of those who wait for room in this scope, the one of this account."""
         entries = self.parked
         while entries:
-            ticket, waiter = entries[0]
-            if waiter.state is WAITING and waiter.at is account and waiter.ticket == ticket:
+            entry = entries[0]
+            waiter = entry[1]
+            if waiter.state is WAITING and waiter.at is account and waiter.ticket == entry[0]:
                 return waiter
-            heappop(entries)
+            drop_first(entries, entry)
         return None
 
     def deaf(self, account: object) -> bool:
