@@ -252,7 +252,7 @@ FAULTS = [
         "who has timed out stays in the line",
         "_line.withdraw",
         ("wait_a_while", "snapshot"),
-        (("end(change, waiter, WITHDRAWN)\n", "pass\n"),),
+        (("end(change, waiter, WITHDRAWN)\n", 'change.set(waiter, "state", WITHDRAWN)\n'),),
         "Full",
     ),
     Fault(
@@ -316,7 +316,9 @@ FAULTS = [
         "a key's handle is made by two",
         "_keyed.KeyedPools._remembered",
         ("look_up", "look_up"),
-        (("if account.handle is seen:\n", "if True:\n"),),
+        (
+            ("if account.handle is seen and model._times is times and account.window is window:\n", "if True:\n"),
+        ),
         "Keys",
     ),
     Fault(
@@ -383,7 +385,10 @@ INTERRUPTED = [
         ("below", "record"),
         "record",
         {"_family.Family.change": (
-                ("made = change.made(self)\n            if self.version == version:\n", "made = change.made(self)\nif True:\n"),
+                (
+                    "if self.version == version:\n                self._publish(made)\n",
+                    "if True:\n    self._publish(made)\n",
+                ),
             )},
     ),
     Interrupted(

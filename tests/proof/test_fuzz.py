@@ -14,7 +14,7 @@ import fuzz
 from token_budget import _change, _ledger, _line, _money, _periods
 
 
-COUNTS = {"amounts": 3000, "operations": 2000, "families": 500}
+COUNTS = {"amounts": 3000, "operations": 2000, "families": 300}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")  # a task that never began
