@@ -274,7 +274,10 @@ FAULTS = [
         "_account.Account.bounds",
         ("wait_for_much", "use_up_above"),
         (
-            ("token_bound = token_limit - demand[0]\n", "demand = demand if demand == EVERYTHING else NOTHING\ntoken_bound = token_limit - demand[0]\n"),
+            (
+                "token_bound = token_limit - demand[0]\n",
+                "demand = demand if demand == EVERYTHING else NOTHING\ntoken_bound = token_limit - demand[0]\n",
+            ),
         ),
         "Tree",
     ),
@@ -296,7 +299,12 @@ FAULTS = [
         "a threshold stays armed after it was told",
         "_change.Change.thresholds",
         ("record_much", "commit_more"),
-        (("self.gate(account, watch=watch.with_armed(tuple(one for one in watch.armed if one not in reached)))\n", "pass\n"),),
+        (
+            (
+                "self.gate(account, watch=watch.with_armed(tuple(one for one in watch.armed if one not in reached)))\n",
+                "pass\n",
+            ),
+        ),
         "Alarmed",
     ),
     Fault(
@@ -308,7 +316,12 @@ FAULTS = [
         beside=(
             (
                 "_family.Family.pay",
-                (("if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):\n", "if False:\n"),),
+                (
+                    (
+                        "if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):\n",
+                        "if False:\n",
+                    ),
+                ),
             ),
         ),
     ),

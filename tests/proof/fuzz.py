@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of the conversions and of sequences of operations with hostile amounts.
+"""Coverage-guided fuzzing: the conversions; one pool with hostile amounts; families with windows, keys and waiters.
 
     python tests/proof/fuzz.py amounts -max_total_time=60
-    python tests/proof/fuzz.py operations -max_total_time=60     one pool, hostile amounts, against the ledger
-    python tests/proof/fuzz.py families -max_total_time=60       scopes, joins, keys, windows, listeners, tasks that wait
+    python tests/proof/fuzz.py operations -max_total_time=60
+    python tests/proof/fuzz.py families -max_total_time=60
 
 needs atheris (dependency group `fuzz`); `test_fuzz.py` runs the same targets on random bytes without it. A target takes
 bytes, and raises where a promise is broken.
@@ -239,9 +239,13 @@ class Pair:
 
 def over(ledger: Ledger, worth: Amount) -> bool:
     """Return whether an amount does not fit. An axis of which nothing is asked refuses nothing."""
-    claimed = [a + b for a, b in zip(ledger.used(), ledger.reserved(), strict=True)]
+    (tokens, usd), (held_tokens, held_usd) = ledger.used(), ledger.reserved()
+    claimed: tuple[Any, ...] = (tokens + held_tokens, usd + held_usd)
     caps = (ledger.token_cap, ledger.usd_cap)
-    return any(asked and cap is not None and there + asked > cap for asked, cap, there in zip(worth, caps, claimed, strict=True))
+    return any(
+        asked and cap is not None and there + asked > cap
+        for asked, cap, there in zip(worth, caps, claimed, strict=True)
+    )
 
 
 # ---------------------------------------------------------------- families
@@ -267,7 +271,20 @@ def families(data: bytes) -> None:
 
 
 STEPS = (
-    *("child", "keyed", "join", "record", "record", "force", "reserve", "reserve", "commit", "commit", "release", "drop"),
+    *(
+        "child",
+        "keyed",
+        "join",
+        "record",
+        "record",
+        "force",
+        "reserve",
+        "reserve",
+        "commit",
+        "commit",
+        "release",
+        "drop",
+    ),
     *("wait", "wait", "wait_a_while", "time_passes", "cancel", "reset", "caps", "window", "close", "forget", "listen"),
 )
 
@@ -399,8 +416,9 @@ class Family:
                 reservation.commit(tokens=tokens)
             except BudgetOverrun:
                 pass
-            self.rolled(reservation._pool)  # type: ignore[arg-type]
-            self.spend(reservation._pool, tokens)  # type: ignore[arg-type]
+            pool: Any = reservation._pool
+            self.rolled(pool)
+            self.spend(pool, tokens)
             self.settled()
 
     def release(self, source: Source) -> None:

@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import types
-from functools import lru_cache
+from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -57,7 +57,7 @@ def text_of(where: str) -> str:
 
 
 def planted(edits: Edits) -> Any:
-    """Return a copy of the package in which each function is edited: each text, which stands there once, becomes another."""
+    """Return a copy of the package with edited functions: each text, which stands there once, becomes the other."""
     changed: dict[str, str] = {}
     for where, pairs in edits.items():
         module = where.partition(".")[0]
@@ -88,7 +88,7 @@ def _found(where: str, source: str | None = None) -> tuple[str, int, int]:
     return source, node.lineno - 1, node.end_lineno
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
@@ -120,7 +120,7 @@ class _Copies(MetaPathFinder, Loader):
         exec(_compiled(name, self.changed.get(name)), vars(module))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(name: str, changed: str | None) -> types.CodeType:
     source = changed or (SOURCE / f"{name}.py").read_text(encoding="utf-8")
     return compile(re.sub(r"\btoken_budget\b", COPY, source), f"{COPY}/{name}.py", "exec")

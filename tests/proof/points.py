@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-
 # What an operation may raise; the last by `worlds.World.block_failed` itself.
 REFUSALS = {
     *("BudgetExceeded", "BudgetOverrun", "BudgetTimeout", "ReservationClosed", "PoolClosed", "PoolForked"),
@@ -121,7 +120,7 @@ def handled(operation: Callable[[], Any], points: Points, at: int) -> str:
             with points.armed(at):
                 operation()
             ended = "done"
-        except Exception as error:  # an interrupt is no Exception
+        except Exception as error:  # noqa: BLE001 - an interrupt is no Exception
             assert type(error).__name__ in REFUSALS, f"it raised {error!r}"
             ended = "refused"
         for _ in range(3):  # an interrupt that was made pending at the end is delivered here

@@ -316,7 +316,7 @@ def consistent(world: World) -> None:
 
 
 def wake_complete(family: Any, accounts: Iterable[Any]) -> None:
-    """Hold that the oldest waiter of each scope has no room there, that nobody waits in vain, and what bounds promise."""
+    """Hold that the oldest at each scope has no room there, that nobody waits in vain, and what the bounds promise."""
     line = family.root.line
     waiters = [] if line is None else line.waiting()
     for account in accounts:
@@ -514,9 +514,7 @@ def unsubscribe(world: World) -> Any:
 
 
 def give_window(world: World) -> Any:
-    return answered(
-        lambda: world.pool.set_caps(window=world.module.Window.every(timedelta(minutes=1), clock=clock))
-    )
+    return answered(lambda: world.pool.set_caps(window=world.module.Window.every(timedelta(minutes=1), clock=clock)))
 
 
 def take_window(world: World) -> Any:

@@ -13,7 +13,6 @@ import pytest
 import fuzz
 from token_budget import _change, _ledger, _line, _money, _periods
 
-
 COUNTS = {"amounts": 3000, "operations": 2000, "families": 300}
 
 

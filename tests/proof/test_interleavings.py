@@ -1,4 +1,4 @@
-"""P1 to P7 and P10 under every schedule: each outcome is that of a serial order, the pools are consistent at every step.
+"""P1 to P7 and P10 under every schedule: each outcome is that of a serial order, and every step finds whole pools.
 
 Without `--full`: every pair of operations with at most one preemption, and a random sample of the rest. With it: every
 schedule with at most two preemptions. Of one pool that is a preemption at any step. Of scopes, listeners, keys and

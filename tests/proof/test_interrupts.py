@@ -21,6 +21,7 @@ import pytest
 
 import faults
 import planting
+import token_budget
 from points import Points, handled
 from token_budget import BudgetExceeded, PoolClosed, ReservationClosed, _waiting
 from worlds import OPERATIONS, WORLDS, HandLock, World, check, codes_of, count, is_free, operations_of, prepared
@@ -60,7 +61,7 @@ def spread(total: int, points: int | None) -> range:
     return range(0, total, 1 if points is None else max(1, total // points))
 
 
-def every_point(kind: str, name: str, points: Points, tried: int | None, package: Any = planting.token_budget) -> set[str]:
+def every_point(kind: str, name: str, points: Points, tried: int | None, package: Any = token_budget) -> set[str]:
     """Do the operation once for each point that is tried, with the action there; return how it ended."""
     ends = set()
     with points.watching():
@@ -119,7 +120,7 @@ def test_a_planted_fault_is_found(fault: faults.Interrupted) -> None:
 def used_after_a_window_died(package: Any) -> int:
     """Replace a window that records as it dies. Its clock and that of the next are in different periods."""
 
-    class Dying(package.Window):  # type: ignore[misc, name-defined]
+    class Dying(package.Window):  # type: ignore[misc]
         __slots__ = ()
 
         def __del__(self) -> None:
@@ -132,7 +133,7 @@ def used_after_a_window_died(package: Any) -> int:
 
 
 def test_a_finaliser_of_what_is_replaced_meets_a_whole_change() -> None:
-    assert used_after_a_window_died(planting.token_budget) == 11
+    assert used_after_a_window_died(token_budget) == 11
     assert used_after_a_window_died(planting.planted(faults.NOT_KEPT)) != 11
 
 
@@ -221,7 +222,7 @@ def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
     return handler
 
 
-def every_handler(kind: str, name: str, does: str, tried: int | None, package: Any = planting.token_budget) -> None:
+def every_handler(kind: str, name: str, does: str, tried: int | None, package: Any = token_budget) -> None:
     points = Points(codes_of(name, package))
     with points.watching():
         total = count(kind, name, points, package)

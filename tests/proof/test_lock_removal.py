@@ -21,7 +21,8 @@ def locked_functions() -> list[str]:
     found = []
     for name in ROOMS:
         tree = ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))
-        owners = [("", tree), *[(f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef)]]
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        owners: list[tuple[str, Any]] = [("", tree), *[(f"{node.name}.", node) for node in classes]]
         found += [
             f"{name}.{owner}{node.name}"
             for owner, parent in owners

@@ -1,7 +1,7 @@
-"""What interrupts, collections and handlers are tried on: pools on which an operation is done, and what must hold after.
+"""What interrupts, collections and handlers are tried on: pools, an operation on them, and what must hold after it.
 
-A `World` does one operation. `check` holds the promises after it ended somehow: nothing is lost, nothing leaks, nothing is
-settled or told twice, who waits is woken, and by the next operation at the latest nothing is left to be done.
+A `World` does one operation. `check` holds the promises after it ended somehow: nothing is lost, nothing leaks, nothing
+is settled or told twice, who waits is woken, and by the next operation at the latest nothing is left to be done.
 """
 
 from __future__ import annotations
@@ -469,7 +469,9 @@ WORDS = ("_events", "_money", "_errors", "_snapshot", "_window", "_arguments")
 
 def operations_of(kind: str) -> list[str]:
     """Return the operations that make sense in a world."""
-    return [name for name in OPERATIONS if name not in WORLDS[kind].without and (kind != "lined" or name not in WAITING)]
+    return [
+        name for name in OPERATIONS if name not in WORLDS[kind].without and (kind != "lined" or name not in WAITING)
+    ]
 
 
 @lru_cache(maxsize=2)
@@ -582,7 +584,9 @@ def check_keys(world: World, name: str, ended: str) -> None:
         caps = {pool.snapshot().token_cap for pool in (a, world.users["new"])}
         assert len(caps) == 1, "half of a change of caps"
         assert caps <= ({90} if ended == "done" else {90, 100})
-        assert (a._times is None) == all(one.window is None for one in a._chain), "a key's pool does not know its window"
+        assert (a._times is None) == all(one.window is None for one in a._chain), (
+            "a key's pool does not know its window"
+        )
 
 
 def check_forked(world: World, name: str, ended: str) -> None:
@@ -597,4 +601,6 @@ def check_forked(world: World, name: str, ended: str) -> None:
     if world.pool._family.spending is world.pool._family.locked and counters(world.pool)[4]:
         world.root._family.fork()  # interrupted before the hook had begun
         world.pool.detach()
-    assert counters(world.pool)[1:] == (0, (BEFORE + world.extra) * 10**9, 0, 0), "the parent's calls hold something here"
+    assert counters(world.pool)[1:] == (0, (BEFORE + world.extra) * 10**9, 0, 0), (
+        "the parent's calls hold something here"
+    )
