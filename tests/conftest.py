@@ -68,14 +68,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The pool's module with the scheduler's lock in its seam; collections happen between tests only."""
+    """The package with the scheduler's lock in its seams; collections happen between tests only."""
+    import token_budget
     from scheduler import ModelLock
-    from token_budget import _family, _pool, _waiting
+    from token_budget import _family, _waiting
 
     monkeypatch.setattr(_family, "_new_lock", ModelLock)
     monkeypatch.setattr(_waiting, "_new_lock", ModelLock)
     gc.disable()
-    yield _pool
+    yield token_budget
     with warnings.catch_warnings():  # a run that was abandoned leaves reservations behind
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for each fuzz target (60)")
     seconds: int = parser.parse_args().seconds
     passed = [step("every schedule, every point, every fault", "-m", "pytest", "tests/proof", "--full", "-q")]
-    for target in ("amounts", "operations"):
+    for target in ("amounts", "operations", "families"):
         fuzz = ("tests/proof/fuzz.py", target, f"-max_total_time={seconds}", "-verbosity=0", "-print_final_stats=1")
         passed.append(step(f"fuzz: {target}", *fuzz, needs="atheris"))
     passed.append(step("stress without the GIL", "tests/proof/stress.py", "--seconds", str(seconds / 2)))

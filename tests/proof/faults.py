@@ -1,21 +1,16 @@
-"""Planted faults: each a few words changed in `_pool.py`, as a careless hand might change them.
+"""Planted faults: each a few words changed in the package, as a careless hand might change them.
 
-The scheduler must find every one of them (`test_planted_faults.py`), or its silence about the real code would mean
-nothing.
+The scheduler must find every one of `FAULTS` (`test_planted_faults.py`), and interrupts and handlers every one of
+`INTERRUPTED` (`test_interrupts.py`), or the silence of those proofs about the real code would mean nothing.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
-import textwrap
-import types
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler import functions_of
-from token_budget import _family, _pool, _waiting
+import planting
+from planting import Edit, Edits
 
 
 @dataclass(frozen=True)
@@ -25,258 +20,426 @@ class Fault:
     name: str
     where: str
     found_by: tuple[str, str]
-    edits: tuple[tuple[str, str], ...]
+    edits: tuple[Edit, ...]
     world: str = "World"  # of `scenarios.py`
+    beside: tuple[tuple[str, tuple[Edit, ...]], ...] = ()  # edits of other functions
+
+    def all_edits(self) -> Edits:
+        return {self.where: self.edits, **dict(self.beside)}
 
 
-def reopened(owner: str, then: str = "", lock: str = "_lock") -> str:
+def reopened(owner: str, then: str = "") -> str:
     """Return code that lets the lock go and takes it again."""
-    return f"{owner}.{lock}.release(); {owner}.{lock}.acquire(); {then}"
+    return f"{owner}.lock.release(); {owner}.lock.acquire(); {then}"
 
 
-TAKE = "for _ in self._spending:\n"
-FITS = "if tokens_after <= self._token_bound and nanos_after <= self._nano_bound:\n"
-SUM = "tokens_after = self._tokens_claimed + tokens\n"
+TAKE = "for _ in family.spending:\n"
+FITS = "if tokens_after <= account.token_bound and nanos_after <= account.nano_bound:\n"
+SUM = "tokens_after = account.tokens_claimed + tokens\n"
+OPEN = "self._state is family.opened\n"
+FEW = "first, second, third = few\n"
+RECORD, RESERVE = "_pool.BudgetPool.record", "_pool.BudgetPool.reserve"
+COMMIT, RELEASE = "_reservation.Reservation.commit", "_reservation.Reservation.release"
+SNAPSHOT = "_governed.Governed.snapshot"
 
 FAULTS = [
     Fault(
         "record checks, lets the lock go, then adds",
-        "BudgetPool.record",
+        RECORD,
         ("record_much", "reserve"),
-        ((FITS, FITS + reopened("self") + "\n"),),
+        ((FITS, FITS + reopened("family") + "\n"),),
     ),
     Fault(
         "record works with a total that it read before it took the lock",
-        "BudgetPool.record",
+        RECORD,
         ("record", "record"),
-        ((TAKE, "before = self._tokens_claimed + tokens\n" + TAKE), (SUM, "tokens_after = before\n")),
+        ((TAKE, "before = account.tokens_claimed + tokens\n" + TAKE), (SUM, "tokens_after = before\n")),
     ),
     Fault(
         "record adds one axis, lets the lock go, then adds the other",
-        "BudgetPool.record",
+        RECORD,
         ("record", "snapshot"),
-        (("self._tokens_claimed = tokens_after\n", "self._tokens_claimed = tokens_after\n" + reopened("self") + "\n"),),
+        (
+            (
+                "account.tokens_claimed = tokens_after\n",
+                "account.tokens_claimed = tokens_after\n" + reopened("family") + "\n",
+            ),
+        ),
     ),
     Fault(
-        "a forced spend is added to a total that was read before the lock was taken",
-        "BudgetPool._add",
+        "an operation of many steps decides, lets the lock go, then publishes",
+        "_family.Family.change",
         ("force", "commit"),
-        ((TAKE, "before = self._tokens_claimed + tokens\n" + TAKE), (SUM, "tokens_after = before\n")),
+        (("self._publish(made)\n", reopened("self", "self._publish(made)\n")),),
+        # so that the other comes in by a straight run
+        beside=(("_family.Family.run", (("self.pending = True\n", "pass\n"),)),),
     ),
     Fault(
         "reserve checks, lets the lock go, then takes",
-        "BudgetPool.reserve",
+        RESERVE,
         ("reserve", "reserve_after_release"),
-        ((FITS, FITS + reopened("self") + "\n"),),
+        ((FITS, FITS + reopened("family") + "\n"),),
     ),
     Fault(
         "reserve counts what is in flight after it let the lock go",
-        "BudgetPool.reserve",
+        RESERVE,
         ("reserve", "snapshot"),
-        (("self._in_flight = in_flight\n", reopened("self", "self._in_flight = in_flight\n")),),
+        (("account.in_flight = in_flight\n", reopened("family", "account.in_flight = in_flight\n")),),
     ),
     Fault(
         "snapshot reads its two axes at two moments",
-        "BudgetPool.snapshot",
+        SNAPSHOT,
         ("snapshot", "record"),
-        (("nanos_claimed = self._nanos_claimed\n", reopened("self", "nanos_claimed = self._nanos_claimed\n")),),
+        (
+            (
+                "nanos_claimed = account.nanos_claimed\n",
+                reopened("family", "nanos_claimed = account.nanos_claimed\n"),
+            ),
+        ),
     ),
     Fault(
         "snapshot takes no lock",
-        "BudgetPool.snapshot",
+        SNAPSHOT,
         ("snapshot", "commit"),
-        (("in self._locked:\n", "in [None]:\n"), ("self._lock.release()\n", "pass\n")),
+        (("in family.locked:\n", "in [None]:\n"), ("family.lock.release()\n", "pass\n")),
     ),
     Fault(
         "reset forgets what is held",
-        "BudgetPool.reset",
+        "_periods.begin_anew",
         ("reset", "release"),
-        (("self._tokens_claimed = self._tokens_reserved\n", "self._tokens_claimed = 0\n"),),
+        (("(tokens, tokens, nanos,", "(0, tokens, nanos,"),),
     ),
     Fault(
-        "reset works with what was held before it took the lock",
-        "BudgetPool.reset",
+        "reset notes what it does before it takes the lock",
+        "_settings.reset",
         ("reset", "commit"),
         (
-            (TAKE, "held = self._tokens_reserved\n" + TAKE),
-            ("self._tokens_claimed = self._tokens_reserved\n", "self._tokens_claimed = held\n"),
+            (
+                "spend(scope, _reset)\n",
+                "from token_budget._change import Change\n"
+                "early = Change()\n"
+                "_reset(early, scope._family, scope._chain)\n"
+                "spend(scope, lambda change, *_: change.stores.extend(early.stores))\n",
+            ),
         ),
     ),
     Fault(
         "commit looks whether it is settled before it takes the lock",
-        "Reservation.commit",
+        COMMIT,
         ("commit", "commit"),
-        (
-            ("settled = self._state is not pool._open or token_bound < 0\n", "pass\n"),
-            ("for _ in pool._spending:\n", "settled = self._state is not pool._open\nfor _ in pool._spending:\n"),
-        ),
+        ((OPEN, "still_open\n"), (TAKE, "still_open = " + OPEN + TAKE)),
     ),
     Fault(
         "commit marks itself committed after it let the lock go",
-        "Reservation.commit",
+        COMMIT,
         ("commit", "release"),
-        (("self._state = COMMITTED\n", reopened("pool", "self._state = COMMITTED\n")),),
+        (("self._state = COMMITTED\n", reopened("family", "self._state = COMMITTED\n")),),
     ),
     Fault(
         "commit gives back what it held, lets the lock go, then adds what it cost",
-        "Reservation.commit",
+        COMMIT,
         ("commit", "record_much"),
         (
             (
-                "pool._tokens_claimed = tokens_after\n",
-                "pool._tokens_claimed -= held_tokens; " + reopened("pool", "pool._tokens_claimed += tokens\n"),
+                "account.tokens_claimed = tokens_after\n",
+                "account.tokens_claimed -= held_tokens; " + reopened("family", "account.tokens_claimed += tokens\n"),
             ),
         ),
     ),
     Fault(
         "release looks whether it is settled before it takes the lock",
-        "Reservation.release",
+        RELEASE,
         ("release", "commit"),
         (
-            ("if self._state is pool._open and not barred:\n", "if still_open:\n"),
-            ("for _ in pool._locked:\n", "still_open = self._state is pool._open\nfor _ in pool._locked:\n"),
+            (OPEN, "still_open\n"),
+            ("for _ in family.locked:\n", "still_open = " + OPEN + "for _ in family.locked:\n"),
         ),
     ),
     Fault(
         "release marks itself released, lets the lock go, then gives back",
-        "Reservation.release",
+        RELEASE,
         ("release", "snapshot"),
-        (("tokens_claimed = pool._tokens_claimed - held_tokens\n",
-          "self._state = RELEASED; " + reopened("pool", "tokens_claimed = pool._tokens_claimed - held_tokens\n")),
-         ("pool._in_flight = in_flight\n", reopened("pool", "pool._in_flight = in_flight\n"))),
+        (
+            (
+                "tokens_reserved = account.tokens_reserved - self._tokens\n",
+                "self._state = RELEASED; "
+                + reopened("family", "tokens_reserved = account.tokens_reserved - self._tokens\n"),
+            ),
+            ("account.in_flight = in_flight\n", reopened("family", "account.in_flight = in_flight\n")),
+        ),
     ),
     Fault(
         "what was dropped is given back without the lock",
-        "Family._quietly",
+        "_ledger.drop",
         ("record", "drop_then_record"),
         (
             (
-                "for _ in self.locked:\n",
-                "for _ in (None,):\n",
-            ),
-            (
-                "lock.release()\n",
-                "pass\n",
+                "scope._family.run(takes, OWE, decided, scope, (), _release, (claim, DROPPED))",
+                "decided(scope, (), _release, (claim, DROPPED))",
             ),
         ),
     ),
     Fault(
         "a dropped reservation is forgotten",
-        "Reservation.__del__",
+        "_reservation.Reservation.__del__",
         ("drop", "snapshot"),
-        (("pool._family.dropped.append(self)\n", "pass\n"),),
+        (("family.owed.append(self)\n", "pass\n"),),
     ),
     Fault(
         "a record on a child looks, lets the lock go, then adds",
-        "Family.record",
+        "_straight.record",
         ("record_much", "record_much"),
+        (("first.tokens_claimed = first_tokens\n", reopened("family", "first.tokens_claimed = first_tokens\n")),),
+        "Tree",
+    ),
+    Fault(
+        "a child's spend is added to one scope after the other, with the lock let go in between",
+        "_straight.settle",
+        ("commit", "tree"),
+        (("second.tokens_claimed += more_tokens\n", reopened("family", "second.tokens_claimed += more_tokens\n")),),
+        "Tree",
+    ),
+    Fault(
+        "a child's reserve looks at its bounds before it takes the lock",
+        "_straight.reserve",
+        ("reserve", "record_much"),
+        (
+            (FEW, FEW + "fits = first.tokens_claimed + tokens <= first.token_bound or False\n"),
+            ("first.tokens_claimed + tokens <= first.token_bound\n", "fits\n"),
+            ("and first.nanos_claimed + nanos <= first.nano_bound\n", "and True\n"),
+        ),
+        "Tree",
+    ),
+    Fault(
+        "a release over subscribers gives back to the child and not to those above",
+        "_ledger._release",
+        ("release", "snapshot"),
+        (("change.hold(chain, -claim", "change.hold(chain[:1], -claim"),),
+        "Heard",
+    ),
+    Fault(
+        "the fourth of five scopes is changed before the lock is taken",
+        "_straight._reserve_five",
+        ("reserve", "commit"),
+        (
+            ("d, e = more\n", "d, e = more\nbefore = d.tokens_claimed + tokens\n"),
+            ("d.tokens_claimed += tokens\n", "d.tokens_claimed = before\n"),
+        ),
+        "Deep",
+    ),
+    Fault(
+        "the lowest of five scopes does not count what is in flight",
+        "_straight._settle_five",
+        ("release", "tree"),
+        (("e.in_flight -= 1\n", "pass\n"),),
+        "Deep",
+    ),
+    Fault(
+        "nobody looks who waits when room comes",
+        "_change.Change.numbers",
+        ("wait", "release"),
+        (("self.stirred.append(account)\n", "pass\n"),),
+        "Full",
+    ),
+    Fault(
+        "one who was given room is not woken",
+        "_line.end",
+        ("wait", "release"),
+        (("change.debts.append(waiter)\n", "pass\n"),),
+        "Full",
+    ),
+    Fault(
+        "who has timed out stays in the line",
+        "_line.withdraw",
+        ("wait_a_while", "snapshot"),
+        (("end(change, waiter, WITHDRAWN)\n", 'change.set(waiter, "state", WITHDRAWN)\n'),),
+        "Full",
+    ),
+    Fault(
+        "a drop wakes nobody",
+        "_reservation.Reservation.__del__",
+        ("wait", "drop"),
+        (("if family.root.line is not None:\n", "if False:\n"),),
+        "Full",
+    ),
+    Fault(
+        "the bounds are not lowered when a waiter joins",
+        "_line.join",
+        ("wait", "release"),
+        (("_need(change, account, line, demand)\n", 'change.set(account, "line", line)\n'),),
+        "Full",
+    ),
+    Fault(
+        "what a waiter asks of a scope where it does not wait is not folded into its bounds",
+        "_account.Account.bounds",
+        ("wait_for_much", "use_up_above"),
         (
             (
-                "first._tokens_claimed = first_tokens\n",
-                reopened("self", "first._tokens_claimed = first_tokens\n", "lock"),
+                "token_bound = token_limit - demand[0]\n",
+                "demand = demand if demand == EVERYTHING else NOTHING\ntoken_bound = token_limit - demand[0]\n",
             ),
         ),
         "Tree",
     ),
     Fault(
-        "a release gives back to the child and not to those above",
-        "Family._release",
-        ("release", "snapshot"),
-        (("self._publish(chain, -tokens", "self._publish(chain[:1], -tokens"),),
-        "Tree",
-    ),
-    Fault(
-        "a child's spend is added to one scope after the other, with the lock let go in between",
-        "Family._apply",
-        ("commit", "tree"),
-        (("account._mark = mark\n", reopened("self", "account._mark = mark\n", "lock")),),
-        "Tree",
-    ),
-    Fault(
-        "nobody looks who waits when room comes",
-        "Family._publish",
-        ("wait", "release"),
-        (("self._touch(chain)\n", "pass\n"),),
+        "a newcomer gets past one who waits",
+        "_line.blocker",
+        ("wait_a_while", "pass_by"),
+        (("if head is not None and (ticket is None or head.ticket < ticket):\n", "if False:\n"),),
         "Full",
     ),
     Fault(
-        "one who was given room is not woken",
-        "Family._apply",
-        ("wait", "release"),
-        (("self.granted.append(waiter)\n", "pass\n"),),
-        "Full",
+        "a threshold is not folded into the bounds",
+        "_account.Account.bounds",
+        ("record_much", "record_much"),
+        (("for threshold in watch.armed:\n", "for threshold in ():\n"),),
+        "Alarmed",
     ),
     Fault(
-        "who has timed out stays in the line",
-        "Family._apply",
-        ("wait_a_while", "release"),
-        (("self._forget(waiter)\n", "pass\n"),),
-        "Full",
+        "a threshold stays armed after it was told",
+        "_change.Change.thresholds",
+        ("record_much", "commit_more"),
+        (
+            (
+                "self.gate(account, watch=watch.with_armed(tuple(one for one in watch.armed if one not in reached)))\n",
+                "pass\n",
+            ),
+        ),
+        "Alarmed",
     ),
     Fault(
-        "a drop wakes nobody",
-        "Reservation.__del__",
-        ("wait", "drop"),
-        (("if pool._family.waiters:\n", "if False:\n"),),
-        "Full",
+        "a telling is told by two",
+        "_telling.Telling._pay",
+        ("reserve", "commit"),
+        (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),),
+        "Heard",
+        beside=(
+            (
+                "_family.Family.pay",
+                (
+                    (
+                        "if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):\n",
+                        "if False:\n",
+                    ),
+                ),
+            ),
+        ),
     ),
     Fault(
-        "a reset of a pool that began to be waited for meanwhile serves nobody",
-        "BudgetPool.reset",
-        ("wait", "reset"),
-        (("barred = self._token_bound < 0\n", "barred = False\n"),),
-        "Full",
+        "a key's handle is made by two",
+        "_keyed.KeyedPools._remembered",
+        ("look_up", "look_up"),
+        (
+            ("if account.handle is seen and model._times is times and account.window is window:\n", "if True:\n"),
+        ),
+        "Keys",
+    ),
+    Fault(
+        "a key is deleted while a call is in flight",
+        "_group.Group._close",
+        ("delete", "reserve_held"),
+        (("if account.in_flight:\n", "if False:\n"),),
+        "HeldKey",
     ),
 ]  # fmt: skip
 
 
-def edited(where: str, edits: tuple[tuple[str, str], ...]) -> types.ModuleType:
-    """Return `_pool.py` as a module of its own, with the edits made in the function `where` (``Class.method``).
+@dataclass(frozen=True)
+class Interrupted:
+    """A fault that shows only where one thread is interrupted: in an operation of a world of `worlds.py`.
 
-    Where that is a function of `_family.py`, the module works with an edited copy of it.
+    ``does`` is what a handler does there; with "" an interrupt is raised.
     """
-    owner_name, name = where.split(".")
-    edited_module = _pool if inspect.getsource(_pool).count(f"\nclass {owner_name}") else _family
-    source = inspect.getsource(edited_module)
-    tree = ast.parse(source)
-    (owner,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == owner_name]
-    (function,) = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    lines = source.splitlines(keepends=True)
-    assert function.end_lineno is not None
-    text = "".join(lines[function.lineno - 1 : function.end_lineno])
-    for old, new in edits:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {where}"
-        start = text.index(old)
-        indent = " " * (start - text.rindex("\n", 0, start) - 1)
-        first, *rest = new.splitlines(keepends=True)
-        deeper = indent + " " * 4 if first.rstrip().endswith(":") and old == first else indent
-        text = text[:start] + first + textwrap.indent("".join(rest), deeper) + text[start + len(old) :]
-    whole = "".join(lines[: function.lineno - 1]) + text + "".join(lines[function.end_lineno :])
-    if edited_module is _pool:
-        return _module("planted", whole)
-    family = _module("planted_family", whole)
-    pool = _module("planted", inspect.getsource(_pool).replace("from token_budget._family", "from planted_family"))
-    pool.family = family  # type: ignore[attr-defined]
-    return pool
+
+    name: str
+    case: tuple[str, str]
+    does: str
+    edits: Edits
+
+    def all_edits(self) -> Edits:
+        return self.edits
 
 
-def _module(name: str, source: str) -> types.ModuleType:
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(source, f"{name}.py", "exec"), vars(module))
-    return module
+INTERRUPTED = [
+    Interrupted(
+        "a debt is struck before it is paid",
+        ("below", "record"),
+        "",
+        {
+            "_family.Family.pay": (
+                ("debt._pay(self.locked)\n", "self.owed.remove(debt); debt._pay(self.locked)\n"),
+            )
+        },
+    ),
+    Interrupted(
+        "a callback that was called is called again by whoever comes next",
+        ("below", "record"),
+        "",
+        {"_telling.Telling._pay": (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),)},
+    ),
+    Interrupted(
+        "a release marks itself released by a store of its own, outside of the one call",
+        ("below", "release"),
+        "",
+        {"_ledger._release": (('change.set(claim, "_state", state)\n', "claim._state = state\n"),)},
+    ),
+    Interrupted(
+        "what is in flight is counted by a store of its own, outside of the one call",
+        ("below", "commit"),
+        "",
+        {
+            "_change.Change.numbers": (
+                ("self.after[account] = numbers\n", "self.after[account] = numbers\naccount.in_flight = numbers[4]\n"),
+            )
+        },
+    ),
+    Interrupted(
+        "a change is published though a handler of its thread has changed the family meanwhile",
+        ("below", "record"),
+        "record",
+        {"_family.Family.change": (
+                (
+                    "if self.version == version:\n                self._publish(made)\n",
+                    "if True:\n    self._publish(made)\n",
+                ),
+            )},
+    ),
+    Interrupted(
+        "whoever is inside does not close the straight runs",
+        ("deep", "record_forced"),
+        "record",
+        {"_family.Family.run": (("self.pending = True\n", "pass\n"),)},
+    ),
+    Interrupted(
+        "nobody is known to be inside",
+        ("below", "record"),
+        "record",
+        {"_family.Family.run": (("self.owner = me\n", "pass\n"),)},
+    ),
+    Interrupted(
+        "the bell of a waiter is rung by the one who served it, and is no debt",
+        ("lined", "release"),
+        "",
+        {
+            "_line.end": (("change.debts.append(waiter)\n", "pass\n"),),
+            "_line.serve": (
+                (
+                    "return family.change(_serve, (family, account))",
+                    "head = account.line.head(account)\n"
+                    "more = family.change(_serve, (family, account))\n"
+                    "if head is not None and head.state is not WAITING: head.bell.ring()\n"
+                    "return more",
+                ),
+            ),
+        },
+    ),
+]  # fmt: skip
+
+# A store in the one call may free what it replaces, and with it an object of the caller that has a finaliser: `keep`
+# holds it until after. Left out, that finaliser meets half a change.
+NOT_KEPT: Edits = {"_settings.give_window": (("change.keep(account.window)\n", "pass\n"),)}
 
 
-def family_of(module: types.ModuleType) -> Any:
-    """Return the module of families that a pool's module, edited or not, works with."""
-    return sys.modules[module.Family.__module__]
-
-
-def watched(module: types.ModuleType) -> list[types.CodeType]:
-    """Return the code whose steps count: of a pool's module, and of what it works with."""
-    return functions_of(module, family_of(module), _waiting)
-
-
-def planted(fault: Fault) -> Any:
-    """Return the pool's module with the fault in it."""
-    return edited(fault.where, fault.edits)
+def planted(fault: Any) -> Any:
+    """Return a copy of the package with the fault in it."""
+    return planting.planted(fault.all_edits())

@@ -1,7 +1,8 @@
-"""Coverage-guided fuzzing of the conversions and of sequences of operations with hostile amounts.
+"""Coverage-guided fuzzing: the conversions; one pool with hostile amounts; families with windows, keys and waiters.
 
     python tests/proof/fuzz.py amounts -max_total_time=60
     python tests/proof/fuzz.py operations -max_total_time=60
+    python tests/proof/fuzz.py families -max_total_time=60
 
 needs atheris (dependency group `fuzz`); `test_fuzz.py` runs the same targets on random bytes without it. A target takes
 bytes, and raises where a promise is broken.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
+    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]  # beside this folder itself
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with atheris.instrument_imports(include=["token_budget"]):
@@ -26,10 +27,25 @@ if __name__ == "__main__":
 
 import math
 import struct
+from collections import Counter
+from contextlib import suppress
+from datetime import timedelta
 
 import hostile
 from ledger import Amount, Ledger, grid
-from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, Reservation, ReservationClosed, _money
+from scenarios import wake_complete
+from token_budget import (
+    BudgetExceeded,
+    BudgetOverrun,
+    BudgetPool,
+    BudgetTimeout,
+    PoolClosed,
+    Reservation,
+    ReservationClosed,
+    Window,
+    _money,
+)
+from worlds import HandLoop, running
 
 
 class Source:
@@ -157,7 +173,7 @@ class Pair:
         passed, worth = self.amounts(source)
         if worth is None:
             expect(ValueError, self.pool.record, **passed)
-        elif self.ledger.over(worth):
+        elif over(self.ledger, worth):
             expect(BudgetExceeded, self.pool.record, **passed)
         else:
             expect(None, self.pool.record, **passed)
@@ -175,7 +191,7 @@ class Pair:
         passed, worth = self.amounts(source)
         if worth is None:
             expect(ValueError, self.pool.reserve, **passed)
-        elif self.ledger.over(worth):
+        elif over(self.ledger, worth):
             expect(BudgetExceeded, self.pool.reserve, **passed)
         else:
             self.made += 1
@@ -221,6 +237,326 @@ class Pair:
         assert snapshot.in_flight == len(self.ledger.held)
 
 
+def over(ledger: Ledger, worth: Amount) -> bool:
+    """Return whether an amount does not fit. An axis of which nothing is asked refuses nothing."""
+    (tokens, usd), (held_tokens, held_usd) = ledger.used(), ledger.reserved()
+    claimed: tuple[Any, ...] = (tokens + held_tokens, usd + held_usd)
+    caps = (ledger.token_cap, ledger.usd_cap)
+    return any(
+        asked and cap is not None and there + asked > cap
+        for asked, cap, there in zip(worth, caps, claimed, strict=True)
+    )
+
+
+# ---------------------------------------------------------------- families
+
+
+def families(data: bytes) -> None:
+    """Hold a family of pools to its promises over a sequence of operations on any of them, with tasks that wait."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    source = Source(data)
+    family = Family(source)
+    steps = [getattr(family, name) for name in STEPS]
+    try:
+        for _ in range(120):
+            if not source.data:
+                break
+            source.one_of(steps)(source)
+            family.compare()
+    finally:
+        family.end()
+    family.compare()
+    assert family.root._family.root.line is None
+    assert all(account.in_flight == 0 for account in family.spent)
+
+
+STEPS = (
+    *(
+        "child",
+        "keyed",
+        "join",
+        "record",
+        "record",
+        "force",
+        "reserve",
+        "reserve",
+        "commit",
+        "commit",
+        "release",
+        "drop",
+    ),
+    *("wait", "wait", "wait_a_while", "time_passes", "cancel", "reset", "caps", "window", "close", "forget", "listen"),
+)
+
+
+class Family:
+    """A family of pools, and beside it what each account must show: a sum that is kept by hand."""
+
+    def __init__(self, source: Source) -> None:
+        self.now = 0.0
+        self.loop = HandLoop()
+        self.root = BudgetPool(source.one_of([None, 30, 60, 90]), name="root", window=self.any_window(source))
+        self.pools: list[BudgetPool] = [self.root]
+        self.groups: list[Any] = []
+        self.open: list[Reservation] = []
+        self.waiting: list[tuple[Any, Any, BudgetPool]] = []  # coroutine, what it waits for, pool
+        self.spent: Counter[Any] = Counter({self.root._account: 0})  # tokens used, by account
+        self.ends: dict[Any, float] = {}  # when the period of each was to end
+        self.follow()
+        self.heard: list[tuple[Any, list[Any], int]] = []  # account, events, what was used as it was made
+
+    def any_window(self, source: Source) -> Window | None:
+        seconds = source.one_of([None, None, 60, 600])
+        return None if seconds is None else Window.every(timedelta(seconds=seconds), clock=lambda: self.now)
+
+    def pool(self, source: Source) -> BudgetPool:
+        return self.pools[source.number() % len(self.pools)]
+
+    def add(self, pool: BudgetPool) -> None:
+        self.pools.append(pool)
+        for account in pool._chain:
+            self.spent.setdefault(account, account.tokens_claimed - account.tokens_reserved)
+        self.follow()
+
+    # ------------------------------------------------------------ operations
+
+    def child(self, source: Source) -> None:
+        if len(self.pools) < 12:
+            with suppress(PoolClosed):
+                self.add(self.pool(source).child(source.one_of([None, 10, 20, 40]), window=self.any_window(source)))
+
+    def keyed(self, source: Source) -> None:
+        with suppress(PoolClosed):
+            if len(self.groups) < 2:
+                self.groups.append(self.pool(source).keyed(source.one_of([None, 15]), window=self.any_window(source)))
+            if len(self.pools) < 20:
+                self.add(source.one_of(self.groups)[source.number() % 4])
+
+    def join(self, source: Source) -> None:
+        if len(self.pools) < 12:
+            with suppress(PoolClosed):
+                self.add(BudgetPool.join(self.pool(source), self.pool(source)))
+
+    def rolled(self, pool: BudgetPool) -> None:
+        """Follow the periods that an operation on this pool has begun, before what it did itself is counted."""
+        self.follow()
+        for account in pool._chain:
+            assert account.window is None or self.now < account.period_end, "a period does not end"
+
+    def follow(self) -> None:
+        for account in self.spent:
+            if account.period_end != self.ends.get(account, account.period_end) and self.now >= self.ends[account]:
+                self.spent[account] = 0
+            self.ends[account] = account.period_end
+
+    def room(self, pool: BudgetPool, tokens: int) -> str | None:
+        """Return why the pool refuses: closed, full, or others wait."""
+        waiters = [] if self.root._family.root.line is None else self.root._family.root.line.waiting()
+        for account in pool._chain:
+            if account.closed:
+                return "closed"
+            used = self.spent[account] + sum(one._tokens for one in self.flying() if account in one._pool._chain)
+            if tokens and used + tokens > account.token_limit:
+                return "full"
+            if any(one.at is account for one in waiters):
+                return "line"
+        return None
+
+    def flying(self) -> list[Any]:
+        return [one for one in self.open if not one.completed]
+
+    def record(self, source: Source) -> None:
+        pool, tokens = self.pool(source), source.number() % 12
+        self.look(pool)
+        refused = self.room(pool, tokens)
+        try:
+            pool.record(tokens=tokens)
+        except (BudgetExceeded, PoolClosed) as error:
+            assert refused is not None, f"it was refused, and there is room: {error}"
+        else:
+            assert refused is None, f"it was let in: {refused}"
+            self.spend(pool, tokens)
+        self.settled()
+
+    def look(self, pool: BudgetPool) -> None:
+        """Let periods begin that are due, and those go on who waited for that."""
+        pool.snapshot()
+        self.rolled(pool)
+        self.settled()
+
+    def spend(self, pool: BudgetPool, tokens: int) -> None:
+        for account in pool._chain:
+            self.spent[account] += tokens
+
+    def force(self, source: Source) -> None:
+        pool, tokens = self.pool(source), source.number() % 12
+        with suppress(BudgetOverrun):
+            pool.record(tokens=tokens, force=True)
+        self.rolled(pool)
+        self.spend(pool, tokens)
+        self.settled()
+
+    def reserve(self, source: Source) -> None:
+        pool, tokens = self.pool(source), source.number() % 12
+        self.look(pool)
+        refused = self.room(pool, tokens)
+        try:
+            self.open.append(pool.reserve(tokens=tokens))
+        except (BudgetExceeded, PoolClosed) as error:
+            assert refused is not None, f"it was refused, and there is room: {error}"
+        else:
+            assert refused is None, f"it was let in: {refused}"
+        self.settled()
+
+    def commit(self, source: Source) -> None:
+        if self.open:
+            reservation = self.open.pop(source.number() % len(self.open))
+            tokens = source.number() % 16
+            try:
+                reservation.commit(tokens=tokens)
+            except BudgetOverrun:
+                pass
+            pool: Any = reservation._pool
+            self.rolled(pool)
+            self.spend(pool, tokens)
+            self.settled()
+
+    def release(self, source: Source) -> None:
+        if self.open:
+            self.open.pop(source.number() % len(self.open)).release()
+            self.settled()
+
+    def drop(self, source: Source) -> None:
+        if self.open:
+            del self.open[source.number() % len(self.open)]
+            self.settled()
+
+    def wait(self, source: Source) -> None:
+        self.begin(self.pool(source), source.number() % 12, None)
+
+    def wait_a_while(self, source: Source) -> None:
+        self.begin(self.pool(source), source.number() % 12, source.one_of([30, 120, 1000]))
+
+    def begin(self, pool: BudgetPool, tokens: int, timeout: float | None) -> None:
+        coroutine = pool.areserve(tokens=tokens, timeout=timeout)
+        self.waiting.append((coroutine, None, pool))
+        self.settled()
+
+    def cancel(self, source: Source) -> None:
+        if self.waiting:
+            coroutine, _, _ = self.waiting.pop(source.number() % len(self.waiting))
+            with running(self.loop):
+                coroutine.close()
+            self.settled()
+
+    def settled(self) -> None:
+        """Let the tasks go on that have something to go on with, until none has."""
+        going = True
+        while going:
+            going = False
+            for item in list(self.waiting):
+                coroutine, future, pool = item
+                if future is not None and not future.done():
+                    continue
+                self.waiting.remove(item)
+                going = True
+                try:
+                    with running(self.loop):
+                        self.waiting.append((coroutine, coroutine.send(None), pool))
+                except StopIteration as stop:
+                    self.open.append(stop.value)
+                except (BudgetExceeded, BudgetTimeout, PoolClosed):
+                    pass
+                self.follow()
+
+    def time_passes(self, source: Source) -> None:
+        """Let time pass, and let everybody look who sleeps until then."""
+        self.now += source.one_of([1, 45, 61, 700])
+        self.loop.time_out()
+        self.settled()
+
+    def reset(self, source: Source) -> None:
+        pool = self.pool(source)
+        pool.reset()
+        self.rolled(pool)
+        self.spent[pool._account] = 0
+        self.settled()
+
+    def caps(self, source: Source) -> None:
+        pool = self.pool(source)
+        with suppress(PoolClosed):
+            pool.set_caps(token_cap=source.one_of([None, 5, 15, 30, 60]))
+        self.settled()
+
+    def window(self, source: Source) -> None:
+        pool = self.pool(source)
+        self.look(pool)
+        with suppress(PoolClosed):
+            pool.set_caps(window=self.any_window(source))
+        self.ends[pool._account] = pool._account.period_end
+        self.settled()
+
+    def close(self, source: Source) -> None:
+        pool = self.pool(source)
+        if pool is not self.root:
+            pool.close()
+            self.settled()
+
+    def forget(self, source: Source) -> None:
+        """Delete a key; what it used stays in the scopes above."""
+        if self.groups:
+            with suppress(KeyError, ValueError):
+                del source.one_of(self.groups)[source.number() % 4]
+            self.settled()
+
+    def listen(self, source: Source) -> None:
+        if len(self.heard) < 3:
+            pool, events = self.pool(source), []  # type: ignore[var-annotated]
+            pool.subscribe(events.append)
+            account = pool._account
+            self.heard.append((account, events, account.in_flight))
+
+    # ------------------------------------------------------------ what must hold
+
+    def compare(self) -> None:
+        """Hold the sums, the lines and the events."""
+        family = self.root._family
+        self.root.record(tokens=0, force=True)  # pays what is owed, a drop say
+        self.follow()
+        self.settled()
+        flying: Counter[Any] = Counter()
+        calls: Counter[Any] = Counter()
+        for one in self.flying():
+            for account in one._pool._chain:
+                flying[account] += one._tokens
+                calls[account] += 1
+        granted = [one for one in self.granted() if one is not None]
+        assert not granted, "one was given room and not woken"
+        for account, used in self.spent.items():
+            assert account.tokens_claimed - account.tokens_reserved == used, f"the sum of {account} is wrong: {used}"
+            assert (account.tokens_reserved, account.in_flight) == (flying[account], calls[account])
+        assert (list(family.owed), list(family.stirred), family.owner) == ([], [], 0)
+        wake_complete(family, self.spent)
+        for account, events, before in self.heard:
+            kinds = Counter(event.kind for event in events)
+            gone = kinds["commit"] + kinds["release"] + kinds["drop"]
+            assert before + kinds["reserve"] - gone == account.in_flight, "an event was lost or told twice"
+
+    def granted(self) -> list[Any]:
+        """Return what those hold who sleep on: nothing."""
+        line = self.root._family.root.line
+        asleep = sum(future is not None and not future.done() for _, future, _ in self.waiting)
+        return [] if asleep == (0 if line is None else len(line.waiting())) else [asleep]
+
+    def end(self) -> None:
+        for coroutine, _, _ in self.waiting:
+            with running(self.loop):
+                coroutine.close()
+        self.waiting.clear()
+        for reservation in self.open:
+            reservation.release()
+
+
 def expect(error: type[Exception] | None, function: Callable[..., Any], **arguments: Any) -> Any:
     """Call, and hold that just this error is raised."""
     try:
@@ -233,7 +569,7 @@ def expect(error: type[Exception] | None, function: Callable[..., Any], **argume
     return answer
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"amounts": amounts, "operations": operations}
+TARGETS: dict[str, Callable[[bytes], None]] = {"amounts": amounts, "operations": operations, "families": families}
 
 if __name__ == "__main__":
     target = TARGETS[sys.argv.pop(1)]

@@ -13,8 +13,14 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+# What an operation may raise; the last by `worlds.World.block_failed` itself.
+REFUSALS = {
+    *("BudgetExceeded", "BudgetOverrun", "BudgetTimeout", "ReservationClosed", "PoolClosed", "PoolForked"),
+    "ValueError",
+}
 
 
 class _Pending(int):
@@ -41,6 +47,23 @@ class Points:
         self.at = -1
 
     @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep an eye on the code for many `armed`: to begin and to end that takes longer than most operations."""
+        if sys.version_info < (3, 12):
+            yield
+            return
+        monitoring = sys.monitoring
+        monitoring.use_tool_id(monitoring.DEBUGGER_ID, "points")
+        for code in self.codes:
+            monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.INSTRUCTION)
+        try:
+            yield
+        finally:
+            for code in self.codes:
+                monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.NO_EVENTS)
+            monitoring.free_tool_id(monitoring.DEBUGGER_ID)
+
+    @contextmanager
     def armed(self, at: int) -> Iterator[None]:
         """Act before instruction number `at` (from 0) of what runs inside; -1 only counts."""
         self.count, self.at = 0, at
@@ -53,17 +76,13 @@ class Points:
                 sys.settrace(before)
             return
         monitoring = sys.monitoring
-        monitoring.use_tool_id(monitoring.DEBUGGER_ID, "points")
-        monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, self._instruction)
-        for code in self.codes:
-            monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.INSTRUCTION)
-        try:
-            yield
-        finally:
-            for code in self.codes:
-                monitoring.set_local_events(monitoring.DEBUGGER_ID, code, monitoring.events.NO_EVENTS)
-            monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, None)
-            monitoring.free_tool_id(monitoring.DEBUGGER_ID)
+        watched = monitoring.get_tool(monitoring.DEBUGGER_ID) is not None
+        with nullcontext() if watched else self.watching():
+            monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, self._instruction)
+            try:
+                yield
+            finally:
+                monitoring.register_callback(monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION, None)
 
     def _instruction(self, _code: types.CodeType, _offset: int) -> object:
         now = self.count
@@ -101,7 +120,8 @@ def handled(operation: Callable[[], Any], points: Points, at: int) -> str:
             with points.armed(at):
                 operation()
             ended = "done"
-        except Exception:  # noqa: BLE001 - a refusal; an interrupt is no Exception
+        except Exception as error:  # noqa: BLE001 - an interrupt is no Exception
+            assert type(error).__name__ in REFUSALS, f"it raised {error!r}"
             ended = "refused"
         for _ in range(3):  # an interrupt that was made pending at the end is delivered here
             pass

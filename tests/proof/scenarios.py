@@ -1,4 +1,4 @@
-"""What the scheduler explores: every pair of operations on one pool, and some triples.
+"""What the scheduler explores: pairs of operations on one pool, on trees and keys, with listeners and with waiters.
 
 All amounts move both axes alike (n tokens and n dollars), and every reservation holds HELD of both. So at every step,
 whatever thread is where, while the lock is free the two axes must agree, and what is reserved must be HELD times what
@@ -8,7 +8,8 @@ is in flight: a change that is cut in half shows at once, whoever is doing what.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -22,29 +23,108 @@ Operation = Callable[[Any], Any]
 
 
 class World:
-    """A pool with a spend of 10 and two reservations of HELD, as used by every scenario."""
+    """A pool with a spend of 10 and two reservations of HELD, as used by every scenario. ``module`` is the package."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.pool = module.BudgetPool(token_cap=CAP, usd_cap=CAP)
-        self.pool.record(tokens=10, usd=10)
-        self.held = [self.pool.reserve(tokens=HELD, usd=HELD) for _ in range(2)]
+        self.held: list[Any] = []
         self.taken: list[Any] = []
-        self.accounts = [self.pool]
+        self.told: list[Any] = []
+        self.armings = 1  # how often a threshold was armed
+        self.build()
+        self.pool.record(tokens=10, usd=10)
+        self.held += [self.pool.reserve(tokens=HELD, usd=HELD) for _ in range(2)]
+        self.told.clear()
+
+    def build(self) -> None:
+        """Make the pool that is spent from, the root above it, and list their accounts."""
+        self.pool = self.root = self.module.BudgetPool(token_cap=CAP, usd_cap=CAP)
+        self.accounts = [self.pool._account]
+
+    def listen(self, pool: Any) -> None:
+        """Write down what a subscriber of the pool is told."""
+        pool.subscribe(self.told.append)
+
+    def check(self) -> None:
+        """Hold what this world promises beside `consistent`, while the lock is free."""
 
 
 class Tree(World):
     """The same on the pool of a user, below that of a project, below the whole."""
 
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
-        self.held.clear()
-        self.root = module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
+    def build(self) -> None:
+        self.root = self.module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
         project = self.root.child(token_cap=120, usd_cap=120, name="project")
         self.pool = project.child(token_cap=CAP, usd_cap=CAP, name="user")
-        self.pool.record(tokens=10, usd=10)
-        self.held += [self.pool.reserve(tokens=HELD, usd=HELD) for _ in range(2)]
-        self.accounts = [pool._scopes()[0] for pool in (self.pool, project, self.root)]
+        self.accounts = list(self.pool._chain)
+
+
+class Deep(World):
+    """The same on the lowest of five pools: the straight runs over five accounts."""
+
+    def build(self) -> None:
+        self.root = self.pool = self.module.BudgetPool(token_cap=200, usd_cap=200, name="0")
+        for level in range(1, 5):
+            self.pool = self.pool.child(token_cap=200 - 25 * level, usd_cap=200 - 25 * level, name=str(level))
+        self.accounts = list(self.pool._chain)
+
+
+class Alarmed(World):
+    """A pool that calls back at half of its cap: it has used 10 of 100, and holds 40, which do not count."""
+
+    def build(self) -> None:
+        super().build()
+        self.pool.on_threshold(0.5, self.told.append)
+
+
+class AlarmedTree(Tree):
+    """The same on the middle one of three."""
+
+    def build(self) -> None:
+        super().build()
+        (project,) = self.pool._parents
+        project.on_threshold(0.5, self.told.append)
+
+
+class Heard(Tree):
+    """Three pools with a subscriber each, and a threshold on the whole."""
+
+    def build(self) -> None:
+        super().build()
+        (project,) = self.pool._parents
+        for pool in (self.pool, project, self.root):
+            self.listen(pool)
+        self.root.on_threshold(0.3, self.told.append)
+
+
+class Windowed(Tree):
+    """The same three, with an hour on the middle one, in a world where the time stands."""
+
+    def build(self) -> None:
+        super().build()
+        hour = self.module.Window.every(timedelta(hours=1), clock=clock)
+        (project,) = self.pool._parents
+        project.set_caps(window=hour)
+
+
+class Keys(World):
+    """Keys of one whole. Nobody holds the pool of the key "a", which has used 5."""
+
+    def build(self) -> None:
+        self.root = self.module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
+        self.users = self.root.keyed(token_cap=CAP, usd_cap=CAP)
+        self.pool = self.users["other"]
+        self.users["a"].record(tokens=5, usd=5)
+        self.found: list[Any] = []
+        self.accounts = [*self.pool._chain, self.users._by_key["a"]]
+
+
+class HeldKey(Keys):
+    """The same, and somebody holds the pool of "a"."""
+
+    def build(self) -> None:
+        super().build()
+        self.a = self.users["a"]
 
 
 class Full(World):
@@ -55,6 +135,14 @@ class Full(World):
         self.pool.record(tokens=40, usd=40)
 
 
+class FullHeard(Full):
+    """The same with a subscriber."""
+
+    def build(self) -> None:
+        super().build()
+        self.listen(self.pool)
+
+
 class FullTree(Tree):
     """The pool of a user that is full, below a whole that is full too."""
 
@@ -63,7 +151,26 @@ class FullTree(Tree):
         self.pool.record(tokens=40, usd=40)
         self.root.record(tokens=50, usd=50)
         self.other = self.root.child(name="other")
-        self.accounts.append(self.other._scopes()[0])
+        self.accounts.append(self.other._account)
+
+
+class Siblings(Tree):
+    """The pool of one user is full, that of another is not, and the whole has room for both."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.pool.record(tokens=40, usd=40)
+        self.other = self.root.child(token_cap=60, usd_cap=60, name="other")
+        self.accounts.append(self.other._account)
+
+    def check(self) -> None:
+        other, root = self.other._account, self.root._account
+        assert other.token_bound == 60, "who waits for one user's budget closes the bounds of another's"
+        assert root.token_bound >= root.token_limit - HELD, "who waits below closes the bounds of the whole"
+
+
+def clock() -> float:
+    return 0.0
 
 
 def numbers(snapshot: Any) -> tuple[int, ...]:
@@ -125,6 +232,7 @@ def snapshot(world: World) -> Any:
 
 
 def reset(world: World) -> Any:
+    world.armings += 1
     return answered(world.pool.reset)
 
 
@@ -168,49 +276,93 @@ OPERATIONS: list[Operation] = [
 
 
 def final(world: World) -> Any:
-    """Read the pools, then settle all that is open: nothing may be left held, and no counter negative."""
+    """Read the pools, then settle all that is open: nothing may be left held, owed or waiting."""
     world.pool.snapshot()
-    outcome = [numbers(account._shown()) for account in world.accounts]
+    family = world.root._family
+    assert family.root.line is None, "somebody stays in line"
+    told = sorted((event.kind, event.pool or "", event.tokens, numbers(event.snapshot)) for event in world.told)
+    outcome = [numbers(account.shown()) for account in world.accounts]
     for reservation in [*world.held, *world.taken]:
         reservation.release()
     world.pool.snapshot()
-    after = [numbers(account._shown()) for account in world.accounts]
+    after = [numbers(account.shown()) for account in world.accounts]
     for state in after:
         assert state[1] == state[3] == state[4] == 0, f"something stays held: {after}"
-    assert not world.pool._family.waiters, "somebody stays in line"
-    assert all(account._queue is None for account in world.accounts), "a line stays"
-    return (outcome, after)
+    assert sum(event.kind == "threshold" for event in world.told) <= world.armings, "a threshold stays armed when told"
+    for account in world.accounts:
+        assert account.line is None, "a line stays"
+        check_bounds(account, [])
+    assert (family.owner, list(family.owed), list(family.stirred)) == (0, [], []), "something stays to be done"
+    assert family.pending is family.owed, "the straight runs stay closed"
+    return (outcome, after, told)
+
+
+# ---------------------------------------------------------------- what holds at every step
 
 
 def consistent(world: World) -> None:
     """Hold at every step at which nobody has the lock (P1, P2, P4, P7): see the module."""
-    family = world.pool._family
+    family = world.root._family
     if family.lock.holder is not None:
         return
     for account in world.accounts:
-        claimed, reserved = account._tokens_claimed, account._tokens_reserved
-        assert (claimed * NANOS, reserved * NANOS) == (account._nanos_claimed, account._nanos_reserved), (
-            "the axes differ"
-        )
-        assert reserved == HELD * account._in_flight, "what is reserved is not what is in flight"
+        claimed, reserved = account.tokens_claimed, account.tokens_reserved
+        assert (claimed * NANOS, reserved * NANOS) == (account.nanos_claimed, account.nanos_reserved), "the axes differ"
+        assert reserved == HELD * account.in_flight, "what is reserved is not what is in flight"
         assert 0 <= reserved <= claimed, "a counter is negative"
-    if family.waiters:
-        assert family.journal is None
-        wake_complete(family, world.accounts)
+    assert not family.stirred, "the lock was let go, and a line was not looked at"
+    wake_complete(family, world.accounts)
+    world.check()
 
 
-def wake_complete(family: Any, accounts: Any) -> None:
-    """Hold that the oldest waiter of each scope is blocked there, and that nobody waits for what can never come."""
+def wake_complete(family: Any, accounts: Iterable[Any]) -> None:
+    """Hold that the oldest at each scope has no room there, that nobody waits in vain, and what the bounds promise."""
+    line = family.root.line
+    waiters = [] if line is None else line.waiting()
     for account in accounts:
-        queue = account._queue
-        if queue is None:
-            continue
-        head = queue.head(account)
-        if head is not None:
-            blocker = family._blocker(head.chain, head.tokens, head.nanos, head.ticket)
-            assert blocker is account, "the lock was let go, and the head of the queue would fit"
-        for waiter in queue.members.values():
-            assert family._hopeless(waiter.chain, waiter.tokens, waiter.nanos) is None, "one waits for what cannot come"
+        here = [waiter for waiter in waiters if waiter.at is account]
+        if here:
+            head = min(here, key=lambda waiter: waiter.ticket)
+            assert not fits(head, account, account.tokens_claimed, account.nanos_claimed), (
+                "the lock was let go, and the head of the line would fit"
+            )
+        for waiter in waiters:
+            if account in waiter.scope._chain:
+                assert could_fit(waiter, account), "one waits for what cannot come"
+        check_bounds(account, [waiter for waiter in waiters if account in waiter.scope._chain])
+
+
+def fits(waiter: Any, account: Any, tokens: int, nanos: int) -> bool:
+    """Return whether there is room for the waiter beside these amounts."""
+    return not account.closed and not (
+        (waiter.tokens and tokens + waiter.tokens > account.token_limit)
+        or (waiter.nanos and nanos + waiter.nanos > account.nano_limit)
+    )
+
+
+def could_fit(waiter: Any, account: Any) -> bool:
+    """Return whether the waiter may hope: for what is in flight, or for a period that begins before it gives up."""
+    used = account.tokens_claimed - account.tokens_reserved, account.nanos_claimed - account.nanos_reserved
+    if fits(waiter, account, *used):
+        return True
+    moment = waiter.lives_until.get(account)
+    return moment is not None and account.period_end <= moment and fits(waiter, account, 0, 0)
+
+
+def check_bounds(account: Any, waiters: list[Any]) -> None:
+    """Hold that no bound is too high: within both, nobody is to be told, woken or refused."""
+    watch = account.watch
+    closed = account.closed or (watch is not None and watch.subscribers) or any(one.at is account for one in waiters)
+    for bound, limit, asked in (
+        (account.token_bound, account.token_limit, "tokens"),
+        (account.nano_bound, account.nano_limit, "nanos"),
+    ):
+        assert bound <= limit, "a bound stays above its limit"
+        assert not closed or bound < 0, "a bound stays open to straight runs that have somebody to tell"
+        for one in waiters:
+            assert bound <= limit - getattr(one, asked), "a bound stays too high for one who waits and needs this scope"
+        for threshold in () if watch is None or limit >= 10**19 else watch.armed:
+            assert bound * 10**9 < limit * threshold.share, "a bound stays above a threshold"
 
 
 def scenario(module: Any, *bodies: Sequence[Operation], world: type[World] = World, serial: bool = True) -> Scenario:
@@ -241,7 +393,7 @@ def forked(module: Any, *bodies: list[Operation]) -> Scenario:
 
     def setup() -> World:
         world = made.setup()
-        world.pool._after_fork_in_child()
+        world.pool._family.fork()
         return world  # type: ignore[no-any-return]
 
     return Scenario(f"forked: {made.name}", setup, made.bodies, final, consistent)
@@ -281,15 +433,16 @@ def sequences(module: Any) -> list[Scenario]:
 # ---------------------------------------------------------------- scopes
 
 
-def record_above(world: Any) -> Any:
+def record_above(world: World) -> Any:
     return answered(lambda: world.root.record(tokens=45, usd=45))
 
 
-def reset_above(world: Any) -> Any:
+def reset_above(world: World) -> Any:
+    world.armings += 1
     return answered(world.root.reset)
 
 
-def tree(world: Any) -> Any:
+def tree(world: World) -> Any:
     """Read all scopes at once: what the lower two have is what went through them."""
     top = world.root.snapshot(tree=True)
     found = [top]
@@ -298,11 +451,11 @@ def tree(world: Any) -> Any:
     return [numbers(snapshot) for snapshot in found]
 
 
-def lower_caps(world: Any) -> Any:
+def lower_caps(world: World) -> Any:
     return answered(lambda: world.pool.set_caps(token_cap=40, usd_cap=40))
 
 
-def close(world: Any) -> Any:
+def close(world: World) -> Any:
     return answered(world.pool.close)
 
 
@@ -311,6 +464,141 @@ def nested_pairs(module: Any) -> list[Scenario]:
     chosen = [record_much, force, reserve, commit, release, drop, reset_above, record_above, tree, lower_caps, close]
     pairs = combinations_with_replacement(chosen, 2)
     return [scenario(module, [one], [other], world=Tree) for one, other in pairs]
+
+
+def deep_pairs(module: Any) -> list[Scenario]:
+    """Pairs of operations on a chain of five, where straight runs change five accounts."""
+    chosen = [record_much, reserve, commit, release, tree, reset_above]
+    pairs = combinations_with_replacement(chosen, 2)
+    return [scenario(module, [one], [other], world=Deep) for one, other in pairs]
+
+
+# ---------------------------------------------------------------- listeners and windows
+
+
+def double_caps(world: World) -> Any:
+    """Let what is used be below the share again: the threshold is armed anew."""
+    world.armings += 1
+    return answered(lambda: world.pool.set_caps(token_cap=2 * CAP, usd_cap=2 * CAP))
+
+
+def listened(module: Any) -> list[Scenario]:
+    """Races for a callback: each is told exactly once, as in some serial order."""
+    alarmed: list[list[list[Operation]]] = [
+        [[record_much], [record_much]],
+        [[record_much], [commit_more]],
+        [[record_much], [reset]],
+        [[record_much], [lower_caps]],
+        [[commit_more], [record, record]],
+        [[force, record], [double_caps]],
+        [[record_much, record_much], [double_caps]],
+    ]
+    heard: list[list[list[Operation]]] = [
+        [[record_much], [record_much]],
+        [[reserve], [commit]],
+        [[commit], [release]],
+        [[force], [drop]],
+        [[record_much], [unsubscribe]],
+        [[record_much], [reset_above]],
+    ]
+    return [
+        *[scenario(module, *bodies, world=Alarmed) for bodies in alarmed],
+        *[scenario(module, *bodies, world=AlarmedTree) for bodies in alarmed[:3]],
+        *[scenario(module, *bodies, world=Heard) for bodies in heard],
+    ]
+
+
+def unsubscribe(world: World) -> Any:
+    """Subscribe once more, and end that."""
+    world.root.on_threshold(9, world.told.append)()
+
+
+def give_window(world: World) -> Any:
+    return answered(lambda: world.pool.set_caps(window=world.module.Window.every(timedelta(minutes=1), clock=clock)))
+
+
+def take_window(world: World) -> Any:
+    (project,) = world.pool._parents
+    return answered(lambda: project.set_caps(window=None))
+
+
+def windows(module: Any) -> list[Scenario]:
+    """A window comes or goes while others spend."""
+    others: list[Operation] = [record, reserve, commit, release, reset_above, tree]
+    return [
+        *[scenario(module, [give_window], [other]) for other in (record, reserve, commit, release, snapshot)],
+        *[scenario(module, [give_window], [other], world=Tree) for other in others],
+        *[scenario(module, [take_window], [other], world=Windowed) for other in others],
+        scenario(module, [record], [commit], world=Windowed),
+    ]
+
+
+# ---------------------------------------------------------------- keys
+
+
+def look_up(world: Any) -> Any:
+    """Ask for a key and go on holding its pool."""
+    world.found.append(world.users["a"])
+
+
+def spend_found(world: Any) -> Any:
+    return answered(lambda: world.found[-1].record(tokens=7, usd=7))
+
+
+def reserve_held(world: Any) -> Any:
+    return answered(lambda: world.taken.append(world.a.reserve(tokens=HELD, usd=HELD)))
+
+
+def spend_held(world: Any) -> Any:
+    return answered(lambda: world.a.record(tokens=7, usd=7))
+
+
+def delete(world: Any) -> Any:
+    return answered(lambda: world.users.__delitem__("a"))
+
+
+def cap_keys(world: Any) -> Any:
+    return answered(lambda: world.users.set_caps(token_cap=30, usd_cap=30))
+
+
+def new_key(world: Any) -> Any:
+    """Make one more key, which pays for a look at the old ones."""
+    world.users["b"].record(tokens=1, usd=1)
+
+
+def one_pool_a_key(world: Any) -> Any:
+    """Read the outcome; whoever found the key's pool found the same budget, while nobody deleted it."""
+    open_pools = {id(pool) for pool in world.found if not pool.closed}
+    assert len(open_pools) <= 1, "one key has two budgets"
+    assert not any(one._pool.closed and not one.completed for one in world.taken), "a call stays in a deleted key"
+    a = world.users["a"]
+    assert open_pools <= {id(a)}, "one key has two budgets"
+    return (numbers(a.snapshot()), a.snapshot().token_cap, [pool.closed for pool in world.found], final(world))
+
+
+def keys(module: Any) -> list[Scenario]:
+    """Races about a key."""
+    loose: list[list[list[Operation]]] = [
+        [[look_up], [look_up]],
+        [[look_up, spend_found], [delete]],
+        [[look_up, spend_found], [new_key]],
+        [[look_up], [cap_keys]],
+        [[delete], [delete]],
+    ]
+    held: list[list[list[Operation]]] = [
+        [[delete], [reserve_held]],
+        [[delete], [spend_held]],
+        [[delete], [look_up]],
+        [[cap_keys], [spend_held]],
+        [[look_up], [new_key]],
+    ]
+    made = [
+        *[scenario(module, *bodies, world=Keys) for bodies in loose],
+        *[scenario(module, *bodies, world=HeldKey) for bodies in held],
+    ]
+    for one in made:
+        one.final = one_pool_a_key
+    return made
 
 
 # ---------------------------------------------------------------- waiting
@@ -335,8 +623,41 @@ def try_and_give_back(world: World) -> Any:
     return answered(attempt)
 
 
+def pass_by(world: World) -> Any:
+    """Spend what would fit, and hold that nobody waited meanwhile."""
+    before = in_line(world)
+    answer = record(world)
+    assert answer is not None or not before & in_line(world), "it got past one who waits; somebody stays behind"
+    return answer
+
+
+def in_line(world: World) -> set[Any]:
+    line = world.root._family.root.line
+    return set() if line is None else set(line.waiting())
+
+
 def wait_elsewhere(world: Any) -> Any:
     return answered(lambda: world.taken.append(world.other.reserve(tokens=HELD, usd=HELD, timeout=None)))
+
+
+def spend_elsewhere(world: Any) -> Any:
+    """Spend a little beside the one who waits: a straight run, whatever others wait for."""
+    return answered(lambda: world.other.record(tokens=5, usd=5))
+
+
+def block_elsewhere(world: Any) -> Any:
+    with world.other.reserve(tokens=HELD, usd=HELD) as reservation:
+        reservation.commit(tokens=3, usd=3)
+
+
+def wait_for_much(world: World) -> Any:
+    """Wait for more than there is until both reservations come back. It is never given."""
+    return answered(lambda: world.taken.append(world.pool.reserve(tokens=60, usd=60, timeout=None)))
+
+
+def use_up_above(world: World) -> Any:
+    """Spend what fits in the whole, and leave it with less than that one asks for: it would wait for ever."""
+    return answered(lambda: world.root.record(tokens=90, usd=90))
 
 
 def commit_little(world: World) -> Any:
@@ -345,7 +666,7 @@ def commit_little(world: World) -> Any:
 
 def raise_caps(world: World) -> Any:
     world.pool.set_caps(token_cap=CAP + HELD, usd_cap=CAP + HELD)
-    return None if world.pool is world.accounts[0] else world.root.set_caps(token_cap=None, usd_cap=None)  # type: ignore[attr-defined]
+    return None if world.pool is world.root else world.root.set_caps(token_cap=None, usd_cap=None)
 
 
 def force_much(world: World) -> Any:
@@ -371,6 +692,12 @@ def waits(module: Any) -> list[Scenario]:
             for other in ([release], [drop], [raise_caps], [force_much], [close])
         ],
         scenario(module, [wait_a_while], [release], world=FullTree, serial=False),
+        scenario(module, [wait], [release], world=FullHeard, serial=False),
+        scenario(module, [wait], [spend_elsewhere, release], world=Siblings, serial=False),
+        scenario(module, [wait], [block_elsewhere, release], world=Siblings, serial=False),
+        scenario(module, [wait_for_much], [use_up_above], world=Tree, serial=False),
+        scenario(module, [wait_a_while], [give_window, release], world=Full, serial=False),
+        scenario(module, [wait_a_while], [pass_by], world=Full, serial=False),
     ]
 
 
@@ -382,6 +709,7 @@ def queues(module: Any) -> list[Scenario]:
         scenario(module, [wait_a_while], [wait_a_while], [release], world=Full, serial=False),
         scenario(module, [wait], [try_and_give_back], [release], world=Full, serial=False),
         scenario(module, [wait], [wait_elsewhere], [release, release_other], world=FullTree, serial=False),
+        scenario(module, [wait], [block_elsewhere], [release], world=Siblings, serial=False),
     ]
 
 

@@ -3,8 +3,9 @@
 `explore` runs a scenario again and again, each time under another schedule, until it has seen every schedule with at
 most `preemptions` switches away from a thread that could have gone on. A *step* is a place where another thread's work
 can make a difference: before every instruction of the watched code that reads or writes an attribute or an item, and
-before and after every operation of the lock. Between two steps a thread runs alone, and so every run with the same
-choices is the same run: a failure prints its schedule, and `replay` repeats it.
+before and after every operation of the lock. What one call of C code does is one step: `Family.change` publishes so.
+Between two steps a thread runs alone, and so every run with the same choices is the same run: a failure prints its
+schedule, and `replay` repeats it.
 
 How it works. The threads are real, and all but one wait for their baton. The one that runs asks the policy at each step
 who goes on, and hands the baton over itself. Steps inside the watched code come from the interpreter: from
@@ -50,7 +51,7 @@ class _Abandoned(BaseException):
 
 
 def functions_of(*modules: types.ModuleType) -> list[types.CodeType]:
-    """Return the code of every function and method that the modules define."""
+    """Return the code of every function and method that the modules define, and of what stands inside of them."""
     found: list[types.CodeType] = []
     for module in modules:
         for thing in vars(module).values():
@@ -60,6 +61,8 @@ def functions_of(*modules: types.ModuleType) -> list[types.CodeType]:
                 function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
                 if isinstance(function, types.FunctionType):
                     found.append(function.__code__)
+    for code in found:  # comprehensions are functions of their own before CPython 3.12
+        found += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return list(dict.fromkeys(found))
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from support import caught, counters, run_together  # noqa: E402 - after the path to it
-from token_budget import BudgetExceeded, BudgetPool, BudgetTimeout, ReservationClosed  # noqa: E402
+from token_budget import BudgetExceeded, BudgetPool, BudgetTimeout, PoolClosed, ReservationClosed  # noqa: E402
 
 THREADS = 4
 PROBE = (
@@ -198,6 +198,100 @@ def scopes() -> None:
     assert counters(total) == (sum(spent), 0, sum(spent) * 10**9, 0, 0)
 
 
+def five_scopes() -> None:
+    """Two chains of five below one whole, and a run below a join: each change is made in all scopes or in none."""
+    total = BudgetPool(token_cap=3000, usd_cap=3000)
+    chains = []
+    for _ in range(2):
+        pool = total
+        for level in range(4):
+            pool = pool.child(token_cap=2000 - 100 * level)
+        chains.append(pool)
+    run = BudgetPool.join(total.child(), total.child()).child(token_cap=1500)
+    pools = [*chains, run, chains[0]]
+    spent = [0] * THREADS
+
+    def spend(index: int) -> None:
+        for turn in range(150):
+            try:
+                with pools[index].reserve(tokens=5, usd=5) as reservation:
+                    if turn % 3:
+                        reservation.commit(tokens=3, usd=3)
+                        spent[index] += 3
+                pools[index].record(tokens=1, usd=1)
+                spent[index] += 1
+            except BudgetExceeded:
+                pass
+
+    def look() -> None:
+        for _ in range(50):
+            tree = total.snapshot(tree=True)
+            assert tree.usd_used_nanos == tree.tokens_used * 10**9
+            while tree.children and tree.children[0].children:
+                below = tree.children[0]
+                assert below.tokens_used >= below.children[0].tokens_used
+                tree = below
+
+    run_together(look, *[lambda index=index: spend(index) for index in range(THREADS)])
+    assert counters(total) == (sum(spent), 0, sum(spent) * 10**9, 0, 0)
+    assert counters(run)[0] == spent[2]
+    assert counters(chains[0])[0] == spent[0] + spent[3]
+
+
+def subscribers() -> None:
+    """Threads spend below subscribers and thresholds: each event is told once, and each share that is reached."""
+    total = BudgetPool(token_cap=2000)
+    users = [total.child() for _ in range(2)]
+    told: list[int] = []
+    reached: list[str | None] = []
+    total.subscribe(lambda event: told.append(event.tokens) if event.kind == "record" else None)
+    for share in (0.1, 0.2, 0.5, 0.9):
+        total.on_threshold(share, lambda event: reached.append(event.kind))
+
+    def spend(index: int) -> int:
+        return sum(not caught(BudgetExceeded, users[index % 2].record, tokens=7) for _ in range(150))
+
+    admitted = run_together(*[lambda index=index: spend(index) for index in range(THREADS)])
+    assert sum(admitted) == 285
+    assert told == [7] * 285
+    assert reached == ["threshold"] * 4
+    assert not total._family.owed
+
+
+def one_waits_for_a_user() -> None:
+    """While one waits for its user's budget, others spend and wait, and keys are looked up and deleted."""
+    total = BudgetPool(token_cap=10**6)
+    ann, bob = total.child(token_cap=10), total.child(token_cap=10**6)
+    users = total.keyed(token_cap=10**6)
+    holder = ann.reserve(tokens=8)
+
+    def wait() -> None:
+        ann.reserve(tokens=5, timeout=None).release()
+
+    def spend() -> None:
+        for _ in range(200):
+            with bob.reserve(tokens=3) as reservation:
+                reservation.commit(tokens=1)
+
+    def keys() -> None:
+        for turn in range(200):
+            try:
+                users[turn % 3].record(tokens=1)
+                if turn % 10 == 0:
+                    del users[turn % 3]
+            except (KeyError, PoolClosed):
+                pass
+
+    def end() -> None:
+        spend()
+        holder.release()
+
+    run_together(wait, spend, keys, keys, end)
+    assert counters(bob)[0] == 400
+    assert counters(total)[1] == 0
+    assert total._family.root.line is None
+
+
 def waiting() -> None:
     """Threads wait for room in scopes that others fill and free: each is served or times out, and all comes back."""
     total = BudgetPool(token_cap=20)
@@ -214,8 +308,8 @@ def waiting() -> None:
 
     run_together(*[lambda index=index: work(index) for index in range(THREADS)])
     assert counters(total) == (0, 0, 0, 0, 0)
-    assert not total._family.waiters
-    assert total._queue is None
+    assert total._family.root.line is None
+    assert total._account.line is None
 
 
 def tasks_and_threads() -> None:
@@ -240,7 +334,7 @@ def tasks_and_threads() -> None:
 
     run_together(loop, loop, thread, thread)
     assert counters(pool) == (0, 0, 0, 0, 0)
-    assert not pool._family.waiters
+    assert pool._family.root.line is None
 
 
 RACES: list[Callable[[], None]] = [
@@ -251,6 +345,9 @@ RACES: list[Callable[[], None]] = [
     snapshots,
     drops,
     scopes,
+    five_scopes,
+    subscribers,
+    one_waits_for_a_user,
     waiting,
     tasks_and_threads,
     forks,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import scenarios
+from scenarios import wake_complete
 from support import counters
-from token_budget import BudgetExceeded, BudgetPool
+from token_budget import BudgetExceeded, BudgetPool, _ledger
 
 detangle = pytest.importorskip("detangle")
 
@@ -23,11 +23,12 @@ Scenario = Callable[[], Coroutine[Any, Any, None]]
 
 def watched(*pools: BudgetPool) -> None:
     """Hold after every step: both counters agree, and the lock was let go with nobody's turn passed over."""
-    family, accounts = pools[0]._family, [pool._scopes()[0] for pool in pools]
+    family, accounts = pools[0]._family, [pool._account for pool in pools]
 
     def consistent() -> bool:
-        scenarios.wake_complete(family, accounts)
-        return all(0 <= account._tokens_reserved <= account._tokens_claimed for account in accounts)
+        assert not family.stirred
+        wake_complete(family, accounts)
+        return all(0 <= account.tokens_reserved <= account.tokens_claimed for account in accounts)
 
     detangle.invariant(consistent, "whenever the lock is let go, the head of the queue does not fit")
 
@@ -44,9 +45,9 @@ async def ended(*calls: Awaitable[Any]) -> None:
 def all_is_back(*pools: BudgetPool) -> None:
     for pool in pools:
         assert counters(pool)[1:] == (0, 0, 0, 0)
-        assert pool._scopes()[0]._queue is None
-    assert not pools[0]._family.waiters
-    assert not pools[0]._family.granted
+        assert pool._account.line is None
+    assert pools[0]._family.root.line is None
+    assert not pools[0]._family.owed
 
 
 async def call(pool: BudgetPool, tokens: int, timeout: float | None = None) -> None:
@@ -104,7 +105,7 @@ async def given_up_from_outside() -> None:
 
     async def impatient() -> None:
         try:
-            reservation = await detangle.maybe_timeout(pool.areserve(tokens=7)._take())
+            reservation = await detangle.maybe_timeout(pool.areserve(tokens=7))
         except TimeoutError:
             return
         reservation.release()
@@ -113,7 +114,35 @@ async def given_up_from_outside() -> None:
     all_is_back(pool)
 
 
-SCENARIOS = [in_line, with_time_outs, over_scopes, while_caps_change, given_up_from_outside]
+async def told_of_it() -> None:
+    """With a subscriber: whoever is cancelled, granted or refused, the events tell the whole story, each once."""
+    pool = BudgetPool(token_cap=10)
+    watched(pool)
+    told: list[Any] = []
+    pool.subscribe(told.append)
+    await ended(call(pool, 6), call(pool, 6, 0.001), call(pool, 5))
+    all_is_back(pool)
+    kinds = [event.kind for event in told]
+    assert kinds.count("reserve") == kinds.count("commit") + kinds.count("release") + kinds.count("drop")
+
+
+async def beside_one_who_waits() -> None:
+    """One waits for its user's budget while calls of another user come and go: nothing holds those up."""
+    total = BudgetPool(token_cap=30)
+    ann, bob = total.child(token_cap=6), total.child(token_cap=8)
+    watched(ann, bob, total)
+
+    async def go_on() -> None:
+        for _ in range(3):
+            bob.reserve(tokens=8).release()
+            await asyncio.sleep(0)
+
+    await ended(call(ann, 5), call(ann, 3), go_on())
+    all_is_back(ann, bob, total)
+
+
+SCENARIOS = [in_line, with_time_outs, over_scopes, while_caps_change, given_up_from_outside, told_of_it]
+SCENARIOS += [beside_one_who_waits]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a task that is cancelled before it has begun
@@ -130,15 +159,13 @@ def test_a_waiter_that_keeps_what_it_was_granted_when_cancelled_would_be_noticed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Break it on purpose: the grant that races with a cancellation is not given back."""
-    from token_budget import _family
-
     kept: list[Any] = []
 
-    def forgetful(self: _family.Family, waiter: Any) -> None:
+    def forgetful(waiter: Any) -> None:
         kept.append(waiter.reservation)  # so that no finaliser gives it back
-        self.withdraw(waiter)
+        _ledger.leave(waiter)
 
-    monkeypatch.setattr(_family.Family, "abandon", forgetful)
+    monkeypatch.setattr(_ledger, "abandon", forgetful)
     with pytest.raises(detangle.BugFound):
         detangle.explore(in_line, runs=2000)
     for reservation in kept:
