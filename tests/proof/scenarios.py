@@ -345,7 +345,7 @@ def could_fit(waiter: Any, account: Any) -> bool:
     used = account.tokens_claimed - account.tokens_reserved, account.nanos_claimed - account.nanos_reserved
     if fits(waiter, account, *used):
         return True
-    moment = waiter.lives_until.get(account)
+    moment = waiter.lives_until[account][1] if account in waiter.lives_until else None
     return moment is not None and account.period_end <= moment and fits(waiter, account, 0, 0)
 
 
