@@ -20,7 +20,7 @@ DEPTHS = (2, 3, 5)
 DEPTH_GOALS = {"record": {"depth 3": "1.8", "depth 5": "8.5"}, "with reserve + commit": {"depth 3": "1.8"}}
 
 
-def _record_by_key(users: KeyedPools, calls: int) -> int:
+def _record_by_key(users: KeyedPools[BudgetPool], calls: int) -> int:
     start = perf_counter_ns()
     for _ in range(calls):
         users["user-0"].record(tokens=1200, usd=0.0036)
@@ -89,7 +89,7 @@ def _crowded_pool(count: int) -> tuple[BudgetPool, list[Reservation]]:
     return pool, [large, *(pool.try_reserve(tokens=1500, usd=0.0045) for _ in range(count - 1))]
 
 
-def _users(count: int) -> KeyedPools:
+def _users(count: int) -> KeyedPools[BudgetPool]:
     """Return pools by that many keys, each of which has spent what makes it worth remembering."""
     users = large_pool().keyed(TOKEN_CAP, USD_CAP)
     for index in range(count):

@@ -37,7 +37,7 @@ class Case(NamedTuple):
     make: Callable[[], object]
 
 
-def _record_by_key(users: KeyedPools, calls: int) -> int:
+def _record_by_key(users: KeyedPools[BudgetPool], calls: int) -> int:
     keys = list(islice(cycle(KEYS), calls))
     start = perf_counter_ns()
     for key in keys:
@@ -77,7 +77,7 @@ def _with_subscriber() -> BudgetPool:
     return pool
 
 
-def _users(window: Window | None = None) -> KeyedPools:
+def _users(window: Window | None = None) -> KeyedPools[BudgetPool]:
     """Return pools by key, none of which anybody holds, each with counters of the same length."""
     users = large_pool().keyed(TOKEN_CAP, USD_CAP, window=window)
     for key in KEYS:

@@ -253,11 +253,11 @@ def test_no_memory_is_kept_for_finished_calls() -> None:
 
 
 def test_a_pool_that_nobody_uses_any_more_is_freed() -> None:
-    from token_budget import _pool
+    from token_budget import _family
 
     gc.collect()
-    before = len(_pool._first_pools)
+    before = len(_family.families)
     pool = BudgetPool()
-    assert len(_pool._first_pools) == before + 1
+    assert len(_family.families) == before + 1
     del pool
-    assert len(_pool._first_pools) == before
+    assert len(_family.families) == before
