@@ -61,3 +61,15 @@ def test_a_bell_of_asyncio_that_was_heard_can_be_waited_for_again() -> None:
         return [await bell.wait(10), await bell.wait(0)]
 
     assert asyncio.run(hear()) == [True, False]
+
+
+def test_a_waiter_is_woken_to_learn_of_a_window_that_its_scope_gets() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    waiter = waiting(pool, tokens=1, timeout=100.0)
+    assert not waiter.patient(pool._account)
+    pool.set_caps(window=Window.every(timedelta(seconds=60), clock=Clock()))
+    assert waiter.bell.rung == 1
+    assert waiter.patient(pool._account)
+    held.release()
+    waiter.reservation.release()
