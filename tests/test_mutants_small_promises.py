@@ -161,7 +161,6 @@ def test_who_stops_listening_to_a_group_that_is_gone_raises_nothing() -> None:
     assert total.snapshot().in_flight == 0
 
 
-@pytest.mark.xfail(reason="`begin_period` still finds the group's calendar, which the same change takes from the key")
 def test_a_window_of_a_keys_own_decides_no_period_of_other_keys() -> None:
     clock = Clock()
     users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))

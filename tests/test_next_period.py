@@ -69,7 +69,7 @@ def test_the_sleep_of_a_thread_ends_at_the_periods_end(shape: str) -> None:
 
     asked, pool, clock = used_up(shape)
     waiter = waiting(asked, tokens=1, timeout=5)
-    sleeps = Sleeps(waiter.scope, 5)
+    sleeps = Sleeps(waiter, 5)
     assert sleeps.next() == 0.75
     assert not sleeps.over
     clock.now = 1_000_000.5

@@ -100,7 +100,7 @@ def give_window(
         change.set(account, "window", window)
         lives = {}
         for waiter in () if account.line is None else account.line.waiting():
-            lives[waiter] = waiter.seeing(account, window, now)
+            lives[waiter] = waiter.seeing(account, window, now, waiter.left())
             change.set(waiter, "lives_until", lives[waiter])
             change.debts.append(waiter)  # it has to sleep until another moment
         begin_period(change, account, (period[0], period[1]), lives)

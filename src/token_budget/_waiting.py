@@ -179,17 +179,21 @@ class Waiter:
         for account in scope._chain:
             window = account.window
             if window is not None:
-                self.lives_until = self.seeing(account, window, window.now())
+                self.lives_until = self.seeing(account, window, window.now(), timeout)
         self.state = NEW
         self.ticket = 0  # the order of arrival
         self.at: Any = None  # the account at which it waits for room
         self.refusal: Callable[[], Exception] | None = None  # makes the error of one that got nothing
 
-    def seeing(self, account: Any, window: Any, now: float | None) -> dict[Any, tuple[Any, float]]:
+    def left(self) -> float | None:
+        """Return how many seconds it will wait yet; None without end."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def seeing(self, account: Any, window: Any, now: float | None, left: float | None) -> dict[Any, tuple[Any, float]]:
         """Return what `lives_until` is with another window of one account, by whose clock it is `now`."""
         lives = {one: seen for one, seen in self.lives_until.items() if one is not account}
-        if self.deadline is not None and now is not None:
-            lives[account] = window, now + max(0.0, self.deadline - time.monotonic())
+        if left is not None and now is not None:
+            lives[account] = window, now + left
         return lives
 
     def patient(self, account: Any) -> bool:
