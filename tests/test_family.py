@@ -18,7 +18,6 @@ from token_budget import (
     BudgetPool,
     Reservation,
     ReservationClosed,
-    _change,
     _family,
     _ledger,
     _settings,
@@ -259,7 +258,7 @@ def test_an_interrupt_before_a_change_is_published_changes_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_change.Change, "made", interrupted)
+    monkeypatch.setattr(_family, "starmap", interrupted)  # which makes the iterator that is about to be published
     operations: dict[str, Callable[[], object]] = {
         "record": lambda: child.record(tokens=1),
         "force": lambda: child.record(tokens=1, force=True),

@@ -104,7 +104,7 @@ def test_no_sleep_is_longer_than_a_lock_can_wait(timeout: float | None) -> None:
     pool = BudgetPool(token_cap=5, window=Window.every(timedelta(days=400 * 366), clock=clock))
     held = pool.reserve(tokens=5)
     waiter = waiting(pool, tokens=1, timeout=timeout)
-    seconds = _sleep.Sleeps(waiter.scope, timeout).next()
+    seconds = _sleep.Sleeps(waiter, timeout).next()
     assert seconds is not None
     assert 0 < seconds <= threading.TIMEOUT_MAX
     held.release()

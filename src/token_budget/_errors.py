@@ -198,7 +198,8 @@ class BudgetExceeded(Exception):
         _axis, requested, used, _reserved, _attempted, cap, _pool = self._facts
         if requested is None:
             return None
-        return cap is not None and requested > 0 and used + requested > cap
+        asked = requested > 0 or len(self._decision) == 8  # an error of one axis is about that axis in any case
+        return asked and cap is not None and used + requested > cap
 
     @property
     def resets_at(self) -> datetime.datetime | None:
