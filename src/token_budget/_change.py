@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from token_budget._events import Kind
-    from token_budget._waiting import Waiter
 
 _new = object.__new__
 _DECIDING = ("watch", "demand", "closed", "token_limit", "nano_limit")
@@ -121,10 +120,6 @@ class Change:
             self.set(account, name, value)
         for name, value in zip(_BOUNDS, account.bounds(**state), strict=True):
             self.set(account, name, value)
-
-    def owe(self, waiter: Waiter) -> None:
-        """Owe it to a waiter to ring its bell."""
-        self.debts.append(waiter)
 
     # ------------------------------------------------------------------ what is told
 

@@ -141,10 +141,10 @@ def end(change: Change, waiter: Waiter, outcome: str) -> None:
     if outcome is not WITHDRAWN:
         change.debts.append(waiter)
     for account in waiter.scope._chain:
-        if account.line is not None:
-            account.line.gone += 1
-            if account.line.crowded():
-                _clean(change, account.line, waiter)
+        line: Any = account.line  # there while it waits
+        line.gone += 1
+        if line.crowded():
+            _clean(change, line, waiter)
 
 
 def withdraw(change: Change, waiter: Waiter) -> None:

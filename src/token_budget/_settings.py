@@ -215,9 +215,8 @@ def _adopt(
     if account is not None:
         change.set(family, "made", family.made + 1)
         change.set(account, "number", family.made + 1)
-    if rebindable(bound):
-        for name, value in ways(family, bound._chain).items():
-            change.set(bound, name, value)
+    for name, value in ways(family, bound._chain).items():
+        change.set(bound, name, value)
     register.add(thing)
     return None
 
