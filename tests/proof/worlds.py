@@ -529,7 +529,7 @@ def check(world: World, name: str, ended: str) -> None:
         family = pool._family
     with suppress(Exception):  # the next operation; it may be refused
         pool.record(tokens=0)
-    assert not family.owed, "something stays owed"
+    assert not family.owed, f"something stays owed: {list(family.owed)}"
     assert not family.stirred, "a line stays to be looked at"
     assert family.pending is family.owed, "the straight runs stay closed"
     wake_complete(family, {*pool._chain, family.root})
