@@ -430,10 +430,10 @@ def _first_moment(wall: datetime.datetime) -> datetime.datetime:
 
     before = wall.replace(tzinfo=timezone.utc) - timedelta(days=1)
     after = before + timedelta(days=2)  # no clock is a day or more away from UTC
-    # The moment follows from what the clocks show a day before or a day after, unless they change over it.
-    for moment in sorted([before + (wall - shown(before)), after + (wall - shown(after))]):
-        if shown(moment) == wall:
-            return moment
+    moment = before + (wall - shown(before))
+    if shown(moment) == wall:
+        return moment
+    # The clocks change on that day, and no clock has shown the time before they do.
     while after - before > timedelta(microseconds=1):
         middle = before + (after - before) // 2
         if shown(middle) < wall:
