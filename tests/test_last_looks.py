@@ -19,6 +19,7 @@ from token_budget._line import serve
 from token_budget._periods import begin_due, due
 from token_budget._reservation import _Warning
 from token_budget._telling import Telling, teller
+from token_budget._waiting import TrioBell
 
 
 def test_an_operation_that_waited_for_the_lock_through_a_fork_refuses() -> None:
@@ -231,3 +232,15 @@ def test_where_asyncio_was_never_imported_no_event_loop_is_looked_for(monkeypatc
     monkeypatch.delitem(sys.modules, "asyncio")
     _sleep._warn_in_an_event_loop()
     assert "asyncio" not in sys.modules
+
+
+def test_a_bell_of_a_trio_run_that_has_ended_says_that_nobody_hears_it() -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> TrioBell:
+        return TrioBell(trio)
+
+    bell = trio.run(main)
+    assert not bell.deaf()  # until somebody rings
+    assert not bell.ring()
+    assert bell.deaf()
