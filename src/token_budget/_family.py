@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
+    from token_budget._telling import Teller
+
 
 def _new_lock() -> Any:
     """Return a lock for a family. Tests replace this function; the class is looked up late for gevent's patches.
@@ -218,39 +220,43 @@ class Family:
         before = mine.busy
         calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
         mine.busy = (*before, self) if calls_back else before
-        stopped: BaseException | None = None
-        failed: list[object] = []
-        paid = True
-        try:
-            if self.stirred:  # by a handler that came in between the last look and the release of the lock (3.10)
-                self.run(self.locked, OWE, int)
-            while paid and self.owed:
-                paid = False
-                for debt in self.owed.copy() if len(self.owed) < 2 else self.debts():
-                    whose = debt._teller
-                    if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
-                        continue  # the thread that owes a callback makes it; for one that has ended, anybody does
-                    paid = True
-                    try:
-                        debt._pay(self.locked)
-                        try:  # noqa: SIM105 - this is quicker
-                            self.owed.remove(debt)
-                        except ValueError:  # another thread has already removed it
-                            pass
-                    except BaseException as error:
-                        if any(one is debt for one in failed):
-                            raise  # for the second time: the next operation tries again
-                        failed.append(debt)
-                        stopped = stopped or error
+        stopped: list[BaseException] = []
+        try:  # around a call: on CPython 3.13 the end of a loop in here would not be covered
+            self._pay(mine, calls_back, stopped)
         finally:
             mine.busy = before
         if calls_back and self.owed and any(one._teller is mine.me for one in self.owed.copy()):
             self.pay()  # a handler of this thread came in at the last look
-        if stopped is not None:
+        if stopped:
             try:
-                raise stopped
+                raise stopped[0]
             finally:
-                stopped = None  # it holds this frame, and by that whatever the caller was making
+                stopped.clear()  # it holds this frame, and by that whatever the caller was making
+
+    def _pay(self, mine: Teller, calls_back: bool, stopped: list[BaseException]) -> None:  # noqa: FBT001
+        """Pay all that this thread may pay. Note the interrupts."""
+        if self.stirred:  # by a handler that came in between the last look and the release of the lock (3.10)
+            self.run(self.locked, OWE, int)
+        failed: list[object] = []
+        paid = True
+        while paid and self.owed:
+            paid = False
+            for debt in self.owed.copy() if len(self.owed) < 2 else self.debts():
+                whose = debt._teller
+                if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):
+                    continue  # the thread that owes a callback makes it; for one that has ended, anybody does
+                paid = True
+                try:
+                    debt._pay(self.locked)
+                    try:  # noqa: SIM105 - this is quicker
+                        self.owed.remove(debt)
+                    except ValueError:  # another thread has already removed it
+                        pass
+                except BaseException as error:
+                    if any(one is debt for one in failed):
+                        raise  # for the second time: the next operation tries again
+                    failed.append(debt)
+                    stopped.append(error)
 
     def debts(self) -> Iterable[Any]:
         """Return what is owed: bells and what was dropped first, since a callback may take long or wait for them."""

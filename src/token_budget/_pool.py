@@ -153,7 +153,10 @@ class BudgetPool(Governed):
         if not force:
             refused = _straight.refusal(family, account, tokens, nanos)
             if refused is not None:
-                raise refused
+                try:
+                    raise refused
+                finally:
+                    del refused  # its traceback holds this frame
         return _ledger.record(self, tokens, nanos, force)
 
     async def arecord(
@@ -244,7 +247,10 @@ class BudgetPool(Governed):
         if timeout == 0:
             refused = _straight.refusal(family, account, tokens, nanos)
             if refused is not None:
-                raise refused
+                try:
+                    raise refused
+                finally:
+                    del refused  # its traceback holds this frame
         return _sleep.reserve(reservation, timeout)
 
     try_reserve = reserve  # what token-budget-py calls it; a call of its own would cost a tenth
