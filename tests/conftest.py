@@ -76,8 +76,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_family, "_new_lock", ModelLock)
     monkeypatch.setattr(_waiting, "_new_lock", ModelLock)
     gc.disable()
+    gc.freeze()  # the collection below then looks at what the test made, and not at all of pytest
     yield token_budget
     with warnings.catch_warnings():  # a run that was abandoned leaves reservations behind
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+    gc.unfreeze()
     gc.enable()

@@ -77,7 +77,7 @@ def test_every_triple_of_operations(triple: Scenario, noticed: Watch, full: bool
 def test_every_pair_of_operations_on_nested_scopes(
     pair: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]
 ) -> None:
-    every_schedule(pair, (watch, noticed), explored, full=full, runs=10)
+    every_schedule(pair, (watch, noticed), explored, full=full, runs=6)
 
 
 @pytest.mark.usefixtures("model")
@@ -85,7 +85,7 @@ def test_every_pair_of_operations_on_nested_scopes(
 def test_listeners_windows_and_keys(
     pair: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]
 ) -> None:
-    every_schedule(pair, (watch, noticed), explored, full=full, runs=20)
+    every_schedule(pair, (watch, noticed), explored, full=full, runs=12)
 
 
 @pytest.mark.usefixtures("model")
@@ -93,13 +93,13 @@ def test_listeners_windows_and_keys(
 def test_whatever_ends_a_waiting(
     waiting: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]
 ) -> None:
-    every_schedule(waiting, (watch, noticed), explored, full=full, runs=40)
+    every_schedule(waiting, (watch, noticed), explored, full=full, runs=25)
 
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("queue", QUEUES, ids=names(QUEUES))
 def test_two_that_wait(queue: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]) -> None:
-    every_schedule(queue, (watch, noticed), explored, full=full, runs=60)
+    every_schedule(queue, (watch, noticed), explored, full=full, runs=40)
 
 
 def every_schedule(

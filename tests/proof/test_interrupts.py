@@ -51,6 +51,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+        gc.freeze()
         yield
     gc.enable()
     signal.signal(signal.SIGINT, before)

@@ -47,7 +47,7 @@ def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
 def test_there_is_no_alarm_where_the_fault_is_not(fault: faults.Fault, model: Any, full: bool) -> None:
     if FREE_THREADED and any("drop" in name for name in fault.found_by):
         pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
-    assert explore(scenario_of(fault, model), Watch(watched(model)), preemptions=1, limit=None if full else 30) >= 2
+    assert explore(scenario_of(fault, model), Watch(watched(model)), preemptions=1, limit=None if full else 10) >= 2
 
 
 def test_there_are_as_many_faults_as_promised() -> None:
