@@ -64,7 +64,7 @@ def taking(lock: Any) -> Iterator[object]:
     return starmap(lock.acquire, repeat(()))
 
 
-# Every family that is alive, for the hook that a forked child runs and for finalisers.
+# Every family that is alive, for the hook that a forked child runs.
 families: WeakValueDictionary[int, Family] = WeakValueDictionary()
 PAY = True  # whoever comes out of `Family.run` pays what is owed
 OWE = False  # or leaves that to its caller, who is paying already or must call nobody back
@@ -367,6 +367,20 @@ class Register:
 
     def __iter__(self) -> Iterator[Any]:
         return iter({id(thing): thing for one in tuple(self._refs) if (thing := one()) is not None}.values())
+
+
+_RUN = Family.run.__code__
+
+
+def inside() -> bool:
+    """Return whether this thread is inside an operation of any family.
+
+    For finalisers. It looks at the frames of its own thread, so it takes as long however many pools there are.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _RUN:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 def _nobody() -> None:

@@ -9,12 +9,11 @@ Its methods are the straight runs (`_straight.py`) of a pool that stands alone; 
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 
 from token_budget import _ledger, _straight
 from token_budget._errors import ReservationClosed
-from token_budget._family import families
+from token_budget._family import inside
 from token_budget._ledger import COMMITTED, RELEASED
 from token_budget._money import to_nanos, to_tokens, to_usd, usd_text
 from token_budget._scope import Claim
@@ -208,8 +207,7 @@ class Reservation(Claim):
             family.owed.append(self)
             if family.root.line is not None:
                 family.pay_waiters()
-            me = threading.get_ident()
-            if any(one.owner == me for one in list(families.values())):
+            if inside():
                 family.owed.append(_Warning(self))  # a warning may take a lock that somebody holds who waits for ours
             elif not sys.is_finalizing():  # pragma: no branch - the end of the interpreter is not measured
                 _warn(self, repr(self))
