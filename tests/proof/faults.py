@@ -315,7 +315,7 @@ FAULTS = [
         "Heard",
         beside=(
             (
-                "_family.Family.pay",
+                "_family.Family._pay",
                 (
                     (
                         "if whose is not None and not (calls_back and (whose is mine.me or whose() is None)):\n",
@@ -366,7 +366,7 @@ INTERRUPTED = [
         ("below", "record"),
         "",
         {
-            "_family.Family.pay": (
+            "_family.Family._pay": (
                 ("debt._pay(self.locked)\n", "self.owed.remove(debt); debt._pay(self.locked)\n"),
             )
         },

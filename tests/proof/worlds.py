@@ -513,6 +513,14 @@ def count(kind: str, name: str, points: Points, package: Any = token_budget) -> 
     return points.count
 
 
+def attempt(world: World, name: str, points: Points, at: int) -> str:
+    """Do the operation with the action at one point; return how it ended.
+
+    The operation runs as deep as in `count`: the finaliser of a reservation looks at each frame of its thread.
+    """
+    return handled(getattr(world, name), points, at)
+
+
 def is_free(pool: Any) -> bool:
     """Tell whether nobody holds the lock; where it is an RLock, taking it in this thread would not tell."""
     return repr(pool._family.lock).startswith("<unlocked")
