@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shapes import SHAPES
-from token_budget import BudgetPool, PoolForked
+from token_budget import BudgetPool, PoolForked, _family, _ledger, _process, _straight
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -217,6 +217,58 @@ def test_a_fork_in_c_is_noticed_by_a_spend_that_has_somebody_to_tell() -> None:
         assert pool.snapshot().tokens_used == 0
 
     in_child(child, fork_in_c)
+
+
+def test_every_pool_notices_a_fork_in_c_once_one_has_noticed_it() -> None:
+    noticing, pool = BudgetPool(token_cap=1), BudgetPool(token_cap=10)
+
+    def child() -> None:
+        made_here = BudgetPool(token_cap=1)
+        with pytest.raises(PoolForked):
+            noticing.record(tokens=2)
+        with pytest.raises(PoolForked):
+            pool.record(tokens=1)  # it fits
+        made_here.record(tokens=1)
+        noticing.detach()
+
+        def grandchild() -> None:
+            with pytest.raises(PoolForked):
+                made_here.record(tokens=1)
+            with pytest.raises(PoolForked):
+                noticing.record(tokens=1)
+
+        in_child(grandchild, fork_in_c)
+        noticing.record(tokens=1)
+
+    in_child(child, fork_in_c)
+    pool.record(tokens=10)
+
+
+def without_mmap(*_: object, **__: object) -> Any:
+    raise TypeError("mmap() has no flags on this system")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fork_in_c_is_noticed_where_no_page_tells_of_it(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmap.mmap", without_mmap)
+    here = _process.page()
+    assert isinstance(here, _process.AskedEachTime)
+    assert not here[0]
+    here[0] = 1
+    assert here[0]
+    for module in (_family, _ledger, _straight):
+        monkeypatch.setattr(module, "HERE", here)
+    asked, pool = SHAPES[shape](token_cap=10)
+
+    def child() -> None:
+        assert not here[0]
+        with pytest.raises(PoolForked):
+            asked.record(tokens=11)
+        with pytest.raises(PoolForked):
+            pool.record(tokens=1)
+
+    in_child(child, fork_in_c)
+    asked.record(tokens=10)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -27,6 +27,7 @@ LAYER = {
     "_errors.py": 0,
     "_snapshot.py": 0,
     "_events.py": 0,
+    "_process.py": 0,
     "_waiting.py": 1,
     "_account.py": 2,
     "_telling.py": 3,

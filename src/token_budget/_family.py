@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary, ref
 from token_budget._account import NOTHING, Account
 from token_budget._change import Change
 from token_budget._errors import PoolForked
+from token_budget._process import HERE
 from token_budget._telling import teller
 from token_budget._waiting import WITHDRAWN, ThreadBell
 
@@ -285,12 +286,9 @@ class Family:
     # ------------------------------------------------------------------ forks
 
     def check_fork(self) -> None:
-        """Notice a fork in C that ran none of Python's hooks.
-
-        It asks the system, which takes about half as long as a `record`: it stands where something takes longer anyway.
-        """
-        if self.pid != os.getpid():
-            self.fork()
+        """Notice a fork in C that ran none of Python's hooks."""
+        if not HERE[0]:
+            notice_fork()
 
     def _refuse_torn(self) -> NoReturn:
         raise PoolForked(_forked(self.root.terms[2]))
@@ -367,6 +365,15 @@ class Register:
 
     def __iter__(self) -> Iterator[Any]:
         return iter({id(thing): thing for one in tuple(self._refs) if (thing := one()) is not None}.values())
+
+
+def notice_fork() -> None:
+    """Refuse to spend with every family that was made in another process. It may be repeated."""
+    pid = os.getpid()
+    for family in list(families.values()):
+        if family.pid != pid:
+            family.fork()
+    HERE[0] = 1  # last, so that an operation that is interrupted here leaves the rest to the next one
 
 
 _RUN = Family.run.__code__

@@ -7,13 +7,12 @@ that have ended, the decision and its publishing, the lines, and then without th
 
 from __future__ import annotations
 
-import os
-
 from token_budget._account import Account
 from token_budget._errors import BudgetOverrun
-from token_budget._family import OWE, PAY
+from token_budget._family import OWE, PAY, notice_fork
 from token_budget._line import blocker, end, hopeless, join, refusal, withdraw
 from token_budget._periods import due, roll_over, seconds_to
+from token_budget._process import HERE
 from token_budget._waiting import GRANTED, WAITING, WITHDRAWN, Waiter
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -36,8 +35,8 @@ DROPPED = "dropped"  # released because nobody held it any more
 def spend(scope: Scope, decide: Callable[..., Failure], *arguments: Any) -> None:
     """Do one operation that a forked child must not do, in the periods that it is now. Raise what it decides on."""
     family = scope._family
-    if family.pid != os.getpid():
-        family.fork()  # by C, and none of Python's hooks ran
+    if not HERE[0]:  # `Family.check_fork`, without the call
+        notice_fork()
     if scope._times is None and family.root.line is None:  # without a window, and nobody waits
         failure = family.run(family.spending, PAY, family.change, decide, (family, scope._chain, *arguments))
     else:

@@ -18,11 +18,13 @@ from weakref import ref
 from token_budget import _ledger, _settings, _sleep, _straight
 from token_budget._account import Account
 from token_budget._arguments import checked_caps, checked_name, checked_timeout, checked_window
+from token_budget._errors import BudgetExceeded
 from token_budget._family import Family, families
 from token_budget._governed import Governed
 from token_budget._keyed import KeyedPools
 from token_budget._line import serve
 from token_budget._money import to_nanos, to_tokens
+from token_budget._process import HERE
 from token_budget._reservation import COMMON_TOKENS, Reservation, new_reservation
 from token_budget._sleep import AsyncReserve
 from token_budget._window import Window
@@ -147,16 +149,20 @@ class BudgetPool(Governed):
                     account.tokens_claimed = tokens_after
                     account.nanos_claimed = nanos_after
                     return None
+                tokens_held = account.tokens_reserved
+                nanos_held = account.nanos_reserved
+                token_bound = account.token_bound
+                nano_bound = account.nano_bound
+                gated = account.gated
+                name = account.terms[2]
             finally:
                 family.lock.release()
             break
-        if not force:
-            refused = _straight.refusal(family, account, tokens, nanos)
-            if refused is not None:
-                try:
-                    raise refused
-                finally:
-                    del refused  # its traceback holds this frame
+        over = (tokens and tokens_after > token_bound) or (nanos and nanos_after > nano_bound)
+        if over and not (force or gated) and HERE[0]:
+            raise BudgetExceeded._refusal(
+                name, tokens, tokens_after, tokens_held, token_bound, nanos, nanos_after, nanos_held, nano_bound
+            )
         return _ledger.record(self, tokens, nanos, force)
 
     async def arecord(
@@ -230,9 +236,13 @@ class BudgetPool(Governed):
             try:
                 tokens_after = account.tokens_claimed + tokens
                 nanos_after = account.nanos_claimed + nanos
-                if tokens_after <= account.token_bound and nanos_after <= account.nano_bound:
-                    tokens_held = account.tokens_reserved + tokens
-                    nanos_held = account.nanos_reserved + nanos
+                tokens_held = account.tokens_reserved
+                nanos_held = account.nanos_reserved
+                token_bound = account.token_bound
+                nano_bound = account.nano_bound
+                if tokens_after <= token_bound and nanos_after <= nano_bound:
+                    tokens_held += tokens
+                    nanos_held += nanos
                     in_flight = account.in_flight + 1
                     account.tokens_claimed = tokens_after
                     account.nanos_claimed = nanos_after
@@ -241,16 +251,16 @@ class BudgetPool(Governed):
                     account.in_flight = in_flight
                     reservation._state = family.opened
                     return reservation
+                gated = account.gated
+                name = account.terms[2]
             finally:
                 family.lock.release()
             break
-        if timeout == 0:
-            refused = _straight.refusal(family, account, tokens, nanos)
-            if refused is not None:
-                try:
-                    raise refused
-                finally:
-                    del refused  # its traceback holds this frame
+        over = (tokens and tokens_after > token_bound) or (nanos and nanos_after > nano_bound)
+        if over and not (timeout or timeout is None or gated) and HERE[0]:
+            raise BudgetExceeded._refusal(
+                name, tokens, tokens_after, tokens_held, token_bound, nanos, nanos_after, nanos_held, nano_bound
+            )
         return _sleep.reserve(reservation, timeout)
 
     try_reserve = reserve  # what token-budget-py calls it; a call of its own would cost a tenth
@@ -411,6 +421,7 @@ class BudgetPool(Governed):
 def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured
     for family in list(families.values()):
         family.fork(alone=True)
+    HERE[0] = 1
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork

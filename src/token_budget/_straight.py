@@ -23,13 +23,10 @@ from __future__ import annotations
 
 import time
 
-from token_budget._errors import BudgetExceeded
-
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
     from typing import Any
 
-    from token_budget._account import Account
     from token_budget._scope import Claim, Scope
 
 
@@ -158,32 +155,6 @@ def settle(takes: Any, times: Any, claim: Claim, tokens: int, nanos: int, state:
             family.lock.release()
         break
     return False
-
-
-def refusal(family: Any, account: Account, tokens: int, nanos: int) -> BudgetExceeded | None:
-    """Return the refusal of a request by a pool that stands alone; None where only the long way can tell.
-
-    Here a fork in C is noticed (`Family.check_fork`): what it costs is nothing beside an exception.
-    """
-    family.check_fork()
-    for _ in family.spending:
-        try:
-            claimed = account.tokens_claimed + tokens
-            nanos_claimed = account.nanos_claimed + nanos
-            reserved = account.tokens_reserved
-            nanos_reserved = account.nanos_reserved
-            bound = account.token_bound
-            nano_bound = account.nano_bound
-            terms = account.terms
-            gated = account.gated
-        finally:
-            family.lock.release()
-        break
-    if gated or not ((tokens and claimed > bound) or (nanos and nanos_claimed > nano_bound)):
-        return None
-    return BudgetExceeded._refusal(
-        terms[2], tokens, claimed, reserved, bound, nanos, nanos_claimed, nanos_reserved, nano_bound
-    )
 
 
 # ---------------------------------------------------------------------- the same over five accounts, a line for two

@@ -46,8 +46,6 @@ def likely(name: str, module: Any) -> list[Scenario]:
         return scenarios.deep_pairs(module)
     if name.startswith("_keyed"):
         return scenarios.keys(module)
-    if name == "_straight.refusal":
-        return [one for one in scenarios.pairs(module) if "refused" in one.name]
     if name.startswith(("_straight", "_family")):
         return [*scenarios.nested_pairs(module), *scenarios.waits(module)]
     return [*scenarios.pairs(module), *scenarios.children(module), *scenarios.waits(module)]
@@ -71,7 +69,7 @@ def test_no_lock_can_be_taken_away(name: str) -> None:
 
 def test_every_operation_that_takes_the_lock_is_here() -> None:
     assert set(locked_functions()) == {
-        *(f"_straight.{name}" for name in ("record", "reserve", "settle", "refusal")),
+        *(f"_straight.{name}" for name in ("record", "reserve", "settle")),
         *(f"_straight._{name}_five" for name in ("record", "reserve", "settle")),
         *("_pool.BudgetPool.record", "_pool.BudgetPool.reserve", "_governed.Governed.snapshot"),
         *("_reservation.Reservation.commit", "_reservation.Reservation.release"),
