@@ -236,13 +236,9 @@ class BudgetPool(Governed):
             try:
                 tokens_after = account.tokens_claimed + tokens
                 nanos_after = account.nanos_claimed + nanos
-                tokens_held = account.tokens_reserved
-                nanos_held = account.nanos_reserved
-                token_bound = account.token_bound
-                nano_bound = account.nano_bound
-                if tokens_after <= token_bound and nanos_after <= nano_bound:
-                    tokens_held += tokens
-                    nanos_held += nanos
+                if tokens_after <= account.token_bound and nanos_after <= account.nano_bound:
+                    tokens_held = account.tokens_reserved + tokens
+                    nanos_held = account.nanos_reserved + nanos
                     in_flight = account.in_flight + 1
                     account.tokens_claimed = tokens_after
                     account.nanos_claimed = nanos_after
@@ -251,6 +247,10 @@ class BudgetPool(Governed):
                     account.in_flight = in_flight
                     reservation._state = family.opened
                     return reservation
+                tokens_held = account.tokens_reserved
+                nanos_held = account.nanos_reserved
+                token_bound = account.token_bound
+                nano_bound = account.nano_bound
                 gated = account.gated
                 name = account.terms[2]
             finally:
