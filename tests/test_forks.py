@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shapes import SHAPES
-from token_budget import BudgetPool, PoolForked, _family, _ledger, _process, _straight
+from token_budget import BudgetPool, PoolForked, _family, _ledger, _pool, _process
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -256,7 +256,7 @@ def test_a_fork_in_c_is_noticed_where_no_page_tells_of_it(shape: str, monkeypatc
     assert not here[0]
     here[0] = 1
     assert here[0]
-    for module in (_family, _ledger, _straight):
+    for module in (_family, _ledger, _pool):
         monkeypatch.setattr(module, "HERE", here)
     asked, pool = SHAPES[shape](token_cap=10)
 

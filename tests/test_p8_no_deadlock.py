@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support import HookedLock, caught, counters, forked
-from token_budget import BudgetExceeded, BudgetPool, PoolForked, Reservation, ReservationClosed, _family, _pool
+from token_budget import (
+    BudgetExceeded,
+    BudgetPool,
+    PoolForked,
+    Reservation,
+    ReservationClosed,
+    _family,
+    _pool,
+    _process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,6 +270,13 @@ def test_a_thread_that_waits_as_its_signal_handler_forks_is_refused_in_the_child
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
+def forked_in_c(pool: BudgetPool, patch: pytest.MonkeyPatch) -> None:
+    """Let the process look like a fork that ran none of Python's hooks, to this pool's family alone."""
+    patch.setattr(_family, "families", {0: pool._family})
+    patch.setattr(os, "getpid", lambda: -1)
+    _process.HERE[0] = 0  # the first operation that notices sets it again
+
+
 @pytest.mark.parametrize("below", [False, True])
 def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_a_detach(
     monkeypatch: pytest.MonkeyPatch, below: bool
@@ -277,7 +293,7 @@ def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_
         total = BudgetPool(token_cap=10)
         pool = total.child() if below else total
         with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: -1)
+            forked_in_c(total, patch)
             for _ in range(2):
                 with pytest.raises(PoolForked):
                     look(pool)
@@ -287,7 +303,7 @@ def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_
             pool.record(tokens=1)
     pool = BudgetPool(token_cap=10)
     inherited = pool.reserve(tokens=10)
-    monkeypatch.setattr(os, "getpid", lambda: -1)
+    forked_in_c(pool, monkeypatch)
     pool.detach()
     assert inherited.completed
     assert counters(pool) == (0, 0, 0, 0, 0)
