@@ -1,6 +1,6 @@
 """Each benchmark runs at its tiny size and prints every row it should, with and without the reference installed.
 
-No test looks at a time: what the machine is doing is not the code's. What memory a reservation takes is.
+No test checks a time, since that depends on what else the machine does. The memory of a reservation is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.references import Refused as BudgetExceeded
 from benchmarks.references import TwoAxes as BudgetPool
 """
 
-# Ends the core of another checkout: each copy of it that has recorded says at the end which modules it imported then.
+# Appended to the core of another checkout. Each copy that has recorded reports at exit which modules it imported then.
 TELL_TALE = """
 import atexit
 recorded = set()
@@ -54,7 +54,7 @@ BY_KEY = [
 ]
 GIVING_UP = ["join the line, give up", "give up, the newest", "give up, the oldest"]
 WAITING = [*GIVING_UP, "hand-over by a release", "a release that lets all in, for each", "tasks in turn"]
-# What must hold of each, as a ratio to the same operation of a lone pool.
+# The limit of each, as a ratio to the same operation of a lone pool.
 SCOPES = {
     ("record", "3 scopes"): "1.8",
     ("record", "3 scopes and a day"): "2.2",
@@ -125,7 +125,7 @@ def test_against_compares_a_lone_pool_with_another_checkout_and_that_with_itself
     (rows,) = tables_in(output)
     assert (
         output.count(f"recorded with {there / '_money.py'}\n") == 2
-    )  # both copies of the other checkout, and not what is here
+    )  # both copies come from the other checkout, not from this one
     must = {"there again / there": "", "here / there": "1.03"}
     assert keys(rows, "operation", "compared", "must") == {
         (each, *pair) for each in OPERATIONS for pair in must.items()
@@ -217,7 +217,7 @@ def is_installed(reference: Path) -> bool:
 
 
 def references(reference: Path) -> list[str]:
-    """Return what ours is compared with."""
+    """Return the titles of what our pool is compared with."""
     return [*([REFERENCE] if is_installed(reference) else []), TWO_AXES, ONE_COUNTER]
 
 
@@ -243,14 +243,14 @@ def tables_in(output: str) -> list[list[Row]]:
 
 
 def keys(rows: list[Row], *columns: str) -> set[tuple[str, ...]]:
-    """Return what stands in those columns, which names a row."""
+    """Return the entries of those columns, which name a row."""
     found = [tuple(row[column] for column in columns) for row in rows]
     assert len(found) == len(set(found))
     return set(found)
 
 
 def assert_ratios(rows: list[Row]) -> None:
-    """Check that every ratio of every row is a positive number, and each spread goes up."""
+    """Check that every ratio of every row is a positive number, and that each spread ascends."""
     assert rows
     for row in rows:
         assert is_positive(row["median"])

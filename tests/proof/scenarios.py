@@ -288,9 +288,7 @@ def final(world: World) -> Any:
     after = [numbers(account.shown()) for account in world.accounts]
     for state in after:
         assert state[1] == state[3] == state[4] == 0, f"something stays held: {after}"
-    assert sum(event.kind == "threshold" for event in world.told) <= world.armings, (
-        "a threshold stays armed after it fired"
-    )
+    assert sum(event.kind == "threshold" for event in world.told) <= world.armings, "a threshold fired and stays armed"
     for account in world.accounts:
         assert account.line is None, "a line stays"
         check_bounds(account, [])

@@ -516,7 +516,7 @@ def count(kind: str, name: str, points: Points, package: Any = token_budget) -> 
 def attempt(world: World, name: str, points: Points, at: int) -> str:
     """Run the operation with the action at one point, and return how it ended.
 
-        The operation runs at the same stack depth as in `count`. The depth changes the number of instructions, because the
+    The operation runs at the same stack depth as in `count`. The depth changes the number of instructions: the
     finaliser of a reservation visits each frame of its thread.
     """
     return handled(getattr(world, name), points, at)
