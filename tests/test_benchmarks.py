@@ -104,7 +104,7 @@ def test_threads_has_every_number_of_threads_twice(reference: Path) -> None:
         assert_ratios(rows)
 
 
-def test_scopes_compares_each_case_with_a_lone_pool_and_says_what_must_hold(tmp_path: Path) -> None:
+def test_scopes_compares_each_case_with_a_lone_pool_and_states_the_limits(tmp_path: Path) -> None:
     cases, beside = tables("scopes", tmp_path)
     must = {(row["operation"], row["compared"].removesuffix(" / a lone pool")): row["must"] for row in cases}
     assert must == SCOPES
@@ -162,7 +162,7 @@ def test_growth_compares_each_kind_with_the_smallest(tmp_path: Path) -> None:
         assert_ratios(rows)
 
 
-def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None:
+def test_waiting_compares_long_lines_with_a_line_of_one(tmp_path: Path) -> None:
     line, beside = tables("waiting", tmp_path)
     expected = {(operation, f"{count} waiting / 1 waiting") for operation in WAITING for count in (5, 20)}
     assert keys(line, "operation", "compared") == expected
@@ -174,7 +174,7 @@ def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None
         assert_ratios(rows)
 
 
-def test_memory_of_a_reservation_is_bounded_and_goes_with_it(reference: Path) -> None:
+def test_the_memory_of_a_reservation_is_bounded_and_is_freed_with_it(reference: Path) -> None:
     (rows,) = tables("memory", reference)
     names = {"token_budget", *references(reference)} - {ONE_COUNTER}
     whats = ["an open reservation", "a finished call"]

@@ -37,7 +37,7 @@ def test_bad_caps_change_nothing(caps: dict[str, object]) -> None:
     assert (pool.snapshot().token_cap, pool.snapshot().usd_cap) == (10, 1.0)
 
 
-def test_caps_of_a_child_and_its_parent_change_apart() -> None:
+def test_caps_of_a_child_and_its_parent_change_independently() -> None:
     total = BudgetPool(token_cap=10, name="total")
     child = total.child(token_cap=5, name="child")
     child.set_caps(token_cap=50)

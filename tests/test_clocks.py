@@ -195,7 +195,7 @@ def test_freezegun_moves_every_window(window: str) -> None:
         pool.record(tokens=10)
 
 
-def test_a_greenlet_that_waits_lets_the_others_run_where_gevent_patched_after_the_import() -> None:
+def test_a_waiting_greenlet_lets_others_run_even_if_gevent_patched_after_the_import() -> None:
     pytest.importorskip("gevent")
     program = """
         import token_budget

@@ -249,7 +249,7 @@ def test_with_a_window_the_error_says_when_and_in_how_many_seconds(kind: type[Bu
         assert str(error) == str(by_pool)
 
 
-def test_an_error_made_by_hand_says_of_itself_whether_asking_again_helps() -> None:
+def test_an_error_made_by_hand_says_whether_asking_again_helps() -> None:
     assert BudgetExceeded("tokens", 110, 100).retry_after is None
     assert BudgetExceeded("tokens", 110, 100, reserved=10).retry_after == 0.0
     assert BudgetExceeded("tokens", 110, 100, reserved=10, retry_after=5).retry_after == 5.0

@@ -86,7 +86,7 @@ def test_an_event_goes_to_json() -> None:
     assert json.loads(json.dumps(event.to_dict())) == event.to_dict()
 
 
-def test_orjson_refuses_a_snapshot_with_an_error_of_its_own_and_takes_what_default_makes() -> None:
+def test_orjson_refuses_a_snapshot_with_its_own_error_and_accepts_the_result_of_default() -> None:
     pytest.importorskip("orjson")
     # This runs in a new process, because the fault was a crash.
     program = """
@@ -294,7 +294,7 @@ class Noted(BudgetEvent):
     """A user's subclass."""
 
 
-def test_an_event_cannot_be_taken_apart_and_a_subclass_of_it_survives_pickle() -> None:
+def test_an_event_attribute_cannot_be_deleted_and_a_subclass_survives_pickle() -> None:
     event = Noted._of("record", "run", 5, 10**8, BudgetSnapshot(5))
     with pytest.raises(AttributeError, match="^a BudgetEvent never changes$"):
         del event._facts

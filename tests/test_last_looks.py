@@ -190,7 +190,7 @@ def test_removing_an_account_leaves_its_successor() -> None:
     assert users["ann"].snapshot().tokens_used == 2
 
 
-def test_a_module_that_only_annotations_name_says_what_it_is() -> None:
+def test_the_repr_of_a_lazy_module_says_what_it_is() -> None:
     assert repr(_lazy.typing) == "<module 'typing', imported when it is used>"
 
 

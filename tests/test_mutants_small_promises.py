@@ -41,7 +41,7 @@ def test_a_fork_wakes_no_task_through_an_event_loop_that_it_shares_with_its_pare
     held.release()
 
 
-def test_what_a_subscriber_raises_is_logged_with_the_event(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_subscriber_is_logged_with_the_event(caplog: pytest.LogCaptureFixture) -> None:
     def broken(_event: object) -> None:
         raise KeyError("mine")
 
@@ -169,7 +169,7 @@ def test_a_keys_own_window_decides_no_period_of_other_keys() -> None:
     assert end - start == 60
 
 
-def test_an_exhausted_pool_is_named_before_one_that_only_waits_for_calls_in_flight() -> None:
+def test_an_exhausted_pool_is_named_before_a_busy_one() -> None:
     above = BudgetPool(token_cap=10, name="above")
     below = above.child(token_cap=5, name="below")
     above.record(tokens=8)

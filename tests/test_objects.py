@@ -42,7 +42,7 @@ def _members() -> list[Any]:
 
 
 @pytest.mark.parametrize("member", _members())
-def test_the_annotations_of_all_that_is_public_resolve(member: Any) -> None:
+def test_the_annotations_of_all_public_names_resolve(member: Any) -> None:
     hints = typing.get_type_hints(member)
     if inspect.isfunction(member):
         assert set(hints) >= {
@@ -52,7 +52,7 @@ def test_the_annotations_of_all_that_is_public_resolve(member: Any) -> None:
         }
 
 
-def test_they_resolve_to_the_real_classes() -> None:
+def test_the_annotations_resolve_to_the_real_classes() -> None:
     hints = typing.get_type_hints(BudgetPool.reserve)
     assert hints["return"] is Reservation
     assert hints["timeout"] == float | None
@@ -135,7 +135,7 @@ def test_the_repr_of_an_areserve_names_the_pool() -> None:
 # ---------------------------------------------------------------- counted
 
 
-def test_statistics_count_what_there_is() -> None:
+def test_statistics_count_reservations_waiters_children_and_subscribers() -> None:
     total = BudgetPool(token_cap=10)
     assert _counts(total) == (0, 0, 0, 0)
     team = total.child(name="team")

@@ -115,7 +115,7 @@ def test_an_overrun_refuses_at_once_a_waiter_that_asks_something_of_that_axis(sh
     tokens.reservation.release()
 
 
-def test_the_line_stays_one_per_scope_whatever_is_asked() -> None:
+def test_a_scope_has_one_line_whatever_is_asked() -> None:
     pool = BudgetPool(token_cap=10, usd_cap=1)
     held = pool.reserve(usd=1)
     first = waiting(pool, nanos=1)

@@ -260,7 +260,7 @@ def test_to_dict_has_every_field_ready_for_json() -> None:
     assert json.loads(json.dumps(fields)) == fields
 
 
-def test_to_dict_of_a_chain_deeper_than_python_recurses() -> None:
+def test_to_dict_works_on_a_chain_deeper_than_the_recursion_limit() -> None:
     snapshot = BudgetSnapshot(0)
     for depth in range(1, 2000):
         snapshot = BudgetSnapshot(depth, children=(snapshot,))

@@ -28,7 +28,7 @@ NO_TIMES: list[Any] = [
 ASKING: dict[str, Callable[[BudgetPool, Any], object]] = {
     "reserve": lambda pool, timeout: pool.reserve(tokens=1, timeout=timeout),
     "try_reserve": lambda pool, timeout: pool.try_reserve(tokens=1, timeout=timeout),
-    "areserve": lambda pool, timeout: pool.areserve(tokens=1, timeout=timeout),  # raises without an await
+    "areserve": lambda pool, timeout: pool.areserve(tokens=1, timeout=timeout),  # raises at the call
 }
 
 

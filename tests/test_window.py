@@ -158,7 +158,7 @@ def test_periods_agree_with_a_wall_calendar(text: str, start: str, end: str, hou
 
 
 @needs_zones
-def test_minutes_that_come_twice_do_not_reopen_the_day_that_they_ended() -> None:
+def test_repeated_minutes_do_not_reopen_the_day_that_they_ended() -> None:
     window = Window.daily("America/St_Johns")
     zone = zoneinfo.ZoneInfo("America/St_Johns")
     begun = at("2006-10-29T02:30")
@@ -202,7 +202,7 @@ def test_ends_are_floats_and_the_moment_may_be_an_int() -> None:
 
 
 @pytest.mark.parametrize("moment", [math.nan, math.inf, -math.inf, 253_402_300_800, -62_135_596_801, 1.8e12, 1e300])
-def test_a_moment_in_no_year_that_datetime_knows_is_an_error_of_every_window(moment: float) -> None:
+def test_a_moment_outside_the_years_of_datetime_is_an_error_for_every_window(moment: float) -> None:
     for window in (Window.daily(), Window.weekly(), Window.monthly(), Window.every(timedelta(hours=5))):
         with pytest.raises(ValueError, match="is no POSIX timestamp, in seconds, of the years 1 to 9999"):
             window.period(moment)
@@ -492,7 +492,7 @@ def test_the_systems_clock_is_looked_up_when_it_is_used() -> None:
         assert pool.snapshot().tokens_used == 0
 
 
-def test_freezegun_owns_the_time_of_windows_made_before_and_inside() -> None:
+def test_freezegun_sets_the_time_of_windows_made_before_and_during_the_freeze() -> None:
     freezegun = pytest.importorskip("freezegun")
     with freezegun.freeze_time("2024-01-01 22:00"):
         pool = BudgetPool(10, window=Window.daily("UTC-01:00"))

@@ -73,7 +73,7 @@ def test_a_snapshot_has_its_period_as_aware_utc_datetimes() -> None:
 
 
 @needs_zones
-def test_the_cap_holds_through_the_day_and_the_next_day_has_all_of_it() -> None:
+def test_the_cap_holds_through_the_day_and_is_available_again_the_next_day() -> None:
     clock = Clock(START)
     pool = BudgetPool(usd_cap=10, window=Window.daily("Europe/Berlin", clock=clock))
     pool.record(usd=10)
@@ -232,7 +232,7 @@ def test_a_clock_that_steps_back_by_more_than_a_period_sets_the_period_and_usage
     assert len(events) == 2
 
 
-def test_a_clock_that_leaps_ahead_and_comes_back_is_believed() -> None:
+def test_the_pool_follows_a_clock_that_leaps_ahead_and_comes_back() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     clock.now = START + 50 * HOUR
@@ -330,7 +330,7 @@ def test_a_window_can_be_shared_because_it_holds_no_state() -> None:
     assert other.snapshot().window_start != early.snapshot().window_start == late.snapshot().window_start
 
 
-def test_parents_and_children_end_their_periods_each_by_its_own() -> None:
+def test_parents_and_children_each_end_their_own_periods() -> None:
     clock = Clock(at("2026-07-15T12:00"))
     month = BudgetPool(100, window=Window.monthly(clock=clock))
     day = month.child(10, window=Window.daily(clock=clock))

@@ -281,7 +281,7 @@ def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, 
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_a_collection_at_every_allocation_hangs_nothing(kind: str, name: str) -> None:
+def test_a_collection_at_every_allocation_never_deadlocks(kind: str, name: str) -> None:
     thresholds = gc.get_threshold()
     gc.enable()
     gc.set_threshold(1, 1, 1)

@@ -69,7 +69,7 @@ def test_no_lock_can_be_removed(name: str) -> None:
     pytest.fail(f"{name} works without its lock, under every schedule of every pair")
 
 
-def test_every_operation_that_takes_the_lock_is_here() -> None:
+def test_the_list_of_operations_that_take_the_lock_is_complete() -> None:
     assert set(locked_functions()) == {
         *(f"_straight.{name}" for name in ("record", "reserve", "settle", "refusal")),
         *(f"_straight._{name}_five" for name in ("record", "reserve", "settle")),
