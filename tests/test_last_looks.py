@@ -65,6 +65,22 @@ def test_a_decision_that_fails_because_a_handler_changed_the_family_is_made_agai
         family.change(lambda _change: 1 / 0, ())
 
 
+def test_a_line_that_a_handler_stirred_after_the_last_check_is_served_when_the_debts_are_paid() -> None:
+    pool = BudgetPool(token_cap=10)
+    family, account = pool._family, pool._account
+    looked: list[Account] = []
+
+    def look(_family: Family, account: Account) -> bool:
+        looked.append(account)
+        return False
+
+    family._serve = look
+    family.stirred.append(account)
+    family.pay()
+    assert looked == [account]
+    assert not family.stirred
+
+
 def test_a_debt_whose_payment_fails_twice_is_left_to_the_next_operation() -> None:
     class Failing:
         _teller = None

@@ -19,7 +19,7 @@ from token_budget._account import NUMBERS, Account, shown
 from token_budget._events import BudgetEvent, set_facts
 from token_budget._money import UNBOUNDED
 from token_budget._snapshot import BudgetSnapshot
-from token_budget._telling import tellings
+from token_budget._telling import tell
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Change:
                     snapshot._state = (*(self.after.get(account) or account.numbers()), account.terms, ())  # type: ignore[assignment]
                     event = _new(BudgetEvent)
                     set_facts(event, (kind, pool, tokens, nanos, snapshot))
-                    self.debts += tellings(watch.subscribers, event)
+                    tell(self.debts, watch.subscribers, event)
                 if watch.armed:
                     self.thresholds(account)
 
@@ -145,5 +145,5 @@ class Change:
         reached = [one for one in watch.armed if one.reached(numbers, *limits)]
         if reached:
             event = BudgetEvent._of("threshold", account.terms[2], 0, 0, shown(numbers, account.terms))
-            self.debts += tellings(reached, event)
+            tell(self.debts, reached, event)
             self.gate(account, watch=watch.with_armed(tuple(one for one in watch.armed if one not in reached)))

@@ -10,7 +10,7 @@ from token_budget._account import Account, current, shown
 from token_budget._events import BudgetEvent
 from token_budget._line import renew
 from token_budget._scope import rebindable, times_of
-from token_budget._telling import tellings
+from token_budget._telling import tell
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _tell(change: Change, account: Account, period: tuple[float, float]) -> None
     if watch is not None and watch.subscribers:
         terms = (*account.terms[:3], *period)
         event = BudgetEvent._of("roll-over", account.terms[2], 0, 0, shown(change.after[account], terms))
-        change.debts += tellings(watch.subscribers, event)
+        tell(change.debts, watch.subscribers, event)
 
 
 def seconds_to(window: Window, end: float) -> float | None:

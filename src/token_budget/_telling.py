@@ -57,14 +57,15 @@ class Telling(map):  # type: ignore[type-arg]
             logging.getLogger("token_budget").exception("a subscriber raised on %r", self.event)
 
 
-def tellings(listeners: Iterable[Subscription | Threshold], event: BudgetEvent) -> list[Telling]:
-    """Return the callbacks that are owed to these for an event, by this thread."""
-    me = teller().me
-    made = []
+def tell(debts: list[Any], listeners: Iterable[Subscription | Threshold], event: BudgetEvent) -> None:
+    """Add to the debts that this thread tells these listeners of an event."""
+    try:
+        me = _local.teller.me  # what `teller` returns: the call would cost a quarter of a lone pool's `record`
+    except AttributeError:
+        me = teller().me
     for one in listeners:
         if one.heard:
             telling = Telling(one.callback, (event,))
             telling.event = event
             telling._teller = me
-            made.append(telling)
-    return made
+            debts.append(telling)

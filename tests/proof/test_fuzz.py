@@ -45,7 +45,7 @@ def test_a_target_notices_a_wrong_conversion(
         (_line, "hopeless", lambda *_: False),
         (_ledger, "blocker", lambda *_: None),
         (_periods, "begin_anew", lambda *_: None),
-        (_change, "tellings", lambda *_: []),
+        (_change, "tell", lambda *_: None),
     ],
 )
 def test_families_notice_a_broken_rule(
