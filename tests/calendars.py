@@ -1,7 +1,7 @@
-"""What windows are checked against: a naive calendar, written a second time by other means, and a clock to set.
+"""A naive calendar, to check windows against, and a clock that tests can set.
 
-The offsets from UTC that a zone goes through are found by looking, days are whole numbers, and a moment belongs to the
-latest day that the zone's clocks have shown by then.
+The calendar shares no code with the package. It finds the UTC offsets of a zone by searching, counts days as whole
+numbers, and puts a moment into the latest day that the zone's clocks have shown by then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Period = tuple[float, float]
 
 
 class Clock:
-    """A clock that somebody else sets."""
+    """A clock that a test sets."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -55,28 +55,28 @@ FIRST, LAST = int(at("1999-11-01T00:00")), int(at("2041-03-01T00:00"))
 
 
 class Zone:
-    """What the clocks of a zone show: from the first of these moments on, they are ahead of UTC by the first offset."""
+    """What the clocks of a zone show: from the n-th of these moments on, they are ahead of UTC by the n-th offset."""
 
     def __init__(self, begins: list[int], offsets: list[int]) -> None:
         self.begins, self.offsets = begins, offsets
-        # The latest second, counted from 1970-01-01 there, that was shown before each change.
+        # The latest second that the clocks showed before each change, counted from 1970-01-01 in local time.
         self.shown = [-(10**18)]
         for end, ahead in zip(begins[1:], offsets, strict=False):
             self.shown.append(max(self.shown[-1], end - 1 + ahead))
 
     def latest(self, moment: float) -> int:
-        """Return the latest second that was shown by then."""
+        """Return the latest second that the clocks have shown by that moment."""
         second = math.floor(moment)
         piece = bisect_right(self.begins, second) - 1
         return max(self.shown[piece], second + self.offsets[piece])
 
     def first(self, wall: int) -> float:
-        """Return the first moment at which that second is shown, or a later one."""
+        """Return the first moment at which the clocks show that second or a later one."""
         piece = bisect_left(self.shown, wall) - 1
         return float(max(self.begins[piece], wall - self.offsets[piece]))
 
     def period(self, rule: str, moment: float) -> Period:
-        """Return the period of a window ``daily at 06:00``, ``weekly starts sunday``, ``monthly day 15``."""
+        """Return the period of a window such as ``daily at 06:00``, ``weekly starts sunday`` or ``monthly day 15``."""
         kind, _, start = rule.partition(" ")
         seconds = 0
         if kind == "daily" and start:
@@ -93,7 +93,7 @@ class Zone:
 
 @cache
 def starts(kind: str, start: str, day: int) -> bool:
-    """Tell whether a period starts on that day, counted from 1970-01-01."""
+    """Return whether a period starts on that day, counted from 1970-01-01."""
     that = date(1970, 1, 1) + timedelta(days=day)
     if kind == "weekly":
         return that.strftime("%A").lower() == (start.removeprefix("starts ") or "monday")
@@ -127,7 +127,7 @@ def look_at_zone(name: str) -> Zone:
 
 
 def naive_spans(micros: int, moment: float) -> Period:
-    """Return the span of that many microseconds, counted from 1970, whose ends as floats enclose the moment."""
+    """Return the span of that many microseconds, aligned to 1970, that contains the moment. Its ends are floats."""
     index = math.floor(Fraction(moment) * 10**6 / micros) + 2
     while float(Fraction(index * micros, 10**6)) > moment:
         index -= 1
@@ -135,7 +135,7 @@ def naive_spans(micros: int, moment: float) -> Period:
 
 
 def naive(text: str) -> Callable[[float], Period]:
-    """Return the naive function that answers the period of a moment, for ``every 5h`` or ``daily Europe/Berlin``."""
+    """Return a naive function from moments to periods, for a rule such as ``every 5h`` or ``daily Europe/Berlin``."""
     kind, _, rest = text.partition(" ")
     if kind == "every":
         micros = int(rest[:-1]) * {"s": 1, "m": 60, "h": HOUR, "d": DAY}[rest[-1]] * 10**6

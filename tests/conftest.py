@@ -1,4 +1,4 @@
-"""What every test file shares: bounded Hypothesis runs and a way to make threads race."""
+"""What all test files share: bounded Hypothesis runs, and a way to make threads race."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The tests also run where the project is not installed: pytest finds `src` by its settings, child processes by this.
+# The tests also run where the project is not installed. pytest finds `src` by its settings, child processes by this.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# CI runs every example from the same seed, so that a red run is red again. `HYPOTHESIS_PROFILE=search` looks for news.
+# CI always uses the same seed, so that a failure can be repeated. `HYPOTHESIS_PROFILE=search` tries new examples.
 hypothesis.settings.register_profile("ci", max_examples=500, stateful_step_count=30, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", max_examples=5000, stateful_step_count=60, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -28,7 +28,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture
 def racing() -> Iterator[None]:
-    """Switch threads as often as the interpreter can."""
+    """Make the interpreter switch threads as often as it can."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the proofs should leave nothing out."""
+    """Whether the proofs run in full (``--full``)."""
     return bool(request.config.getoption("--full"))
 
 
@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The package with the scheduler's lock in its seams; collections happen between tests only."""
+    """The package, with the scheduler's lock in place of its own. Garbage is collected only between tests."""
     import token_budget
     from scheduler import ModelLock
     from token_budget import _family, _waiting
@@ -76,9 +76,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_family, "_new_lock", ModelLock)
     monkeypatch.setattr(_waiting, "_new_lock", ModelLock)
     gc.disable()
-    gc.freeze()  # the collection below then looks at what the test made, and not at all of pytest
+    gc.freeze()  # the collection below then visits only what the test made, not all of pytest
     yield token_budget
-    with warnings.catch_warnings():  # a run that was abandoned leaves reservations behind
+    with warnings.catch_warnings():  # an abandoned run leaves open reservations behind
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     gc.unfreeze()

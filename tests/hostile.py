@@ -1,4 +1,4 @@
-"""Numbers that mean harm, and things that only look like numbers."""
+"""Hostile numbers, and objects that only look like numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Evil:
-    """Raises from everything that a careless check or message would call."""
+    """Raises from every method that a careless check or message would call."""
 
     def _never(self, *_: object) -> Any:
         raise AssertionError("code of the caller's class was run")
@@ -30,7 +30,7 @@ class EvilFloat(Evil, float):
 
 
 class LyingFloat(float):
-    """A float that says it is smaller than it is."""
+    """A float that claims to be smaller than it is."""
 
     def __float__(self) -> float:
         return 0.0
@@ -42,7 +42,7 @@ class LyingFloat(float):
 
 
 class LyingInt(int):
-    """An int that says it is smaller than it is."""
+    """An int that claims to be smaller than it is."""
 
     def __index__(self) -> int:
         return 0
@@ -70,7 +70,7 @@ class Index:
 
 
 class Claims:
-    """Says that it is an int."""
+    """Claims to be an int."""
 
     __class__ = int  # type: ignore[assignment]
 

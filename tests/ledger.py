@@ -1,10 +1,10 @@
-"""The naive ledger: what a budget is, written a second time as plainly as possible, to check the pool against.
+"""The naive ledger: a second implementation of a budget, as plain as possible, to check the pool against.
 
 It shares no code and no representation with the package: money is a Fraction of dollars, every spend is kept in a list,
-every held amount in a dict, and each answer is a fresh sum. Slow, single-threaded, obvious.
+every held amount in a dict, and each answer is a fresh sum. It is slow, single-threaded and obvious.
 
-An axis of which nothing is asked refuses nothing. An alarm goes off at the first operation that finds what is used at
-its share of a cap, or above. A reset, a new period, and caps of which what is used is below the share arm it again.
+An axis refuses nothing if nothing is asked of it. An alarm goes off at the first operation that finds usage at or above
+its share of a cap. It is armed again by a reset, by a new period, and by new caps if usage is below the share of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Amount = tuple[int, Fraction]
 
 @dataclass
 class Alarm:
-    """Somebody who wants to hear when what is used comes to a share of a cap."""
+    """A listener that is notified when usage reaches a share of a cap."""
 
     name: int
     share: Fraction
@@ -50,9 +50,9 @@ class Ledger:
         return sum(t for t, _ in self.held.values()), sum((u for _, u in self.held.values()), Fraction(0))
 
     def over(self, amount: Amount) -> str | None:
-        """Return the axis on which the amount does not fit, None if it does.
+        """Return the axis on which the amount does not fit, or None if it fits.
 
-        If one would not take it even if all came back, that one; else the first that is too full now.
+        An axis that could not take the amount even if all reservations came back takes precedence over a full one.
         """
         for held in ((0, Fraction(0)), self.reserved()):
             tokens = self.used()[0] + held[0] + amount[0]
@@ -64,7 +64,7 @@ class Ledger:
         return None
 
     def overrun(self, above: Amount) -> str | None:
-        """Return the first axis on which `above`, what was spent beyond any reservation, left the cap passed."""
+        """Return the first axis that is over its cap because of `above`, what was spent beyond any reservation."""
         tokens = self.used()[0] + self.reserved()[0]
         usd = self.used()[1] + self.reserved()[1]
         if above[0] > 0 and self.token_cap is not None and tokens > self.token_cap:
@@ -74,7 +74,7 @@ class Ledger:
         return None
 
     def reached(self, alarm: Alarm) -> bool:
-        """Return whether what is used has come to the share of a cap."""
+        """Return whether usage has reached the share of a cap."""
         tokens, usd = self.used()
         return (self.token_cap is not None and tokens >= self.token_cap * alarm.share) or (
             self.usd_cap is not None and usd >= self.usd_cap * alarm.share
@@ -88,13 +88,13 @@ class Ledger:
         return [alarm.name for alarm in found]
 
     def begin_anew(self) -> None:
-        """Set what is used to nothing and arm all alarms."""
+        """Set usage to zero and arm all alarms."""
         self.spent.clear()
         for alarm in self.alarms:
             alarm.armed = True
 
     def set_caps(self, token_cap: int | None, usd_cap: Fraction | None) -> None:
-        """Give it other caps. They arm the alarms whose share is above what is used."""
+        """Set other caps. This arms the alarms whose share is above current usage."""
         self.token_cap, self.usd_cap = token_cap, usd_cap
         for alarm in self.alarms:
             alarm.armed = alarm.armed or not self.reached(alarm)

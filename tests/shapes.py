@@ -1,4 +1,4 @@
-"""The kinds of pools that a promise has to hold for, and the ways to ask one. For tests that take each of them."""
+"""The kinds of pools that a promise must hold for, and the ways to spend from them, as parameters of tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _keyed(**settings: Any) -> tuple[BudgetPool, BudgetPool]:
     return pool, pool
 
 
-# Each makes a pool to ask, and the pool with these settings that the asked one counts against.
+# Each makes a pool to ask, and the pool with these settings, against which the asked pool counts.
 SHAPES: dict[str, Callable[..., tuple[BudgetPool, BudgetPool]]] = {
     "alone": _alone,
     "child": _child,
@@ -89,7 +89,7 @@ class Clock:
 
 
 class Bell:
-    """A bell that remembers that it was rung, for a waiter without a thread."""
+    """A bell that remembers whether it was rung, for a waiter without a thread."""
 
     def __init__(self) -> None:
         self.rung = 0
@@ -103,7 +103,7 @@ class Bell:
 
 
 def waiting(pool: BudgetPool, tokens: int = 0, nanos: int = 0, timeout: float | None = None) -> Waiter:
-    """Let a request wait in line, and return it at once. Whoever is interrupted later interrupts no thread of it."""
+    """Put a request in line and return its waiter at once. No thread waits for it that could be interrupted."""
     reservation = new_reservation(pool, tokens, nanos)
     waiter = Waiter(reservation, Bell(), timeout, _ledger.give_back)
     _ledger.reserve(reservation, waiter)

@@ -1,4 +1,4 @@
-"""Small tools that several test files use: threads that start together, reading a pool's counters, catching."""
+"""Small tools for several test files: start threads together, read a pool's counters, catch an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_together(*bodies: Callable[[], object]) -> list[Any]:
 
 
 def run_program(program: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a program in a new interpreter, which finds the package also where it is not installed."""
+    """Run a program in a new interpreter. It finds the package even where the package is not installed."""
     path = os.pathsep.join(filter(None, [str(Path(token_budget.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, *options, "-c", program]
     environ = {**os.environ, "PYTHONPATH": path}
@@ -51,7 +51,7 @@ def run_program(program: str, *options: str, check: bool = True) -> subprocess.C
 
 
 def caught(error: type[BaseException], function: Callable[..., object], **arguments: object) -> bool:
-    """Call the function; tell whether it raised that error."""
+    """Call the function and return whether it raised that error."""
     try:
         function(**arguments)
     except error:
@@ -60,7 +60,7 @@ def caught(error: type[BaseException], function: Callable[..., object], **argume
 
 
 def counters(pool: BudgetPool) -> tuple[int, int, int, int, int]:
-    """Return (tokens used, reserved, nanodollars used, reserved, in flight), each checked to be an int from 0 on."""
+    """Return (tokens used, reserved, nanodollars used, reserved, in flight), each checked to be an int >= 0."""
     snapshot = pool.snapshot()
     numbers = (
         snapshot.tokens_used,
@@ -82,34 +82,34 @@ def counters(pool: BudgetPool) -> tuple[int, int, int, int, int]:
     return numbers
 
 
-# ---------------------------------------------------------------- what only the inside of the package can tell
+# ---------------------------------------------------------------- what only the internals of the package know
 
 
 def waiters(pool: BudgetPool) -> list[Waiter]:
-    """Return all who wait anywhere in the family of a pool, without serving any of them."""
+    """Return all waiters in the family of a pool, without serving any of them."""
     line = pool._family.root.line
     return [] if line is None else line.waiting()
 
 
 def line_of(pool: BudgetPool) -> Line | None:
-    """Return the line of those who need a pool; None while nobody waits."""
+    """Return the line of the waiters that need a pool, or None if nobody waits."""
     return pool._account.line
 
 
 def takes_the_short_way(pool: BudgetPool) -> bool:
-    """Return whether nothing lowers a pool's bounds below its caps, and nothing is owed in its family."""
+    """Return whether a pool's bounds equal its caps and its family owes nothing, so that straight runs serve it."""
     account, family = pool._account, pool._family
     bounds, limits = (account.token_bound, account.nano_bound), (account.token_limit, account.nano_limit)
     return bounds == limits and not account.gated and family.pending is family.owed and not family.owed
 
 
 def forked(pool: BudgetPool) -> None:
-    """Do to a pool's family, in this process, what a fork does to it in the child."""
+    """Do to a pool's family, in this process, what a fork does to it in a child."""
     pool._family.fork()
 
 
 class HookedLock:
-    """A lock for the pool's seam, `_family._new_lock`, that runs a hook inside the critical section of its taker."""
+    """A lock for `_family._new_lock` to return. It runs a hook inside each critical section."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

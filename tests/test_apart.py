@@ -1,4 +1,4 @@
-"""Who waits for one scope slows nobody who does not need it: their operations still go by the straight runs."""
+"""A waiter for one scope never slows operations that do not need that scope: they still take the straight runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _block(pool: BudgetPool) -> None:
 
 @contextmanager
 def long_ways() -> Iterator[list[Any]]:
-    """Note every operation that is more than a straight run."""
+    """Record every operation that takes the long way instead of a straight run."""
     taken: list[Any] = []
     run = _family.Family.run
 
@@ -57,7 +57,7 @@ Family = tuple[BudgetPool, BudgetPool, dict[str, BudgetPool]]
 
 
 def family(window: Callable[[Clock], Window | None]) -> Family:
-    """Return the user who is waited for, a pool below, and those who do not need that user."""
+    """Return the pool of a user that gets waiters, a pool below it, and pools that do not need that user."""
     clock = Clock()
     total = BudgetPool(token_cap=10**6, usd_cap=1000, name="total", window=window(clock))
     users = total.keyed(token_cap=1000, usd_cap=10, name="users")
@@ -76,7 +76,7 @@ def family(window: Callable[[Clock], Window | None]) -> Family:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("window", [_no_window, _daily])
-def test_who_waits_for_one_users_budget_sends_nobody_elses_operations_the_long_way(
+def test_a_waiter_for_one_users_budget_sends_no_operation_of_others_the_long_way(
     operation: str, window: Callable[[Clock], Window | None]
 ) -> None:
     ann, run, others = family(window)
@@ -87,7 +87,7 @@ def test_who_waits_for_one_users_budget_sends_nobody_elses_operations_the_long_w
             OPERATIONS[operation](pool)
         assert taken == [], name
     with long_ways() as taken:
-        assert caught(BudgetExceeded, ann.reserve)  # while who does need it looks whether it is its turn
+        assert caught(BudgetExceeded, ann.reserve)  # an operation that needs ann's scope takes the long way
     assert taken
     held.release()
     for waiter in waiters:
@@ -96,7 +96,7 @@ def test_who_waits_for_one_users_budget_sends_nobody_elses_operations_the_long_w
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_nor_do_subscribers_thresholds_a_closed_pool_or_an_overrun_of_one_user(operation: str) -> None:
+def test_listeners_closing_and_overruns_of_one_user_do_not_slow_operations_of_others(operation: str) -> None:
     ann, run, others = family(_no_window)
     heard: list[object] = []
     ann.subscribe(heard.append)
@@ -113,7 +113,7 @@ def test_nor_do_subscribers_thresholds_a_closed_pool_or_an_overrun_of_one_user(o
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_threshold_that_is_far_away_costs_no_long_way(operation: str) -> None:
+def test_a_threshold_that_is_far_away_sends_no_operation_the_long_way(operation: str) -> None:
     pool = BudgetPool(token_cap=1000, usd_cap=1)
     pool.on_threshold(0.8, lambda _event: None)
     below = pool.child(token_cap=1000)
@@ -125,7 +125,7 @@ def test_a_threshold_that_is_far_away_costs_no_long_way(operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_when_those_who_waited_have_left_everybody_goes_straight_again(operation: str) -> None:
+def test_when_the_last_waiter_has_left_all_operations_take_straight_runs_again(operation: str) -> None:
     ann, run, others = family(_no_window)
     held = ann.reserve(tokens=1000)
     waiter = waiting(run, tokens=10)
@@ -137,15 +137,15 @@ def test_when_those_who_waited_have_left_everybody_goes_straight_again(operation
         assert taken == [], name
 
 
-def test_the_parent_keeps_room_for_those_who_wait_elsewhere() -> None:
-    """Straight runs stop where one who waits for another scope would not fit any more: it may be its turn first."""
+def test_a_waiter_is_served_although_others_have_filled_the_parent() -> None:
+    """Straight runs stop where a waiter for another scope would no longer fit: it may have to be served first."""
     total = BudgetPool(token_cap=100)
     ann, ben = total.child(token_cap=10), total.child()
     held = ann.reserve(tokens=10)
     waiter = waiting(ann, tokens=10)
     for _ in range(8):
         ben.record(tokens=10)
-    ben.record(tokens=10)  # and the parent is full; who waits for Ann's budget holds nothing of it
+    ben.record(tokens=10)  # now the parent is full: a waiter for Ann's budget holds nothing of it
     held.release()
     assert waiter.state == "granted"
     waiter.reservation.release()

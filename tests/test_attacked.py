@@ -1,4 +1,4 @@
-"""What an attack planted in the code and no other test saw: each fails with the fault that it is named after."""
+"""Faults that an attack planted in the code and no other test noticed. Each test fails if its fault is planted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from support import counters, forked
 from token_budget import BudgetPool, PoolForked, ReservationClosed, _pool
 
 
-def test_a_pool_that_was_never_finished_does_not_keep_others_from_refusing_in_a_child() -> None:
+def test_a_half_made_pool_does_not_keep_other_pools_from_refusing_in_a_child() -> None:
     half = BudgetPool.__new__(BudgetPool)
     with pytest.raises(ValueError, match="token_cap"):
         half.__init__(-1)  # type: ignore[misc]
@@ -19,7 +19,7 @@ def test_a_pool_that_was_never_finished_does_not_keep_others_from_refusing_in_a_
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_forced_spend_has_the_dropped_back_first() -> None:
+def test_a_forced_spend_first_gets_back_what_was_dropped() -> None:
     pool = BudgetPool(token_cap=10)
     pool.reserve(tokens=10)
     pool.record(tokens=10, force=True)  # no overrun
@@ -27,7 +27,7 @@ def test_a_forced_spend_has_the_dropped_back_first() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_commit_has_the_dropped_dollars_back_first() -> None:
+def test_a_commit_first_gets_back_dropped_dollars() -> None:
     pool = BudgetPool(usd_cap=10)
     mine = pool.reserve(usd=1)
     pool.reserve(usd=9)
@@ -52,7 +52,7 @@ def test_an_inherited_reservation_is_not_entered_after_a_detach() -> None:
     forked(pool)
     pool.detach()
     with pytest.raises(ReservationClosed), inherited:
-        pytest.fail("it was entered")
+        pytest.fail("the reservation was entered")
 
 
 def test_a_settled_reservation_is_not_entered_by_async_with() -> None:

@@ -1,6 +1,6 @@
-"""What an attack on keys, settings and subclasses found.
+"""Faults that an attack on keys, settings and subclasses found.
 
-Each test constructs what the attack met by luck, and fails with its fault.
+Each test constructs a case that the attack met by chance, and fails if the fault comes back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def in_a_thread(body: Callable[[], object]) -> None:
 
 
 class HookedClock(Clock):
-    """A clock whose next reading first runs a hook, once."""
+    """A clock whose next reading first runs a hook. The hook runs only once."""
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
@@ -48,7 +48,7 @@ class HookedClock(Clock):
 
 
 class HookedKey:
-    """A key that runs a hook in another thread at its second look-up: the first one finds that it is not known."""
+    """A key that runs a hook in another thread at its second look-up. The first look-up finds that the key is new."""
 
     def __init__(self, hook: Callable[[], object]) -> None:
         self.left, self.hook = 2, hook
@@ -63,7 +63,7 @@ class HookedKey:
         return self is other
 
 
-def test_a_key_that_is_made_while_the_caps_of_all_change_has_the_new_caps() -> None:
+def test_a_key_that_is_made_while_the_groups_caps_change_has_the_new_caps() -> None:
     users = BudgetPool().keyed(token_cap=1000)
     key = HookedKey(lambda: users.set_caps(token_cap=10))
     assert users[key].snapshot().token_cap == 10
@@ -71,7 +71,7 @@ def test_a_key_that_is_made_while_the_caps_of_all_change_has_the_new_caps() -> N
 
 
 @pytest.mark.parametrize("news", ["caps", "window", "no window"])
-def test_a_key_that_is_made_while_the_settings_of_all_change_has_the_new_ones(news: str) -> None:
+def test_a_key_that_is_made_while_the_groups_settings_change_has_the_new_ones(news: str) -> None:
     clock = HookedClock(150.0)
     users = BudgetPool().keyed(token_cap=1000, window=Window.every(SPAN, clock=clock))
     known = users["known"]
@@ -90,7 +90,7 @@ def test_a_key_that_is_made_while_the_settings_of_all_change_has_the_new_ones(ne
     assert users["new"].snapshot().tokens_used == (1000 if news == "no window" else 0)
 
 
-def test_a_key_that_gets_caps_of_its_own_and_is_forgotten_while_another_thread_makes_it_has_them() -> None:
+def test_a_keys_own_caps_hold_if_it_is_forgotten_while_another_thread_makes_it() -> None:
     clock = HookedClock(150.0)
     users = BudgetPool().keyed(token_cap=1000, window=Window.every(SPAN, clock=clock))
 
@@ -171,7 +171,7 @@ def test_a_handle_that_is_made_while_its_group_gets_a_window_rolls_over(monkeypa
 
 
 class Equal(BudgetPool):
-    """Its `__eq__` takes the hash from it."""
+    """A pool whose class defines `__eq__` and so has no hash."""
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -180,7 +180,7 @@ class Equal(BudgetPool):
 
 
 class Frozen(BudgetPool):
-    """Nothing of it can be set once it is made."""
+    """A pool whose attributes cannot be set after it is made."""
 
     def __init__(self, *caps: Any, **settings: Any) -> None:
         super().__init__(*caps, **settings)
@@ -213,7 +213,7 @@ def test_a_subclass_without_a_hash_or_with_a_setattr_of_its_own_works_like_any_p
 # ------------------------------------------------------------------ keys
 
 
-def test_a_listener_of_a_forgotten_key_is_not_kept_once_it_has_ended() -> None:
+def test_a_listener_of_a_forgotten_key_is_not_kept_after_it_has_ended() -> None:
     class Heard:
         def __call__(self, event: BudgetEvent) -> None:
             pass
@@ -227,7 +227,7 @@ def test_a_listener_of_a_forgotten_key_is_not_kept_once_it_has_ended() -> None:
     for number in range(100, 200):
         users[number]
     assert not any(number in users for number in range(20))
-    assert all(one() is not None for one in kept)  # they come back with their keys
+    assert all(one() is not None for one in kept)  # the listeners come back with their keys
     for end in ends:
         end()
     del ends, end
@@ -247,7 +247,7 @@ class Grumpy:
         return 5
 
 
-def test_a_key_whose_hash_begins_to_raise_troubles_nobody_else() -> None:
+def test_a_key_whose_hash_begins_to_raise_does_not_affect_other_keys() -> None:
     users = BudgetPool().keyed(token_cap=10)
     grumpy = Grumpy()
     users[grumpy].record(tokens=1)

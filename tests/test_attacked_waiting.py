@@ -1,6 +1,6 @@
-"""What an attack on lines, lock and clocks found.
+"""Faults that an attack on lines, the lock and clocks found.
 
-Each test constructs what the attack met by luck, and fails with its fault.
+Each test constructs a case that the attack met by chance, and fails if the fault comes back.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_a_task_that_is_interrupted_as_it_gets_its_room_gives_it_back(monkeypatc
     behind.reservation.release()
 
 
-def test_who_was_granted_room_is_woken_before_anybody_is_called_back() -> None:
+def test_a_granted_waiter_is_woken_before_any_callback_runs() -> None:
     pool = BudgetPool(token_cap=100)
     holder = pool.reserve(tokens=100)
     waiter = waiting(pool, tokens=50)
@@ -95,7 +95,7 @@ def test_who_was_granted_room_is_woken_before_anybody_is_called_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_drop_inside_an_operation_of_its_own_thread_warns_once_the_lock_is_free() -> None:
+def test_a_drop_inside_an_operation_of_the_same_thread_warns_after_the_lock_is_free() -> None:
     pool = BudgetPool(token_cap=10)
     users = pool.keyed()
     family = pool._family
@@ -128,12 +128,12 @@ class Cycle:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_collection_that_drops_more_while_much_is_owed_breaks_nothing() -> None:
-    """Up to 3.11 any allocation may collect: each of the first sixty of an operation does here."""
+    """Up to CPython 3.11, any allocation may collect. Here each of an operation's first sixty allocations does."""
     pool = BudgetPool(token_cap=10**9)
     before = gc.get_threshold()
     gc.disable()
     gc.collect()
-    gc.freeze()  # else each collection looks at everything that the other tests have loaded
+    gc.freeze()  # otherwise each collection visits everything that the other tests have loaded
     try:
         for allocation in range(60):
             gc.collect()
@@ -154,12 +154,12 @@ def test_a_collection_that_drops_more_while_much_is_owed_breaks_nothing() -> Non
         gc.enable()
 
 
-# ------------------------------------------------------------------ those who wait and new windows
+# ------------------------------------------------------------------ waiters and new windows
 
 
 @pytest.mark.parametrize("before", [None, 10_000, 200])
 @pytest.mark.parametrize("whose", ["pool", "group"])
-def test_who_waits_learns_of_a_window_that_its_scope_gets(before: int | None, whose: str) -> None:
+def test_a_waiter_learns_of_a_window_that_its_scope_gets(before: int | None, whose: str) -> None:
     clock = Clock(0.0)
     window = None if before is None else Window.every(timedelta(seconds=before), clock=clock)
     users = BudgetPool().keyed(token_cap=100, window=window)
@@ -168,7 +168,7 @@ def test_who_waits_learns_of_a_window_that_its_scope_gets(before: int | None, wh
     pool.record(tokens=40)
     patient, hasty = waiting(pool, tokens=40, timeout=150), waiting(pool, tokens=50, timeout=50)
     (pool if whose == "pool" else users).set_caps(window=Window.every(SPAN, clock=clock))
-    assert patient.bell.rung == hasty.bell.rung == 1  # each has to sleep until another moment
+    assert patient.bell.rung == hasty.bell.rung == 1  # each must now sleep until another moment
     held.commit()
     assert (patient.state, hasty.state) == ("waiting", "refused")
     clock.now = 100.0
@@ -177,7 +177,7 @@ def test_who_waits_learns_of_a_window_that_its_scope_gets(before: int | None, wh
     patient.reservation.release()
 
 
-def test_who_waits_for_a_period_that_no_longer_ends_is_refused() -> None:
+def test_a_waiter_for_the_end_of_a_period_is_refused_if_the_window_is_removed() -> None:
     clock = Clock(0.0)
     pool = BudgetPool(token_cap=100, window=Window.every(SPAN, clock=clock))
     pool.record(tokens=100)
@@ -186,7 +186,7 @@ def test_who_waits_for_a_period_that_no_longer_ends_is_refused() -> None:
     assert waiter.state == "refused"
 
 
-def test_a_thread_that_waits_sleeps_until_the_end_of_the_new_period(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_thread_sleeps_until_the_end_of_the_new_period(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(0.0)
     pool = BudgetPool(token_cap=100, window=Window.every(100 * SPAN, clock=clock))
     held = pool.reserve(tokens=60)
@@ -221,7 +221,7 @@ def test_a_line_that_a_handler_has_emptied_and_removed_is_served_without_an_erro
     assert not family.stirred
 
 
-def test_what_a_handler_has_looked_at_meanwhile_needs_no_look() -> None:
+def test_a_line_that_a_handler_has_served_meanwhile_is_not_served_again() -> None:
     pool = BudgetPool(token_cap=10)
     child = pool.child()
     family = pool._family
@@ -230,7 +230,7 @@ def test_what_a_handler_has_looked_at_meanwhile_needs_no_look() -> None:
     def serve_all(_family: Any, account: Any) -> bool:
         looked.append(account)
         family._serve = real
-        family.settle()  # as an operation of a handler does
+        family.settle()  # as an operation in a handler does
         return False
 
     family.stirred.extend([pool._account, child._account])
@@ -241,7 +241,7 @@ def test_what_a_handler_has_looked_at_meanwhile_needs_no_look() -> None:
 
 
 class Stale:
-    """One that has left. A handler comes just as its state is looked at."""
+    """A waiter that has left the line. A handler runs just as its state is read."""
 
     tokens = nanos = 9
     ticket = 1
@@ -255,7 +255,7 @@ class Stale:
         return WITHDRAWN
 
 
-def test_a_handler_that_drops_the_entry_of_one_that_left_costs_nobody_else_the_turn() -> None:
+def test_a_handler_that_drops_the_entry_of_a_waiter_that_left_costs_no_other_waiter_its_turn() -> None:
     account = object()
     live: Any = types.SimpleNamespace(state=WAITING, ticket=2, tokens=5, nanos=5, at=account)
     stale: Any = Stale()
@@ -272,7 +272,7 @@ def test_a_handler_that_drops_the_entry_of_one_that_left_costs_nobody_else_the_t
 # ------------------------------------------------------------------ clocks that stand still
 
 
-def test_a_time_out_ends_where_the_monotonic_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_times_out_even_if_the_monotonic_clock_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen: Any = types.SimpleNamespace(monotonic=lambda: 5.0)
     monkeypatch.setattr(_sleep, "time", frozen)
     monkeypatch.setattr(_waiting, "time", frozen)
@@ -282,7 +282,7 @@ def test_a_time_out_ends_where_the_monotonic_clock_stands_still(monkeypatch: pyt
 
     def wait(_bell: ThreadBell, timeout: float | None) -> bool:
         slept.append(timeout)
-        assert len(slept) < 10, "it sleeps for ever"
+        assert len(slept) < 10, "the thread sleeps for ever"
         return False
 
     monkeypatch.setattr(ThreadBell, "wait", wait)
@@ -291,7 +291,7 @@ def test_a_time_out_ends_where_the_monotonic_clock_stands_still(monkeypatch: pyt
     assert slept == [1.0, 1.0, 1.0, 0.5]
 
 
-def test_a_time_out_ends_under_freezegun() -> None:
+def test_a_wait_times_out_under_freezegun() -> None:
     freezegun = pytest.importorskip("freezegun")
     with freezegun.freeze_time("2024-01-01 23:59:59.990"):
         pool = BudgetPool(token_cap=100, window=Window.daily())

@@ -1,6 +1,6 @@
 """Each benchmark runs at its tiny size and prints every row it should, with and without the reference installed.
 
-No test looks at a time: what the machine is doing is not the code's. What memory a reservation takes is.
+No test checks a time, since that depends on what else the machine does. The memory of a reservation is checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.references import Refused as BudgetExceeded
 from benchmarks.references import TwoAxes as BudgetPool
 """
 
-# Ends the core of another checkout: each copy of it that has recorded says at the end which modules it imported then.
+# Appended to the core of another checkout. Each copy that has recorded reports at exit which modules it imported then.
 TELL_TALE = """
 import atexit
 recorded = set()
@@ -54,7 +54,7 @@ BY_KEY = [
 ]
 GIVING_UP = ["join the line, give up", "give up, the newest", "give up, the oldest"]
 WAITING = [*GIVING_UP, "hand-over by a release", "a release that lets all in, for each", "tasks in turn"]
-# What must hold of each, as a ratio to the same operation of a lone pool.
+# The limit of each, as a ratio to the same operation of a lone pool.
 SCOPES = {
     ("record", "3 scopes"): "1.8",
     ("record", "3 scopes and a day"): "2.2",
@@ -104,7 +104,7 @@ def test_threads_has_every_number_of_threads_twice(reference: Path) -> None:
         assert_ratios(rows)
 
 
-def test_scopes_compares_each_case_with_a_lone_pool_and_says_what_must_hold(tmp_path: Path) -> None:
+def test_scopes_compares_each_case_with_a_lone_pool_and_states_the_limits(tmp_path: Path) -> None:
     cases, beside = tables("scopes", tmp_path)
     must = {(row["operation"], row["compared"].removesuffix(" / a lone pool")): row["must"] for row in cases}
     assert must == SCOPES
@@ -125,7 +125,7 @@ def test_against_compares_a_lone_pool_with_another_checkout_and_that_with_itself
     (rows,) = tables_in(output)
     assert (
         output.count(f"recorded with {there / '_money.py'}\n") == 2
-    )  # both copies of the other checkout, and not what is here
+    )  # both copies come from the other checkout, not from this one
     must = {"there again / there": "", "here / there": "1.03"}
     assert keys(rows, "operation", "compared", "must") == {
         (each, *pair) for each in OPERATIONS for pair in must.items()
@@ -162,7 +162,7 @@ def test_growth_compares_each_kind_with_the_smallest(tmp_path: Path) -> None:
         assert_ratios(rows)
 
 
-def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None:
+def test_waiting_compares_long_lines_with_a_line_of_one(tmp_path: Path) -> None:
     line, beside = tables("waiting", tmp_path)
     expected = {(operation, f"{count} waiting / 1 waiting") for operation in WAITING for count in (5, 20)}
     assert keys(line, "operation", "compared") == expected
@@ -174,7 +174,7 @@ def test_waiting_compares_long_lines_with_one_that_waits(tmp_path: Path) -> None
         assert_ratios(rows)
 
 
-def test_memory_of_a_reservation_is_bounded_and_goes_with_it(reference: Path) -> None:
+def test_the_memory_of_a_reservation_is_bounded_and_is_freed_with_it(reference: Path) -> None:
     (rows,) = tables("memory", reference)
     names = {"token_budget", *references(reference)} - {ONE_COUNTER}
     whats = ["an open reservation", "a finished call"]
@@ -217,7 +217,7 @@ def is_installed(reference: Path) -> bool:
 
 
 def references(reference: Path) -> list[str]:
-    """Return what ours is compared with."""
+    """Return the titles of what our pool is compared with."""
     return [*([REFERENCE] if is_installed(reference) else []), TWO_AXES, ONE_COUNTER]
 
 
@@ -243,14 +243,14 @@ def tables_in(output: str) -> list[list[Row]]:
 
 
 def keys(rows: list[Row], *columns: str) -> set[tuple[str, ...]]:
-    """Return what stands in those columns, which names a row."""
+    """Return the entries of those columns, which name a row."""
     found = [tuple(row[column] for column in columns) for row in rows]
     assert len(found) == len(set(found))
     return set(found)
 
 
 def assert_ratios(rows: list[Row]) -> None:
-    """Check that every ratio of every row is a positive number, and each spread goes up."""
+    """Check that every ratio of every row is a positive number, and that each spread ascends."""
     assert rows
     for row in rows:
         assert is_positive(row["median"])

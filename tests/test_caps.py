@@ -1,4 +1,4 @@
-"""Caps that change while calls are in flight, and pools made of environment variables."""
+"""Caps that change while calls are in flight, and pools made from environment variables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_raised_caps_let_more_in_and_lowered_ones_refuse_the_next() -> None:
     with pytest.raises(BudgetExceeded) as raised:
         pool.record(tokens=1)
     assert (raised.value.attempted, raised.value.cap) == (9, 5)
-    held.commit(tokens=8)  # what was reserved is no overrun
+    held.commit(tokens=8)  # a commit of what was reserved is no overrun
     assert counters(pool) == (8, 0, 0, 0, 0)
     pool.set_caps(token_cap=20)
     pool.record(tokens=12)
@@ -37,7 +37,7 @@ def test_bad_caps_change_nothing(caps: dict[str, object]) -> None:
     assert (pool.snapshot().token_cap, pool.snapshot().usd_cap) == (10, 1.0)
 
 
-def test_caps_of_a_child_and_its_parent_change_apart() -> None:
+def test_caps_of_a_child_and_its_parent_change_independently() -> None:
     total = BudgetPool(token_cap=10, name="total")
     child = total.child(token_cap=5, name="child")
     child.set_caps(token_cap=50)
@@ -61,7 +61,7 @@ def test_a_forked_copy_does_not_change_its_caps() -> None:
 # ---------------------------------------------------------------- from the environment
 
 
-def test_a_pool_is_what_the_environment_says() -> None:
+def test_a_pool_has_the_settings_of_the_environment() -> None:
     environ = {
         "TOKEN_BUDGET_TOKEN_CAP": "1_000",
         "TOKEN_BUDGET_USD_CAP": " 12.50 ",
@@ -75,14 +75,14 @@ def test_a_pool_is_what_the_environment_says() -> None:
     assert (snapshot.resets_at - snapshot.window_start).total_seconds() == 5 * 3600
 
 
-def test_what_is_not_set_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_not_set_leaves_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_USD_CAP", "3")
     monkeypatch.setenv("MY_NAME", "")
     snapshot = BudgetPool.from_env("MY_").snapshot()
     assert (snapshot.token_cap, snapshot.usd_cap, snapshot.name, snapshot.resets_at) == (None, 3.0, None, None)
 
 
-def test_an_environment_without_a_cap_is_refused_with_the_names_looked_for_and_near_misses() -> None:
+def test_an_environment_without_a_cap_is_refused_and_the_error_lists_the_names_and_near_misses() -> None:
     environ = {"MYAPP_BUDGET_USD_CAP": "5", "HOME": "/home/ann"}
     with pytest.raises(ValueError, match="neither MYAPP_BUDGETTOKEN_CAP nor MYAPP_BUDGETUSD_CAP is set") as raised:
         BudgetPool.from_env("MYAPP_BUDGET", environ=environ)
@@ -107,6 +107,6 @@ def test_an_environment_without_a_cap_is_refused_with_the_names_looked_for_and_n
         ("WINDOW", "hourly", "X_WINDOW must be a window: daily, weekly or monthly and a time zone, or every 5h, got"),
     ],
 )
-def test_what_cannot_be_read_is_told_by_the_name_of_its_variable(name: str, text: str, wanted: str) -> None:
+def test_the_error_of_a_bad_value_names_its_variable(name: str, text: str, wanted: str) -> None:
     with pytest.raises(ValueError, match=wanted):
         BudgetPool.from_env("X_", environ={f"X_{name}": text})

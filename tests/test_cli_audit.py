@@ -49,10 +49,10 @@ def audit_of(
     ("usd", "nanos"),
     [
         (0.1, 10**8),
-        (2.5e-9, 3),  # this float lies above the tie, and so does the next
+        (2.5e-9, 3),  # this float lies above the tie, as does the next one
         (0.5e-9, 1),
-        (2**-10 + 2**-10 * 1e-9, 976563),  # 976562.5 and a little
-        (2**-10, 976562),  # a tie goes to the even one
+        (2**-10 + 2**-10 * 1e-9, 976563),  # a little more than 976562.5
+        (2**-10, 976562),  # a tie goes to the even neighbour
         (1e9, 10**18),
         (5e-324, 0),
     ],

@@ -39,7 +39,7 @@ def test_one_call_at_a_time_never_overspends() -> None:
 
 def test_a_worker_takes_its_next_call_when_its_last_one_ends() -> None:
     # The second worker's calls end at 1, 2 and 3 seconds, while the first call takes 5. The check at 3 seconds sees
-    # 300 tokens, and that refuses the call: the first one has not been added yet.
+    # 300 tokens and refuses the call. The first call has not been added yet.
     calls = [make_call(0, seconds=4.5), *(make_call(number, seconds=0.5) for number in range(1, 6))]
     assert spend(Caps(399, None), 2, calls) == (400, 4.0)
     assert spend(Caps(300, None), 2, calls) == (400, 4.0)

@@ -61,7 +61,7 @@ def test_a_default_run_has_calls_that_end_in_each_way(capsys: pytest.CaptureFixt
     assert sum(lines[key]["calls"] for key in ends) == 200
 
 
-def test_answers_longer_than_reserved_overrun_the_cap_and_the_audit_knows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_longer_than_reserved_overrun_the_cap_and_the_audit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     # With one worker the seed decides everything; some of these runs overrun the cap.
     overruns = 0
     for seed in range(5):
@@ -314,7 +314,7 @@ def test_ctrl_c_ends_a_program_with_the_audit_so_far(phase: str, calls: str) -> 
             if line.startswith(phase):
                 break
         program.send_signal(signal.SIGINT)
-        program.send_signal(signal.SIGINT)  # as a launcher does that passes on the signal of the terminal
+        program.send_signal(signal.SIGINT)  # as a launcher that passes on the terminal's signal does
         out, err = program.communicate()
         watchdog.cancel()
     assert program.returncode == 130

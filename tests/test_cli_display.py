@@ -1,4 +1,4 @@
-"""What the commands print: progress on a terminal and elsewhere, the report, and no line wider than a terminal."""
+"""What the commands print: progress on a terminal and elsewhere, and the report. No line is wider than a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from token_budget.cli._display import (
     status,
 )
 
-WIDEST = 79  # a line of 80 characters wraps on some terminals of 80 columns
+WIDEST = 79  # a line of 80 characters wraps on some 80-column terminals
 
 
 class Terminal(io.StringIO):
@@ -248,7 +248,7 @@ def test_nothing_wraps_on_a_terminal_of_80_columns() -> None:
         try:
             while part := os.read(master, 65536):
                 output += part
-        except OSError:  # Linux says so at the end of a pseudo-terminal
+        except OSError:  # Linux raises this at the end of a pseudo-terminal
             pass
         os.close(master)
     assert program.returncode == 0

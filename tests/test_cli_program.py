@@ -76,7 +76,7 @@ def test_a_reader_that_goes_away_ends_the_program_without_a_message(
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX is used")
 @pytest.mark.parametrize("command", ["demo --speed max", "demo --speed max --json", "scopes"])
 def test_head_ends_a_program_without_a_message(command: str) -> None:
-    # `head` is gone before the first line: what is buffered until the end must not fail later either.
+    # `head` exits before the first line. Output that is buffered until the end must not fail later either.
     line = f'{{ sleep 0.2; "$0" -m token_budget {command}; echo "status $?" >&2; }} | head -n 0'
     done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "status 1\n")
@@ -120,7 +120,7 @@ def test_without_any_output_there_is_only_the_exit_status(monkeypatch: pytest.Mo
     assert main(DEMO) == 1
 
 
-def test_an_error_of_the_simulated_model_is_not_taken_for_one_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_simulated_model_is_not_mistaken_for_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise TimeoutError("timed out after it was sent: billed")
 
@@ -147,6 +147,6 @@ def test_memory_grows_by_a_few_bytes_a_call(phase: str) -> None:
         tracemalloc.stop()
         return most
 
-    peak(100)  # what is imported and cached at first use
+    peak(100)  # for what is imported and cached at first use
     few, many = peak(1000), peak(5000)
     assert (many - few) / 4000 < 200

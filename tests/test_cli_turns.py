@@ -19,7 +19,7 @@ def start_waiting(turns: Turns, begun: list[str], name: str) -> threading.Thread
     waiting = len(turns._waiting)
     thread = threading.Thread(target=wait_and_note, daemon=True)
     thread.start()
-    while len(turns._waiting) == waiting:  # the thread has no way to say that it waits
+    while len(turns._waiting) == waiting:  # the thread cannot report that it waits
         thread.join(0.001)
     return thread
 

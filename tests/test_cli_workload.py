@@ -145,7 +145,7 @@ def test_the_reservation_for_a_trace_is_estimated_from_earlier_answers() -> None
     assert [size.reserved_output_tokens for size in sizes] == [256, 5, 100, 100]
 
 
-def test_a_csv_is_read_whatever_its_other_columns(tmp_path: Path) -> None:
+def test_other_columns_of_a_csv_are_ignored(tmp_path: Path) -> None:
     assert read_trace(trace(tmp_path, CSV)) == [(4808, 10), (3180, 8)]
 
 

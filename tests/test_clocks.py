@@ -1,4 +1,4 @@
-"""Clocks that were wrong and are corrected, and clocks, locks and threads that are replaced after the import."""
+"""Clocks that were wrong and are corrected, and clocks, locks and threads that are patched after the import."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def end_of(pool: BudgetPool) -> float:
     return resets_at.timestamp()
 
 
-# ---------------------------------------------------------------- a year ahead once
+# ---------------------------------------------------------------- a clock that was a year ahead
 
 
 @pytest.mark.parametrize("looks", LOOKS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_clock_that_was_a_year_ahead_and_is_corrected_is_followed_and_what_is_used_is_kept(
+def test_the_pool_follows_a_clock_that_was_a_year_ahead_and_is_corrected_and_keeps_its_usage(
     shape: str, looks: str
 ) -> None:
     clock = Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10, window=Window.daily(clock=clock))
     asked.record(tokens=2)
     clock.now = NOW + YEAR
-    LOOKS[looks](asked)  # in another period: the two are over
+    LOOKS[looks](asked)  # in another period: the 2 tokens of the first are gone
     assert pool.snapshot().tokens_used == 1
     clock.now = NOW + 1
     LOOKS[looks](asked)
     assert end_of(pool) == 20_001 * DAY
-    assert pool.snapshot().tokens_used == 2  # no budget is given a second time
+    assert pool.snapshot().tokens_used == 2  # the correction gives no budget a second time
     asked.record(tokens=8)
     assert caught(BudgetExceeded, asked.record, tokens=1)
     clock.now += DAY  # the straight runs see the corrected period's end, not the one a year ahead
@@ -91,7 +91,7 @@ def test_a_smaller_step_back_changes_nothing(shape: str, steps: float) -> None:
     clock = Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10, window=Window.daily(clock=clock))
     asked.record(tokens=10)
-    clock.now = NOW - steps  # at the most, a whole period before the beginning of this one
+    clock.now = NOW - steps  # at most a whole period before the start of the current one
     for ask in WAYS.values():
         assert caught(BudgetExceeded, ask, pool=asked, tokens=1)
     assert end_of(pool) == 20_001 * DAY
@@ -131,7 +131,7 @@ def test_each_key_and_each_new_key_follows_the_corrected_clock() -> None:
 
 
 @pytest.mark.parametrize("looks", LOOKS)
-def test_parents_and_children_follow_it_each_by_its_own_period(looks: str) -> None:
+def test_parents_and_children_follow_the_corrected_clock_each_by_its_own_period(looks: str) -> None:
     clock = Clock(NOW)
     total = BudgetPool(token_cap=100, window=Window.monthly(clock=clock), name="total")
     team = total.child(token_cap=50, window=Window.daily(clock=clock), name="team")
@@ -148,7 +148,7 @@ def test_parents_and_children_follow_it_each_by_its_own_period(looks: str) -> No
     assert [pool.snapshot().tokens_used for pool in (asked, team, total)] == [12, 1, 12]
 
 
-def test_who_sat_waiting_through_it_is_served_at_the_corrected_end() -> None:
+def test_a_pool_that_is_used_up_before_the_correction_has_room_again_at_the_corrected_end() -> None:
     clock = Clock(NOW)
     pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
     start, end = pool._account.terms[3:]
@@ -161,7 +161,7 @@ def test_who_sat_waiting_through_it_is_served_at_the_corrected_end() -> None:
     pool.record(tokens=10)
 
 
-# ---------------------------------------------------------------- looked up when they are used
+# ---------------------------------------------------------------- clocks and locks are looked up at each use
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -176,14 +176,14 @@ def test_windows_see_a_patched_time(shape: str) -> None:
         asked.record(tokens=9)
         assert end_of(pool) == 20_002 * DAY
     with mock.patch("time.time", return_value=NOW + 2 * DAY):
-        asked.reserve(tokens=10).commit()  # by a straight run: nobody looked at a snapshot
+        asked.reserve(tokens=10).commit()  # by a straight run, with no snapshot before it
         assert pool.snapshot().tokens_used == 10
 
 
 @pytest.mark.parametrize("window", ["daily", "weekly", "monthly", "every 5h"])
 def test_freezegun_moves_every_window(window: str) -> None:
     freezegun = pytest.importorskip("freezegun")
-    pool = BudgetPool(token_cap=10, window=Window.parse(window))  # made before, with the real clock
+    pool = BudgetPool(token_cap=10, window=Window.parse(window))  # made before the freeze, with the real clock
     with freezegun.freeze_time("2200-01-01 00:30"):
         pool.record(tokens=10)
         with pytest.raises(BudgetExceeded):
@@ -195,7 +195,7 @@ def test_freezegun_moves_every_window(window: str) -> None:
         pool.record(tokens=10)
 
 
-def test_a_greenlet_that_waits_lets_the_others_run_where_gevent_patched_after_the_import() -> None:
+def test_a_waiting_greenlet_lets_others_run_even_if_gevent_patched_after_the_import() -> None:
     pytest.importorskip("gevent")
     program = """
         import token_budget

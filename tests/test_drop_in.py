@@ -1,7 +1,7 @@
 """A program written for the PyPI package token-budget-py 0.1.0 runs unchanged.
 
-Each test is such a program, written against that package's documented behaviour; those that told its faults apart from
-its promises stand with the promise that they broke.
+Each test is such a program, written against that package's documented behaviour. The tests for faults of that package
+are in the files of the promises that the faults break.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`_errors`: what an error carries, says, and survives."""
+"""`_errors`: the numbers and the text of an error, and how it is copied and pickled."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_refusal_carries_its_numbers_on_the_dollar_axis_exactly() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "exhausted"), [(51, False), (70, False), (71, True)])
-def test_exhausted_tells_busy_from_never(tokens: int, exhausted: bool) -> None:
+def test_exhausted_distinguishes_busy_from_never(tokens: int, exhausted: bool) -> None:
     assert refused(tokens=tokens).exhausted is exhausted
 
 
@@ -115,7 +115,7 @@ def test_an_error_made_from_a_text_takes_nothing_else(keyword: str) -> None:
         BudgetExceeded("tokens", **{keyword: values.get(keyword, 5)})
 
 
-def test_where_one_axis_is_busy_and_the_other_exhausted_it_is_the_exhausted_one_that_is_told() -> None:
+def test_if_one_axis_is_busy_and_the_other_exhausted_the_error_names_the_exhausted_one() -> None:
     pool = BudgetPool(token_cap=100, usd_cap=1)
     pool.record(usd=1)
     with pool.reserve(tokens=100), pytest.raises(BudgetExceeded) as raised:
@@ -134,12 +134,12 @@ def refusal(
     *when: Any,
     kind: type[BudgetExceeded] = BudgetExceeded,
 ) -> BudgetExceeded:
-    """Return the error that a pool makes of (requested, attempted, reserved, cap) on each axis, and of its period."""
+    """Return the error that a pool makes from (requested, attempted, reserved, cap) on each axis and its period."""
     return kind._refusal_of(("run", *tokens, *nanos), *when) if when else kind._refusal("run", *tokens, *nanos)
 
 
 @pytest.mark.parametrize("when", [(), (None, 0.0)])
-def test_an_axis_of_which_nothing_is_asked_is_never_the_one_that_is_told(when: tuple[Any, ...]) -> None:
+def test_the_error_never_names_an_axis_of_which_nothing_is_asked(when: tuple[Any, ...]) -> None:
     error = refusal((500, 500, 0, 10**6), (0, 10**9 + 1, 0, 10**9), *when)
     assert (error.axis, error.requested, error.exhausted) == ("tokens", 500, False)
     error = refusal((0, 20, 0, 10), (5, 8, 3, 7), *when)
@@ -149,25 +149,25 @@ def test_an_axis_of_which_nothing_is_asked_is_never_the_one_that_is_told(when: t
 @pytest.mark.parametrize(
     ("tokens", "nanos", "axis"),
     [
-        ((9, 19, 0, 10), (11, 11, 0, 10), "tokens"),  # both exhausted, though one is larger than its whole cap
-        ((5, 12, 5, 10), (9, 19, 0, 10), "usd"),  # exhausted, before busy
-        ((5, 9, 0, 10), (5, 12, 5, 10), "usd"),  # busy, before what has room
-        ((5, 5, 0, UNBOUNDED), (5, 9, 0, 10), "usd"),  # others wait: the axis that has a cap
+        ((9, 19, 0, 10), (11, 11, 0, 10), "tokens"),  # both are exhausted, though one request exceeds the whole cap
+        ((5, 12, 5, 10), (9, 19, 0, 10), "usd"),  # exhausted comes before busy
+        ((5, 9, 0, 10), (5, 12, 5, 10), "usd"),  # busy comes before an axis with room
+        ((5, 5, 0, UNBOUNDED), (5, 9, 0, 10), "usd"),  # others wait: the axis with a cap is named
         ((11, 11, 0, 10), (12, 12, 0, 10), "tokens"),
         ((5, 12, 0, 10), (5, 12, 0, 10), "tokens"),
         ((5, 12, 5, 10), (5, 12, 5, 10), "tokens"),
         ((5, 9, 0, 10), (5, 9, 0, 10), "tokens"),
-        ((0, 0, 0, UNBOUNDED), (0, 9, 0, 10), "usd"),  # asked for nothing, and behind others
+        ((0, 0, 0, UNBOUNDED), (0, 9, 0, 10), "usd"),  # nothing is asked of either axis, and others wait
         ((0, 0, 0, 10), (0, 0, 0, 10), "tokens"),
     ],
 )
-def test_the_axis_that_is_told_is_the_one_that_hinders_most(
+def test_the_error_names_the_axis_that_hinders_most(
     tokens: tuple[int, int, int, int], nanos: tuple[int, int, int, int], axis: str
 ) -> None:
     assert refusal(tokens, nanos).axis == axis
 
 
-def test_where_others_wait_on_the_other_axis_there_is_no_cap_to_tell() -> None:
+def test_if_others_wait_on_the_other_axis_the_error_has_no_cap() -> None:
     error = refusal((0, 9, 0, 10), (5 * 10**8, 5 * 10**8, 0, UNBOUNDED))
     assert (error.axis, error.requested, error.cap, error.cap_nanos) == ("usd", 0.5, None, None)
     assert (error.exhausted, error.retry_after) == (False, 0.0)
@@ -197,7 +197,7 @@ def test_where_others_wait_on_the_other_axis_there_is_no_cap_to_tell() -> None:
         ((5, 10, 5, 10), (), "busy: others wait for room, and they come first; reserve() with a timeout waits in line"),
     ],
 )  # fmt: skip
-def test_the_text_tells_three_refusals_apart_and_says_what_helps(
+def test_the_text_distinguishes_three_refusals_and_says_what_helps(
     numbers: tuple[int, int, int, int], when: tuple[Any, ...], advice: str
 ) -> None:
     assert str(refusal(numbers, (0, 0, 0, 0), *when)).partition("; ")[2] == advice
@@ -229,7 +229,7 @@ def test_the_text_of_an_overrun_says_that_the_spend_is_recorded() -> None:
     )
 
 
-def test_without_a_window_retry_after_tells_busy_from_never() -> None:
+def test_without_a_window_retry_after_distinguishes_busy_from_never() -> None:
     busy, never = refused(tokens=60), refused(tokens=80)
     assert (busy.resets_at, busy.retry_after) == (None, 0.0)
     assert (never.resets_at, never.retry_after) == (None, None)
@@ -249,7 +249,7 @@ def test_with_a_window_the_error_says_when_and_in_how_many_seconds(kind: type[Bu
         assert str(error) == str(by_pool)
 
 
-def test_an_error_made_by_hand_says_of_itself_whether_asking_again_helps() -> None:
+def test_an_error_made_by_hand_says_whether_asking_again_helps() -> None:
     assert BudgetExceeded("tokens", 110, 100).retry_after is None
     assert BudgetExceeded("tokens", 110, 100, reserved=10).retry_after == 0.0
     assert BudgetExceeded("tokens", 110, 100, reserved=10, retry_after=5).retry_after == 5.0
@@ -257,7 +257,7 @@ def test_an_error_made_by_hand_says_of_itself_whether_asking_again_helps() -> No
     assert BudgetOverrun._of("tokens", 5, 12, 0, 10, None).retry_after is None
 
 
-# ---------------------------------------------------------------- what every exception does
+# ---------------------------------------------------------------- behaviour of every exception
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,7 +278,7 @@ def test_args_can_be_set_and_are_shown(kind: type[BudgetExceeded]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_class_and_args_make_an_error_that_shows_the_text_and_knows_no_numbers(kind: type[BudgetExceeded]) -> None:
+def test_an_error_made_from_class_and_args_shows_the_text_and_has_no_numbers(kind: type[BudgetExceeded]) -> None:
     original = kind._of("usd", 5, 20, 10, 15, "run", NOON.timestamp(), 60.0)
     again = kind(*original.args)
     assert type(again) is kind
@@ -352,7 +352,7 @@ def test_subclasses_of_users_work_and_survive_pickle() -> None:
         raise pickle.loads(pickle.dumps(Shouting("usd", 2, 1)))
 
 
-def test_an_error_that_hands_on_the_attributes_of_another_tells_its_numbers() -> None:
+def test_an_error_that_forwards_to_another_errors_attributes_has_its_numbers() -> None:
     class Wrapping(RuntimeError, BudgetExceeded):
         """What Ray raises in place of an error of a remote task."""
 

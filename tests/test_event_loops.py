@@ -1,4 +1,4 @@
-"""Event loops: areserve() gives a coroutine, threads that wait in a loop are warned, trio waits in the same line."""
+"""Event loops: areserve() returns a coroutine, a wait in a loop's thread warns, trio tasks wait in the same line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from token_budget import BudgetExceeded, BudgetPool, BudgetTimeout, Reservation
 # ---------------------------------------------------------------- a coroutine
 
 
-def test_it_is_a_coroutine() -> None:
+def test_areserve_returns_a_coroutine() -> None:
     pool = BudgetPool(token_cap=10)
     waiting = pool.areserve(tokens=1)
     assert isinstance(waiting, collections.abc.Coroutine)
@@ -73,7 +73,7 @@ async def threadsafe(pool: BudgetPool, **amounts: Any) -> Reservation:
 
 
 async def in_line(pool: BudgetPool, waiters: int) -> None:
-    """Let the other tasks run until so many wait."""
+    """Let the other tasks run until this many wait."""
     while pool.statistics().waiters < waiters:  # noqa: ASYNC110 - the pool tells of nobody who joins the line
         await asyncio.sleep(0)
 
@@ -84,7 +84,7 @@ AWAITING = [create_task, group, gather, wait_for, ensure_future, shield, plain, 
 @pytest.mark.parametrize("waits", [False, True], ids=["room", "waits"])
 @pytest.mark.parametrize("awaiting", AWAITING)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_whatever_takes_a_coroutine_takes_it(shape: str, awaiting: Callable[..., Any], waits: bool) -> None:
+def test_an_areserve_works_like_any_coroutine(shape: str, awaiting: Callable[..., Any], waits: bool) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
 
     async def main() -> None:
@@ -101,7 +101,7 @@ def test_whatever_takes_a_coroutine_takes_it(shape: str, awaiting: Callable[...,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_runs_as_the_main_program_of_a_loop(shape: str) -> None:
+def test_an_areserve_runs_as_the_main_coroutine_of_a_loop(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
     with asyncio.run(asked.areserve(tokens=4)) as reservation:
         reservation.commit()
@@ -111,14 +111,14 @@ def test_it_runs_as_the_main_program_of_a_loop(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_that_nobody_awaits_is_told_and_takes_nothing(shape: str) -> None:
+def test_an_areserve_that_nobody_awaits_warns_and_takes_nothing(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, name="daily")
     with pytest.warns(RuntimeWarning, match=r"areserve\(\).*was never awaited"):
         asked.areserve(tokens=4)
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_one_that_was_awaited_entered_or_closed_is_not_told_of() -> None:
+def test_an_areserve_that_was_awaited_entered_or_closed_gives_no_warning() -> None:
     pool = BudgetPool(token_cap=10)
 
     async def main() -> None:
@@ -140,7 +140,7 @@ def test_one_that_was_awaited_entered_or_closed_is_not_told_of() -> None:
 
 @pytest.mark.parametrize("first", ["await", "enter", "task", "close"])
 @pytest.mark.parametrize("second", ["await", "enter", "task"])
-def test_it_is_used_once(first: str, second: str) -> None:
+def test_an_areserve_can_be_used_only_once(first: str, second: str) -> None:
     pool = BudgetPool(token_cap=10)
 
     async def use(how: str, waiting: Any) -> None:
@@ -165,7 +165,7 @@ def test_it_is_used_once(first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_task_of_it_that_is_cancelled_leaves_the_line(shape: str) -> None:
+def test_a_cancelled_task_of_an_areserve_leaves_the_line(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
 
     async def main() -> None:
@@ -200,7 +200,7 @@ def test_a_thread_about_to_wait_in_a_running_loop_is_warned_before_it_waits(shap
             assert category is RuntimeWarning
             assert "areserve" in str(message)
             seen.append((pool.statistics().waiters, filename))
-            held.release()  # before it waits: else this would hang with timeout=None
+            held.release()  # before the wait: otherwise this would hang with timeout=None
 
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -227,7 +227,7 @@ def test_a_warning_that_is_an_error_changes_nothing(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_warning_where_nothing_is_waited_for_or_no_loop_runs_in_this_thread(shape: str) -> None:
+def test_no_warning_comes_without_a_wait_or_a_running_loop_in_this_thread(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
 
     async def main() -> None:
@@ -295,7 +295,7 @@ def test_trio_tasks_threads_and_asyncio_tasks_wait_in_one_line(shape: str) -> No
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_under_trio_room_comes_from_another_task(shape: str) -> None:
+def test_under_trio_another_task_can_give_room(shape: str) -> None:
     trio = pytest.importorskip("trio")
     asked, pool = SHAPES[shape](token_cap=10)
 
@@ -340,7 +340,7 @@ def test_cancelled_and_late_trio_tasks_leave_the_line(shape: str) -> None:
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_trio_is_imported_only_where_it_is_already() -> None:
+def test_the_package_does_not_import_trio_by_itself() -> None:
     import subprocess
 
     program = """

@@ -1,4 +1,4 @@
-"""Events: one for each thing that happens, after it, in order; thresholds; what callbacks may do."""
+"""Events: one for each thing that happens, after it and in order. Thresholds, and what callbacks may do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NANOS = 10**9
 
 
 class Heard:
-    """A subscriber that keeps what it hears."""
+    """A subscriber that keeps its events."""
 
     def __init__(self) -> None:
         self.events: list[BudgetEvent] = []
@@ -32,7 +32,7 @@ class Heard:
         self.events.append(event)
 
     def take(self) -> list[tuple[str, str | None, int, int]]:
-        """Return (kind, pool, tokens, what is used and reserved after) of what was heard since."""
+        """Return (kind, pool, tokens, used and reserved after it) of each event since the last call."""
         taken: list[tuple[str, str | None, int, int]] = [
             (event.kind, event.pool, event.tokens, event.snapshot.tokens_used + event.snapshot.tokens_reserved)
             for event in self.events
@@ -71,7 +71,7 @@ def test_there_is_one_event_for_each_thing_that_happens() -> None:
     assert heard.take() == [("reserve", "run", 9, 209), ("drop", "run", 9, 200)]
 
 
-def test_what_changes_nothing_tells_nothing() -> None:
+def test_an_operation_that_changes_nothing_makes_no_event() -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
     held = pool.reserve(tokens=1)
     pool.subscribe(heard)
@@ -120,7 +120,7 @@ def test_a_subscriber_hears_of_its_own_pool_and_of_those_below() -> None:
     assert (above.take(), below.take()) == ([("refusal", "child", 7, 54)], [("refusal", "child", 7, 4)])
 
 
-def test_after_unsubscribing_a_subscriber_hears_nothing_and_the_pool_takes_the_short_way_again() -> None:
+def test_after_unsubscribing_a_subscriber_hears_nothing_and_the_pool_takes_straight_runs_again() -> None:
     pool, heard, other = BudgetPool(token_cap=100), Heard(), Heard()
     ends = [pool.subscribe(heard), pool.subscribe(heard), pool.subscribe(other)]
     pool.record(tokens=1)
@@ -145,7 +145,7 @@ def test_in_a_family_others_still_hear_when_one_unsubscribes() -> None:
     assert (heard.take(), len(other.take())) == ([], 1)
 
 
-def test_a_callback_that_raises_is_logged_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_raises_is_logged_and_does_not_disturb_others(caplog: pytest.LogCaptureFixture) -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
 
     def bad(_event: BudgetEvent) -> None:
@@ -179,7 +179,7 @@ def test_a_callback_may_use_the_pool() -> None:
     assert counters(pool) == (13, 0, 0, 0, 0)
 
 
-def test_what_a_callback_causes_is_told_after_what_caused_it() -> None:
+def test_events_that_a_callback_causes_come_after_the_event_that_caused_them() -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
 
     def spend(event: BudgetEvent) -> None:
@@ -193,7 +193,7 @@ def test_what_a_callback_causes_is_told_after_what_caused_it() -> None:
     assert not pool._family.owed
 
 
-def test_a_callback_that_is_interrupted_lets_the_others_hear_it_first() -> None:
+def test_if_a_callback_is_interrupted_the_other_callbacks_run_before_the_interrupt_is_raised() -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
 
     def interrupted(_event: BudgetEvent) -> None:
@@ -224,7 +224,7 @@ def test_ending_one_subscription_twice_ends_no_other() -> None:
     assert len(heard.take()) == 1
 
 
-def test_a_cap_that_is_lowered_past_a_threshold_is_told_by_the_next_operation() -> None:
+def test_if_a_cap_is_lowered_past_a_threshold_the_next_operation_fires_it() -> None:
     pool, heard = BudgetPool(token_cap=100), Heard()
     pool.on_threshold(0.8, heard)
     pool.record(tokens=50)
@@ -250,7 +250,7 @@ def test_events_come_after_the_lock_is_free() -> None:
     assert elsewhere == [5]
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_a_callback_that_cannot_be_called_is_refused() -> None:
     with pytest.raises(TypeError, match="callback must be a function"):
         BudgetPool().subscribe(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="callback must be a function"):
@@ -281,7 +281,7 @@ def test_subscribers_hear_when_a_waiter_gets_its_reservation_or_is_refused() -> 
 # ---------------------------------------------------------------- windows and thresholds
 
 
-def test_a_roll_over_is_told_before_what_caused_it() -> None:
+def test_the_event_of_a_roll_over_comes_before_the_event_that_caused_it() -> None:
     now = [0.0]
     pool = BudgetPool(token_cap=100, name="hour", window=Window.every(timedelta(hours=1), clock=lambda: now[0]))
     child, heard = pool.child(name="child"), Heard()
@@ -292,7 +292,7 @@ def test_a_roll_over_is_told_before_what_caused_it() -> None:
     assert heard.take() == [("record", "child", 60, 60), ("roll-over", "hour", 0, 0), ("record", "child", 70, 70)]
 
 
-def test_a_threshold_fires_once_until_it_is_armed_anew() -> None:
+def test_a_threshold_fires_once_until_it_is_armed_again() -> None:
     now = [0.0]
     window = Window.every(timedelta(hours=1), clock=lambda: now[0])
     pool, heard, other = BudgetPool(token_cap=100, usd_cap=1, name="hour", window=window), Heard(), Heard()
@@ -317,7 +317,7 @@ def test_a_threshold_fires_once_until_it_is_armed_anew() -> None:
 
 
 @pytest.mark.parametrize("below", [False, True])
-def test_a_threshold_looks_at_what_is_used_and_not_at_what_is_held(below: bool) -> None:
+def test_a_threshold_counts_what_is_used_and_not_what_is_held(below: bool) -> None:
     total, heard = BudgetPool(token_cap=100, name="total"), Heard()
     total.on_threshold(0.8, heard)
     pool = total.child() if below else total
@@ -330,12 +330,12 @@ def test_a_threshold_looks_at_what_is_used_and_not_at_what_is_held(below: bool) 
     assert heard.take() == [("threshold", "total", 0, 80)]
 
 
-def test_a_larger_cap_that_leaves_what_is_used_below_the_share_arms_a_threshold_again() -> None:
+def test_a_larger_cap_whose_share_is_above_usage_arms_a_threshold_again() -> None:
     pool, heard = BudgetPool(token_cap=100, usd_cap=1), Heard()
     pool.on_threshold(0.8, heard)
     pool.record(tokens=90)
     assert heard.take() == [("threshold", None, 0, 90)]
-    pool.set_caps(token_cap=110)  # 90 is above 88 still
+    pool.set_caps(token_cap=110)  # 90 is still above 88
     pool.record(tokens=1)
     assert heard.take() == []
     pool.set_caps(token_cap=200)
@@ -349,7 +349,7 @@ def test_a_larger_cap_that_leaves_what_is_used_below_the_share_arms_a_threshold_
 
 
 @pytest.mark.parametrize("below", [False, True])
-def test_a_threshold_above_the_cap_is_told_by_a_refusal_too(below: bool) -> None:
+def test_a_refusal_fires_a_threshold_above_the_cap_too(below: bool) -> None:
     total = BudgetPool(token_cap=100)
     pool = total.child() if below else total
     heard: list[object] = []
@@ -361,20 +361,20 @@ def test_a_threshold_above_the_cap_is_told_by_a_refusal_too(below: bool) -> None
 
 @pytest.mark.parametrize("watch", ["subscribe", "on_threshold"])
 def test_a_coroutine_function_is_refused_as_a_callback(watch: str) -> None:
-    """Nobody would run what it returns. Partials and objects with an async ``__call__`` included."""
+    """Nobody would await the coroutine that it returns. This covers partials and objects with an async ``__call__``."""
 
     async def hear(_event: BudgetEvent) -> None:
-        pytest.fail("it runs")
+        pytest.fail("the coroutine ran")
 
     async def hear_all(_event: BudgetEvent) -> AsyncIterator[int]:
         yield 1
 
     class Hears:
         async def __call__(self, _event: BudgetEvent) -> None:
-            pytest.fail("it runs")
+            pytest.fail("the coroutine ran")
 
         async def method(self, _event: BudgetEvent) -> None:
-            pytest.fail("it runs")
+            pytest.fail("the coroutine ran")
 
     pool = BudgetPool(token_cap=10)
     add = pool.subscribe if watch == "subscribe" else partial(pool.on_threshold, 0.5)
@@ -384,7 +384,7 @@ def test_a_coroutine_function_is_refused_as_a_callback(watch: str) -> None:
     assert takes_the_short_way(pool)
 
 
-def test_a_threshold_looks_at_what_comes_through_children_too() -> None:
+def test_a_threshold_counts_what_is_spent_through_children_too() -> None:
     total, heard = BudgetPool(usd_cap=10, name="total"), Heard()
     total.on_threshold(0.8, heard)
     child = total.child(usd_cap=9)

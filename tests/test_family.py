@@ -1,4 +1,4 @@
-"""Operations over calls and loops: code of the same thread that runs inside of them, interrupts there, and races."""
+"""Operations that run code of the same thread inside them, interrupts inside operations, and races."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from token_budget._account import Subscription
 
 
 class Inside:
-    """A key whose hash runs something; hashed under the family's lock, as a finaliser might run there."""
+    """A key whose hash runs a function. It is hashed under the family's lock, where a finaliser might run too."""
 
     def __init__(self, pool: BudgetPool, act: Callable[[], object]) -> None:
         self.pool = pool
@@ -60,8 +60,8 @@ def test_a_snapshot_is_read_from_inside_an_operation_of_the_same_thread() -> Non
 
 
 @pytest.mark.parametrize("operation", ["record", "reserve", "reset", "child", "set_caps"])
-def test_an_operation_inside_of_another_of_its_own_thread_is_done_at_once(operation: str) -> None:
-    """As a signal handler or finaliser does that interrupts the other."""
+def test_an_operation_inside_another_of_the_same_thread_is_done_at_once(operation: str) -> None:
+    """A signal handler or finaliser that interrupts an operation may do another."""
     pool = BudgetPool(token_cap=10, name="total")
     child = pool.child(token_cap=10)
     child.record(tokens=2)
@@ -92,8 +92,8 @@ def test_an_operation_inside_of_another_of_its_own_thread_is_done_at_once(operat
         answer.release()
 
 
-def test_nobody_waits_for_room_inside_of_an_operation_of_its_own_thread() -> None:
-    """The room may have to come from the very operation that it interrupts."""
+def test_no_wait_for_room_begins_inside_an_operation_of_the_same_thread() -> None:
+    """The room might have to come from the very operation that is interrupted."""
     pool = BudgetPool(token_cap=10)
     with pool.reserve(tokens=10):
 
@@ -108,7 +108,7 @@ def test_nobody_waits_for_room_inside_of_an_operation_of_its_own_thread() -> Non
 
 
 @pytest.mark.parametrize("operation", ["record", "reserve", "commit"])
-def test_an_operation_that_was_interrupted_by_its_own_thread_decides_anew(
+def test_an_operation_that_its_own_thread_interrupted_decides_again(
     monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     pool = BudgetPool(token_cap=10, name="total")
@@ -119,7 +119,7 @@ def test_an_operation_that_was_interrupted_by_its_own_thread_decides_anew(
     decide = getattr(module, name)
 
     def interrupted(*arguments: Any) -> object:
-        """Decide, and then do what a handler may do before the decision is published."""
+        """Decide, and then act as a handler may before the decision is published."""
         answer = decide(*arguments)
         monkeypatch.undo()
         pool.record(tokens=6)
@@ -134,8 +134,8 @@ def test_an_operation_that_was_interrupted_by_its_own_thread_decides_anew(
     held.release()
 
 
-def test_what_is_spent_inside_is_counted_at_once_and_told_at_the_end() -> None:
-    """P3 in finalisers: the collector may run the one that commits anywhere."""
+def test_a_spend_inside_an_operation_counts_at_once_and_its_event_comes_at_the_end() -> None:
+    """P3 in finalisers: the collector may run a finaliser that commits anywhere."""
     pool = BudgetPool(token_cap=10, name="total")
     child = pool.child(name="child")
     heard: list[tuple[str, int]] = []
@@ -150,7 +150,7 @@ def test_what_is_spent_inside_is_counted_at_once_and_told_at_the_end() -> None:
         assert counters(pool) == (7, 0, 0, 0, 0)
         assert caught(BudgetOverrun, child.record, tokens=30, force=True)
         assert counters(pool) == (37, 0, 0, 0, 0)
-        assert heard == []  # callbacks run with no lock held
+        assert heard == []  # callbacks run only when the lock is free
 
     run_inside(pool, act)
     assert counters(pool) == counters(child) == (37, 0, 0, 0, 0)
@@ -159,10 +159,10 @@ def test_what_is_spent_inside_is_counted_at_once_and_told_at_the_end() -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("below", [False, True])
-def test_a_commit_counts_also_after_the_collector_finalised_the_reservation(below: bool) -> None:
+def test_a_commit_counts_even_after_the_collector_finalised_the_reservation(below: bool) -> None:
     pool = BudgetPool(token_cap=10)
     held = (pool.child() if below else pool).reserve(tokens=5)
-    held.__del__()  # as in a cycle of garbage, of which another finaliser commits
+    held.__del__()  # as in a cycle of garbage, where another finaliser commits
     assert counters(pool) == (0, 0, 0, 0, 0)
     assert held.completed
     assert "dropped" in repr(held)
@@ -181,7 +181,7 @@ def test_a_commit_counts_also_after_the_collector_finalised_the_reservation(belo
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("drop", [False, True])
-def test_what_is_given_back_inside_serves_a_waiter(drop: bool) -> None:
+def test_a_release_inside_an_operation_serves_a_waiter(drop: bool) -> None:
     pool = BudgetPool(token_cap=10)
     held: list[Reservation] = [pool.reserve(tokens=10)]
     got = threading.Event()
@@ -205,12 +205,12 @@ def test_what_is_given_back_inside_serves_a_waiter(drop: bool) -> None:
         assert counters(pool)[1] == 10
 
     run_inside(pool, act)
-    assert got.wait(30)  # the interrupted operation rings when it leaves
+    assert got.wait(30)  # the interrupted operation rings the bell as it ends
     waiting.join(30)
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_an_exception_inside_leaves_everything_as_it_was() -> None:
+def test_an_exception_inside_an_operation_changes_nothing() -> None:
     pool = BudgetPool(token_cap=10)
 
     def act() -> None:
@@ -228,7 +228,7 @@ def test_an_exception_inside_leaves_everything_as_it_was() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_drop_that_an_interrupt_cut_short_is_made_good_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drop_that_an_interrupt_cut_short_is_completed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     pool.subscribe(lambda _event: None)
     pool.reserve(tokens=10)
@@ -258,7 +258,7 @@ def test_an_interrupt_before_a_change_is_published_changes_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_family, "starmap", interrupted)  # which makes the iterator that is about to be published
+    monkeypatch.setattr(_family, "starmap", interrupted)  # it makes the iterator that publishes a change
     operations: dict[str, Callable[[], object]] = {
         "record": lambda: child.record(tokens=1),
         "force": lambda: child.record(tokens=1, force=True),
@@ -276,10 +276,10 @@ def test_an_interrupt_before_a_change_is_published_changes_nothing(
 
 
 @pytest.mark.parametrize("told", ["subscriber", "threshold"])
-def test_what_two_interrupts_left_untold_is_told_once_by_the_next_operation(
+def test_the_next_operation_delivers_once_an_event_that_two_interrupts_held_back(
     monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
-    """The second interrupt comes while the caller makes good what the first one cut short."""
+    """The second interrupt comes while the caller completes what the first one cut short."""
     pool = BudgetPool(token_cap=10)
     child = pool.child()
     heard: list[str] = []
@@ -306,7 +306,7 @@ def test_what_two_interrupts_left_untold_is_told_once_by_the_next_operation(
     assert counters(pool) == counters(child) == (5, 0, 0, 0, 0)
 
 
-def test_a_waiter_that_two_interrupts_left_asleep_is_woken_by_the_next_operation(
+def test_the_next_operation_wakes_a_waiter_that_two_interrupts_left_asleep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = BudgetPool(token_cap=10)
@@ -335,10 +335,10 @@ def test_a_waiter_that_two_interrupts_left_asleep_is_woken_by_the_next_operation
 
 @pytest.mark.parametrize("operation", ["record", "force", "reserve", "commit", "release", "reset"])
 @pytest.mark.parametrize("depth", [0, 2, 4])
-def test_an_operation_that_began_before_somebody_subscribed_tells_them(
+def test_a_subscriber_that_arrives_before_an_operation_has_the_lock_gets_its_event(
     monkeypatch: pytest.MonkeyPatch, operation: str, depth: int
 ) -> None:
-    """The race, constructed: another thread subscribes between the look whether anybody is inside and the lock."""
+    """The race is constructed: another thread subscribes after the check for a nested operation, before the lock."""
     lock = HookedLock()
     monkeypatch.setattr(_family, "_new_lock", lambda: lock)
     pool = BudgetPool(token_cap=10)
@@ -372,7 +372,7 @@ def test_an_operation_that_began_before_somebody_subscribed_tells_them(
     assert counters(pool)[1] == 0
 
 
-def test_a_drop_that_finds_another_thread_inside_is_left_to_it() -> None:
+def test_a_drop_is_left_to_another_thread_that_is_inside_an_operation() -> None:
     pool = BudgetPool(token_cap=10)
     held = [pool.reserve(tokens=4), pool.reserve(tokens=6)]
     got = threading.Event()
@@ -398,7 +398,7 @@ def test_a_drop_that_finds_another_thread_inside_is_left_to_it() -> None:
     inside.start()
     assert entered.wait(30)
     with pytest.warns(ResourceWarning):
-        del held[0]  # waits for no lock
+        del held[0]  # this does not wait for the lock
     assert not got.is_set()
     leave.set()
     inside.join(30)
@@ -408,7 +408,7 @@ def test_a_drop_that_finds_another_thread_inside_is_left_to_it() -> None:
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drop_is_released_only_once_if_another_thread_releases_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     first, second = pool.reserve(tokens=4), pool.reserve(tokens=3)
     drop = _ledger.drop
@@ -421,7 +421,7 @@ def test_a_drop_is_released_once_also_when_another_thread_was_faster(monkeypatch
     pool._family.owed += (first, second, first)
     assert counters(pool) == (0, 0, 0, 0, 0)
     monkeypatch.undo()
-    pool._family.owed += (second, first, second)  # as where the other thread has it in its hands still
+    pool._family.owed += (second, first, second)  # as if the other thread were still at work on it
     assert counters(pool) == (0, 0, 0, 0, 0)
     assert not pool._family.owed
 
@@ -442,7 +442,7 @@ def test_entries_of_one_waiter_may_stand_in_a_line_more_than_once() -> None:
     waiter = _waiting.Waiter(pool.reserve(), _waiting.ThreadBell(), None, lambda *_: None)
     waiter.state, waiter.at, waiter.ticket = _waiting.WAITING, account, 1
     line = _waiting.Line()
-    for _ in range(3):  # as when it came back to a scope that it had left for another
+    for _ in range(3):  # as if it came back to a scope that it had left for another
         heappush(line.parked, (1, waiter))
     assert line.head(account) is waiter
     waiter.state = _waiting.WITHDRAWN

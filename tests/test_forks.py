@@ -1,4 +1,4 @@
-"""Forks that find the parent in the middle of something, and forks that Python does not see."""
+"""Forks in the middle of the parent's work, and forks that Python does not see."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from token_budget import BudgetPool, PoolForked, _family, _ledger, _pool, _proce
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
-    # Pythons from 3.12 on warn of forks beside other threads; these tests make them on purpose.
+    # From 3.12 on, Python warns about forks beside other threads. These tests make such forks on purpose.
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
 
 def fork_in_c() -> int:
-    """Fork as a server in C does that runs none of Python's hooks."""
+    """Fork like a server in C that runs none of Python's hooks."""
     return int(ctypes.PyDLL(None).fork())
 
 
 def end_of(child: int) -> int:
-    """Return how a child ended; a negative number is the signal that ended it. One that hangs is killed."""
+    """Return the exit status of a child. A negative number is the signal that ended it. A hanging child is killed."""
     deadline = time.monotonic() + 30
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -41,7 +41,7 @@ def end_of(child: int) -> int:
 
 
 def in_child(body: Callable[[], None], fork: Callable[[], int] | None = None) -> None:
-    """Run the body in a forked child; fail if it raises there or hangs."""
+    """Run the body in a forked child. Fail if it raises or hangs there."""
     child = (fork or os.fork)()
     if child == 0:
         try:
@@ -81,8 +81,8 @@ def test_subscribers_of_a_child_forked_while_another_thread_calls_back_hear_agai
         pool.detach()
         asked.record(tokens=6)
         assert sorted(heard) == ["record", "threshold"], heard
-        assert second == ["record"]  # its own; what the other thread had still to tell is told in the parent
-        assert not pool._family.owed  # and is not kept here for ever
+        assert second == ["record"]  # the child's own event; the parent delivers the other thread's
+        assert not pool._family.owed  # the child does not keep the other thread's event
         asked.reserve(tokens=1).release()
         assert sorted(heard) == ["record", "release", "reserve", "threshold"], heard
 
@@ -92,11 +92,11 @@ def test_subscribers_of_a_child_forked_while_another_thread_calls_back_hear_agai
         let_go.set()
         thread.join()
     assert heard == second == ["record"]
-    asked.record(tokens=1)  # and the parent goes on
+    asked.record(tokens=1)  # the parent still works
     assert heard == ["record", "record"]
 
 
-def test_a_fork_inside_a_callback_tells_the_other_subscribers_in_both_processes() -> None:
+def test_after_a_fork_inside_a_callback_both_processes_call_the_other_subscribers() -> None:
     pool = BudgetPool(token_cap=10)
     heard: list[str] = []
     children: list[int] = []
@@ -193,7 +193,7 @@ def test_a_fork_in_c_is_noticed_by(notices: str, shape: str) -> None:
     def child() -> None:
         with pytest.raises(PoolForked):
             NOTICES[notices](asked, pool)
-        for spend in (asked.record, asked.reserve, pool.record):  # and from then on nothing is spent
+        for spend in (asked.record, asked.reserve, pool.record):  # from then on nothing can be spent
             with pytest.raises(PoolForked):
                 spend()
         assert asked.snapshot().tokens_used == 0
@@ -201,11 +201,11 @@ def test_a_fork_in_c_is_noticed_by(notices: str, shape: str) -> None:
         asked.record(tokens=10)
 
     in_child(child, fork_in_c)
-    held.commit()  # the parent knows nothing of it
+    held.commit()  # the parent is not affected
     assert pool.snapshot().tokens_used == 5
 
 
-def test_a_fork_in_c_is_noticed_by_a_spend_that_has_somebody_to_tell() -> None:
+def test_a_spend_with_a_subscriber_notices_a_fork_in_c() -> None:
     pool = BudgetPool(token_cap=10)
     heard: list[object] = []
     pool.subscribe(heard.append)
@@ -272,7 +272,7 @@ def test_a_fork_in_c_is_noticed_where_no_page_tells_of_it(shape: str, monkeypatc
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_copy_that_a_fork_in_c_made_can_be_detached_before_anything_noticed_it(shape: str) -> None:
+def test_a_copy_made_by_a_fork_in_c_can_be_detached_before_the_fork_is_noticed(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
     pool.record(tokens=1)
     held = asked.reserve(tokens=9)

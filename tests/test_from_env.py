@@ -1,4 +1,4 @@
-"""Pools from the environment: one without any cap is a mistake, unless it is wanted."""
+"""Pools from the environment: a pool without any cap is an error, unless the caller asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from token_budget import BudgetPool
 @pytest.mark.parametrize(
     ("prefix", "environ", "near"),
     [
-        ("MYAPP_BUDGET", {"MYAPP_BUDGET_USD_CAP": "5"}, ["MYAPP_BUDGET_USD_CAP"]),  # the forgotten underscore
+        ("MYAPP_BUDGET", {"MYAPP_BUDGET_USD_CAP": "5"}, ["MYAPP_BUDGET_USD_CAP"]),  # a forgotten underscore
         ("MYAPP_BUDGET", {"MYAPP_BUDGET_TOKEN_CAP": "5", "HOME": "/"}, ["MYAPP_BUDGET_TOKEN_CAP"]),
         ("MYAPP_BUDGET_", {"MYAPP_BUDGETUSD_CAP": "5"}, ["MYAPP_BUDGETUSD_CAP"]),
         ("TOKEN_BUDGET_", {"TOKEN_BUDGET_USD_CAPS": "5"}, ["TOKEN_BUDGET_USD_CAPS"]),
@@ -22,7 +22,7 @@ from token_budget import BudgetPool
         ("token_budget_", {"TOKEN_BUDGET_USD_CAP": "5"}, ["TOKEN_BUDGET_USD_CAP"]),
     ],
 )
-def test_a_name_that_is_nearly_right_is_shown_beside_those_looked_for(
+def test_the_error_lists_a_similar_name_beside_the_expected_ones(
     prefix: str, environ: dict[str, str], near: list[str]
 ) -> None:
     with pytest.raises(ValueError, match="no cap") as refused:
@@ -41,7 +41,7 @@ def test_a_name_that_is_nearly_right_is_shown_beside_those_looked_for(
         {"TOKEN_BUDGET_NAME": "batch", "TOKEN_BUDGET_WINDOW": "daily"},
     ],
 )
-def test_without_near_misses_none_is_made_up(environ: dict[str, str]) -> None:
+def test_without_similar_names_the_error_lists_none(environ: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="no cap") as refused:
         BudgetPool.from_env(environ=environ)
     text = str(refused.value)
@@ -56,21 +56,21 @@ def test_without_near_misses_none_is_made_up(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["TOKEN_CAP", "USD_CAP"])
 @pytest.mark.parametrize("require_cap", [True, False])
-def test_one_cap_is_enough_also_one_of_nothing(name: str, require_cap: bool) -> None:
+def test_one_cap_is_enough_even_a_cap_of_zero(name: str, require_cap: bool) -> None:
     for value in ("5", "0", "1_000"):
         pool = BudgetPool.from_env("X_", environ={f"X_{name}": value}, require_cap=require_cap)
         snapshot = pool.snapshot()
         assert [snapshot.token_cap, snapshot.usd_cap].count(None) == 1
 
 
-def test_no_value_of_another_variable_is_shown() -> None:
+def test_the_error_never_shows_the_value_of_another_variable() -> None:
     environ = {"MYAPP_BUDGET_USD_CAP": "secret-value", "MYAPP_BUDGET_TOKEN": "secret-token"}
     with pytest.raises(ValueError, match="no cap") as refused:
         BudgetPool.from_env("MYAPP_BUDGET", environ=environ)
     assert "secret" not in str(refused.value)
 
 
-def test_the_real_environment_is_looked_at_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKEN_BUDGET_USD_CAP", raising=False)
     monkeypatch.delenv("TOKEN_BUDGET_TOKEN_CAP", raising=False)
     monkeypatch.setenv("TOKEN_BUDGETUSD_CAP", "5")

@@ -1,4 +1,4 @@
-"""What takes longer with more scopes, keys or levels takes so in proportion. Steps are counted, not seconds."""
+"""The time of operations grows at most in proportion to the scopes, keys or levels. The tests count steps, not time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from token_budget import BudgetPool, Reservation, Window, _ledger
 
 
 def steps_of(operation: Callable[[], object]) -> int:
-    """Return how many lines of Python an operation runs; each turn of a loop counts, also of one in a comprehension."""
+    """Return how many lines of Python an operation runs. Each turn of a loop counts, even in a comprehension."""
     count = 0
 
     def look(_frame: object, _event: str, _argument: object) -> Any:
@@ -37,7 +37,7 @@ def each(things: Iterable[Any], operation: Callable[[Any], object]) -> None:
 
 
 def grows_in_proportion(measure: Callable[[int], int]) -> None:
-    """Fail if four times as much takes more than six times as long."""
+    """Fail if four times the size takes more than six times the steps."""
     measure(10)
     small, large = measure(300), measure(1200)
     assert large < 6 * small, (small, large)
@@ -56,7 +56,7 @@ def served(scopes: int) -> int:
 
 
 def served_in_their_own_scopes(scopes: int) -> int:
-    """Each waits in a scope of its own, and those above are stirred by each that is served."""
+    """Each waiter waits in a scope of its own, and each hand-over makes the pool look at the lines above too."""
     total = BudgetPool()
     pools = [total.child(token_cap=1) for _ in range(scopes)]
     helds = [pool.reserve(tokens=1) for pool in pools]
@@ -139,11 +139,11 @@ def tree_of_a_chain(levels: int) -> int:
         tree_of_a_chain,
     ],
 )
-def test_four_times_as_much_takes_about_four_times_as_long(measure: Callable[[int], int]) -> None:
+def test_four_times_the_size_takes_about_four_times_the_steps(measure: Callable[[int], int]) -> None:
     grows_in_proportion(measure)
 
 
-def test_a_tree_may_be_as_deep_as_it_likes() -> None:
+def test_a_tree_may_be_of_any_depth() -> None:
     root = pool = BudgetPool(token_cap=10)
     for _ in range(1200):
         pool = pool.child()

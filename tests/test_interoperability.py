@@ -63,7 +63,7 @@ def an_event() -> BudgetEvent:
 
 
 def run(program: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, which finds the modules that this one finds."""
+    """Run a program in a new process that finds the same modules as this one."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, *options, "-c", program], capture_output=True, text=True, check=False, env=env
@@ -86,9 +86,9 @@ def test_an_event_goes_to_json() -> None:
     assert json.loads(json.dumps(event.to_dict())) == event.to_dict()
 
 
-def test_orjson_refuses_a_snapshot_with_an_error_of_its_own_and_takes_what_default_makes() -> None:
+def test_orjson_refuses_a_snapshot_with_its_own_error_and_accepts_the_result_of_default() -> None:
     pytest.importorskip("orjson")
-    # In a process of its own: the fault was a crash.
+    # This runs in a new process, because the fault was a crash.
     program = """
 import dataclasses, orjson
 from token_budget import BudgetPool, BudgetSnapshot
@@ -117,7 +117,7 @@ assert orjson.loads(orjson.dumps(snapshot, default=dataclasses.asdict))["tokens_
 
 
 def test_the_marks_of_a_dataclass_are_not_in_the_class_itself() -> None:
-    """Readers in C take a class for a dataclass of stored fields if its own dict has them."""
+    """Libraries in C treat a class as a dataclass with stored fields if its own dict has these marks."""
     assert not [name for name in vars(BudgetSnapshot) if name.startswith("__dataclass")]
     assert not hasattr(BudgetSnapshot(), "__dict__")
     with pytest.raises(AttributeError):
@@ -141,7 +141,7 @@ def test_pydantic_writes_all_fields_and_reads_them_back_exactly(make: Callable[[
     for fields in (adapter.dump_python(snapshot), snapshot.to_dict()):
         assert [*fields] == FIELDS
         assert adapter.validate_python(fields) == snapshot
-    # A dict without the exact integers is taken as well: what `dataclasses.asdict` makes, or a double by hand.
+    # A dict without the exact integers is accepted too, as `dataclasses.asdict` or a hand-made test double has it.
     fields = dataclasses.asdict(snapshot)
     assert adapter.validate_python(fields).tokens_remaining == snapshot.tokens_remaining
     assert adapter.validate_python({"tokens_used": 5, "usd_used": 0.1}) == BudgetSnapshot(5, 0.1)
@@ -205,14 +205,14 @@ def test_pydantic_writes_an_event_and_reads_it_back() -> None:
         with pytest.raises(pydantic.ValidationError):
             adapter.validate_python({**event.to_dict(), **change})
     fields = event.to_dict()
-    del fields["usd"]  # the exact integer says it
+    del fields["usd"]  # the exact integer says the same
     assert adapter.validate_python(fields) == event
     for name in fields:
         with pytest.raises(pydantic.ValidationError, match=f"^1 validation error.*\\n{name}\\n  Field required"):
             adapter.validate_python({other: fields[other] for other in fields if other != name})
 
 
-def test_pydantic_makes_a_subclass_of_a_snapshot_where_one_is_asked_for() -> None:
+def test_pydantic_makes_a_subclass_of_a_snapshot_if_a_field_asks_for_it() -> None:
     pydantic = pytest.importorskip("pydantic")
 
     class Marked(BudgetSnapshot):
@@ -223,7 +223,7 @@ def test_pydantic_makes_a_subclass_of_a_snapshot_where_one_is_asked_for() -> Non
 
 
 def answer_of(app: Any, path: str) -> tuple[int, Any]:
-    """Ask an ASGI application for a path; return the status and what the JSON says."""
+    """Request a path from an ASGI application, and return the status and the parsed JSON."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -250,7 +250,7 @@ def test_a_fastapi_route_answers_with_the_fields_and_shows_them_in_its_schema() 
     def event() -> BudgetEvent:
         return an_event()
 
-    # The annotations of this module are text: the route is given them as classes.
+    # The annotations of this module are strings. The route needs classes.
     for path, route, kind in (
         ("/one", budget, BudgetSnapshot),
         ("/all", budgets, list[BudgetSnapshot]),
@@ -270,7 +270,7 @@ def test_a_fastapi_route_answers_with_the_fields_and_shows_them_in_its_schema() 
     assert [*schemas["BudgetEvent"]["properties"]] == [*an_event().to_dict()]
 
 
-def test_nothing_of_this_is_imported_before_it_is_used() -> None:
+def test_none_of_these_modules_is_imported_before_it_is_used() -> None:
     program = """
 import sys
 import token_budget
@@ -294,7 +294,7 @@ class Noted(BudgetEvent):
     """A user's subclass."""
 
 
-def test_an_event_cannot_be_taken_apart_and_a_subclass_of_it_survives_pickle() -> None:
+def test_an_event_attribute_cannot_be_deleted_and_a_subclass_survives_pickle() -> None:
     event = Noted._of("record", "run", 5, 10**8, BudgetSnapshot(5))
     with pytest.raises(AttributeError, match="^a BudgetEvent never changes$"):
         del event._facts
@@ -308,7 +308,7 @@ def refusal(kind: type[BudgetExceeded]) -> BudgetExceeded:
 
 @pytest.mark.parametrize("kind", [BudgetExceeded, BudgetOverrun, BudgetTimeout])
 def test_a_result_backend_that_keeps_class_and_args_makes_the_error_again(kind: type[BudgetExceeded]) -> None:
-    """As celery's JSON backends do: the name of the class and its args go through JSON."""
+    """Celery's JSON backends do this: they send the name of the class and its args through JSON."""
     error = refusal(kind)
     message = json.loads(json.dumps({"type": kind.__name__, "module": kind.__module__, "args": error.args}))
     again = getattr(sys.modules[message["module"]], message["type"])(*message["args"])

@@ -1,4 +1,4 @@
-"""One interrupt, before any instruction: nobody sleeps on, and what happened is told exactly once."""
+"""One interrupt before any instruction: no waiter stays asleep, and each event is delivered exactly once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shapes import SHAPES, waiting
 from token_budget import BudgetPool, _family
 from token_budget._waiting import Waiter
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # an interrupt may cost the last reference
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # an interrupt may drop a reservation
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def codes_run_by(operation: Callable[[], object]) -> set[types.CodeType]:
 def every_interrupt(
     make: Callable[[], Any], operation: Callable[[Any], object], step: int = 1
 ) -> Iterator[tuple[Any, str]]:
-    """Make a case and interrupt the operation on it before one instruction, for each in turn; yield case and outcome.
+    """For each instruction, make a case, interrupt the operation on it there, and yield case and outcome.
 
-    A step above 1 takes every number of instructions.
+    With a step of n, only every n-th instruction is tried.
     """
     case = make()
     points = Points(codes_run_by(lambda: operation(case)))
@@ -68,7 +68,7 @@ def every_interrupt(
 
 
 class Held:
-    """A pool of 10 tokens that a call holds, somebody who waits for 8 of them, and listeners that are written in C."""
+    """A pool of 10 tokens that a call holds, and a waiter that asks for 8 of them."""
 
     def __init__(self, shape: str) -> None:
         self.asked, self.capped = SHAPES[shape](token_cap=10)
@@ -93,7 +93,7 @@ def test_one_interrupt_never_leaves_a_waiter_asleep(operation: str, shape: str, 
     step = 1 if full or (operation == "release" and shape == "alone") else 17
     for case, _outcome in every_interrupt(lambda: Held(shape), lambda case: getattr(case, operation)(), step):
         waiter = case.waiter
-        # Looked at without an operation of the pool, which would help: perhaps there is no other.
+        # Check without an operation on the pool: it would wake the waiter, but a program might never do another one.
         account = case.capped._account
         if account.token_limit == 20 or case.held.completed:
             assert (waiter.state, bool(waiter.bell.rung)) == ("granted", True)
@@ -106,7 +106,7 @@ def test_one_interrupt_never_leaves_a_waiter_asleep(operation: str, shape: str, 
 
 
 class Watched:
-    """A pool of 10 tokens with a threshold at 8 and a subscriber, both functions in C: no interrupt reaches inside."""
+    """A pool of 10 tokens with a threshold at 8 and a subscriber. Both are C functions, which no interrupt reaches."""
 
     def __init__(self, shape: str) -> None:
         self.asked, self.capped = SHAPES[shape](token_cap=10)
@@ -138,13 +138,11 @@ class Watched:
 
 @pytest.mark.parametrize("shape", ["alone", "child", "join", "keyed"])
 @pytest.mark.parametrize("operation", ["record", "commit", "force"])
-def test_one_interrupt_never_loses_a_warning_or_an_event_nor_tells_one_twice(
-    operation: str, shape: str, full: bool
-) -> None:
+def test_one_interrupt_never_loses_or_repeats_a_threshold_or_an_event(operation: str, shape: str, full: bool) -> None:
     kind = {"force": "record"}.get(operation, operation)
     step = 1 if full or (operation == "record" and shape == "alone") else 7
     for case, outcome in every_interrupt(lambda: Watched(shape), lambda case: getattr(case, operation)(), step):
-        spent = case.asked.snapshot().tokens_used  # the next operation, at the latest, tells
+        spent = case.asked.snapshot().tokens_used  # this operation delivers what is still owed
         assert spent in {0, 8}
         assert spent == 8 or outcome == "interrupted"
         expected = 1 if spent else 0
@@ -156,14 +154,14 @@ def test_one_interrupt_never_loses_a_warning_or_an_event_nor_tells_one_twice(
         case.held.release()
 
 
-def test_one_interrupt_never_tells_a_refusal_twice() -> None:
+def test_one_interrupt_never_repeats_the_event_of_a_refusal() -> None:
     for case, _outcome in every_interrupt(lambda: Watched("alone"), lambda case: case.refuse()):
         case.asked.snapshot()
         assert [event.kind for event in case.heard] in ([], ["refusal"])
         case.held.release()
 
 
-def test_what_a_thread_left_untold_when_it_ended_is_told_by_the_next_operation_of_any_thread(
+def test_the_next_operation_of_any_thread_delivers_events_that_an_ended_thread_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = BudgetPool(token_cap=10)
@@ -175,7 +173,7 @@ def test_what_a_thread_left_untold_when_it_ended_is_told_by_the_next_operation_o
 
     def interrupted(family: _family.Family) -> None:
         if threading.current_thread() is thread:
-            raise KeyboardInterrupt  # each time that it tries to tell
+            raise KeyboardInterrupt  # at each attempt to deliver
         pay(family)
 
     def body() -> None:
@@ -196,7 +194,7 @@ def test_what_a_thread_left_untold_when_it_ended_is_told_by_the_next_operation_o
     assert sorted(event.kind for event in heard) == ["record", "record", "threshold"]
 
 
-def test_a_callback_that_is_interrupted_itself_is_not_called_again_and_the_others_hear() -> None:
+def test_an_interrupted_callback_is_not_called_again_and_the_other_callbacks_run() -> None:
     pool = BudgetPool(token_cap=10)
     called: list[str] = []
 
@@ -212,5 +210,5 @@ def test_a_callback_that_is_interrupted_itself_is_not_called_again_and_the_other
     pool.snapshot()
     assert called == ["first", "record"]
     with pytest.raises(KeyboardInterrupt):
-        pool.record(tokens=1)  # and the thread still hears: it is not taken for one that is calling back
+        pool.record(tokens=1)  # the thread still gets events: the pool does not think that it is inside a callback
     assert called == ["first", "record", "first", "record"]

@@ -1,4 +1,4 @@
-"""Pools by key: what is forgotten and what comes back, deleting, and what holds for all keys."""
+"""Pools by key: which keys are forgotten, what comes back with a key, deletion, and settings of all keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Kept:
         self.users: Users = self.total.keyed(token_cap=10, name="users", window=Window.daily(clock=self.clock))
 
     def forget(self, *keys: str) -> None:
-        """Let a day pass, and ask for so many new keys that every old one is looked at."""
+        """Let a day pass, and look up so many new keys that every old key is checked."""
         self.clock.now += DAY
         gc.collect()
         for number in range(20):
@@ -67,9 +67,7 @@ def _watched(pool: BudgetPool) -> None:
 
 
 @pytest.mark.parametrize("use", [_closed, _capped, _windowed, _watched, lambda pool: pool.record(tokens=3)])
-def test_a_key_is_forgotten_after_its_period_whatever_was_done_with_it(
-    kept: Kept, use: Callable[[BudgetPool], None]
-) -> None:
+def test_a_key_is_forgotten_after_its_period_after_any_operation(kept: Kept, use: Callable[[BudgetPool], None]) -> None:
     use(kept.users["ann"])
     assert "ann" in kept.users
     kept.forget("ann")
@@ -95,7 +93,7 @@ def test_a_closed_key_stays_closed_in_its_period_and_is_open_in_the_next(kept: K
     assert kept.users["ann"].snapshot().tokens_used == 10
 
 
-def test_caps_and_alarms_of_a_key_come_back_with_it(kept: Kept) -> None:
+def test_caps_and_thresholds_of_a_key_come_back_with_it(kept: Kept) -> None:
     told: list[str] = []
     heard: list[str] = []
     kept.users["ann"].set_caps(token_cap=100, usd_cap=1)
@@ -132,10 +130,10 @@ def test_a_key_without_a_window_comes_back_without_one(kept: Kept) -> None:
     gc.collect()
     for number in range(20):
         kept.users[f"other {number}"].record(tokens=1)
-    assert caught(BudgetExceeded, kept.users["ann"].record, tokens=2)  # its budget is for good: nothing was forgotten
+    assert caught(BudgetExceeded, kept.users["ann"].record, tokens=2)  # without a window, its usage never ends
 
 
-def test_who_stops_listening_while_the_key_is_forgotten_hears_no_more(kept: Kept) -> None:
+def test_a_subscriber_that_ends_while_its_key_is_forgotten_gets_no_more_events(kept: Kept) -> None:
     heard: list[object] = []
     unsubscribe = kept.users["ann"].subscribe(heard.append)
     kept.users["ann"].record(tokens=1)
@@ -143,7 +141,7 @@ def test_who_stops_listening_while_the_key_is_forgotten_hears_no_more(kept: Kept
     del heard[:]
     kept.forget("ben")
     unsubscribe()
-    heard.clear()  # of the period that had ended
+    heard.clear()  # events of the period that had ended
     kept.users["ann"].record(tokens=1)
     assert heard == []
     again = kept.users["ann"].subscribe(heard.append)
@@ -162,7 +160,7 @@ def test_deleting_closes_the_pool_and_the_key_begins_anew(kept: Kept) -> None:
     ann = kept.users["ann"]
     below = ann.child()
     ann.set_caps(token_cap=100)
-    ann.on_threshold(0.5, lambda _event: pytest.fail("told by a pool that is gone"))
+    ann.on_threshold(0.5, lambda _event: pytest.fail("a deleted pool called back"))
     ann.record(tokens=40)
     del kept.users["ann"]
     assert "ann" not in kept.users
@@ -173,7 +171,7 @@ def test_deleting_closes_the_pool_and_the_key_begins_anew(kept: Kept) -> None:
     assert again.snapshot().token_cap == 10
     again.record(tokens=10)
     assert again.snapshot().tokens_used == 10
-    assert kept.total.snapshot().tokens_used == 50  # what was spent stays in the pools above
+    assert kept.total.snapshot().tokens_used == 50  # spends stay counted in the pools above
     assert caught(PoolClosed, ann.record, tokens=1)
     del kept.users["ann"]
     assert kept.total.snapshot().tokens_used == 50
@@ -190,7 +188,7 @@ def test_deleting_is_refused_while_calls_are_in_flight(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("key", ["nobody", 7, (1, 2)])
-def test_deleting_what_is_not_there_is_a_key_error(kept: Kept, key: Any) -> None:
+def test_deleting_an_unknown_key_is_a_key_error(kept: Kept, key: Any) -> None:
     kept.users["ann"].record(tokens=1)
     with pytest.raises(KeyError):
         del kept.users[key]
@@ -223,7 +221,7 @@ def test_a_deleted_key_that_is_made_again_is_not_lost_in_the_rota(kept: Kept) ->
 # ---------------------------------------------------------------- for all keys
 
 
-def test_a_threshold_of_all_keys_tells_of_old_new_and_forgotten_ones(kept: Kept) -> None:
+def test_a_threshold_of_all_keys_fires_for_old_new_and_forgotten_keys(kept: Kept) -> None:
     told: list[str | None] = []
     kept.users["old"].record(tokens=1)
     unsubscribe = kept.users.on_threshold(0.8, lambda event: told.append(event.pool))
@@ -241,7 +239,7 @@ def test_a_threshold_of_all_keys_tells_of_old_new_and_forgotten_ones(kept: Kept)
     unsubscribe()
 
 
-def test_subscribers_of_all_keys_hear_of_old_new_and_forgotten_ones_and_of_what_is_below(kept: Kept) -> None:
+def test_subscribers_of_all_keys_hear_of_old_new_and_forgotten_keys_and_of_pools_below(kept: Kept) -> None:
     heard: list[tuple[str, str | None]] = []
     kept.users["old"].record(tokens=1)
     unsubscribe = kept.users.subscribe(lambda event: heard.append((event.kind, event.snapshot.name)))
@@ -260,7 +258,7 @@ def test_subscribers_of_all_keys_hear_of_old_new_and_forgotten_ones_and_of_what_
     assert len(heard) == 1
 
 
-def test_listeners_of_one_key_and_of_all_are_told_each_once(kept: Kept) -> None:
+def test_listeners_of_one_key_and_of_all_keys_get_each_event_once(kept: Kept) -> None:
     told: list[str] = []
     kept.users.on_threshold(0.5, lambda _event: told.append("all"))
     kept.users["ann"].on_threshold(0.5, lambda _event: told.append("ann"))
@@ -271,7 +269,7 @@ def test_listeners_of_one_key_and_of_all_are_told_each_once(kept: Kept) -> None:
         kept.forget("ann")
 
 
-def test_caps_of_all_keys_are_set_at_once_and_leave_a_keys_own_alone(kept: Kept) -> None:
+def test_caps_of_all_keys_are_set_together_and_leave_a_keys_own_caps_alone(kept: Kept) -> None:
     kept.users["own"].set_caps(token_cap=5)
     kept.users["old"].record(tokens=10)
     kept.users.set_caps(token_cap=20, usd_cap=1)
@@ -284,13 +282,13 @@ def test_caps_of_all_keys_are_set_at_once_and_leave_a_keys_own_alone(kept: Kept)
     assert [kept.users[key].snapshot().token_cap for key in ("own", "old", "new")] == [5, None, None]
 
 
-def test_a_window_of_all_keys_leaves_a_keys_own_alone(kept: Kept) -> None:
+def test_a_window_of_all_keys_leaves_a_keys_own_window_alone(kept: Kept) -> None:
     own = Window.every(timedelta(days=7), clock=kept.clock)
     kept.users["own"].set_caps(window=own)
     for key in ("own", "old"):
         kept.users[key].record(tokens=10)
     kept.users.set_caps(window=Window.every(timedelta(hours=1), clock=kept.clock))
-    assert caught(BudgetExceeded, kept.users["old"].record, tokens=1)  # what is used stays
+    assert caught(BudgetExceeded, kept.users["old"].record, tokens=1)  # usage is kept
     kept.users["new"].record(tokens=10)
     kept.clock.now += 3600
     kept.users["old"].record(tokens=10)
@@ -302,7 +300,7 @@ def test_a_window_of_all_keys_leaves_a_keys_own_alone(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("group", [None, "daily", "another clock"])
-def test_a_window_of_a_keys_own_ends_its_periods_whatever_the_groups_is(kept: Kept, group: str | None) -> None:
+def test_a_keys_own_window_ends_its_periods_whatever_the_groups_window_is(kept: Kept, group: str | None) -> None:
     clock = Clock(0.0)
     other = Clock(0.0)
     window = None if group is None else Window.daily(clock=clock if group == "daily" else other)
@@ -333,7 +331,7 @@ def test_a_copy_would_be_a_second_budget_for_each_key(kept: Kept, duplicate: Cal
         duplicate(kept.users)
 
 
-def test_looking_makes_no_key(kept: Kept) -> None:
+def test_reading_a_group_makes_no_key(kept: Kept) -> None:
     assert kept.users.get("ann") is None
     other = BudgetPool()
     assert kept.users.get("ann", other) is other
@@ -350,7 +348,7 @@ def test_looking_makes_no_key(kept: Kept) -> None:
         kept.users.get([])  # type: ignore[arg-type]
 
 
-def test_keys_that_differ_are_two_budgets_also_where_their_names_read_the_same(kept: Kept) -> None:
+def test_different_keys_are_two_budgets_even_if_their_names_read_the_same(kept: Kept) -> None:
     kept.users[1].record(tokens=10)
     kept.users["1"].record(tokens=10)
     assert kept.users[1].name == kept.users["1"].name == "users:1"

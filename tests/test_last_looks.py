@@ -1,4 +1,4 @@
-"""What an operation meets that was upset at the worst moment: each moment is constructed, none is hoped for."""
+"""Operations that are disturbed at the worst moment. Each test constructs that moment and does not rely on luck."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_operation_that_waited_for_the_lock_through_a_fork_refuses() -> None:
     assert pool.snapshot().tokens_used == 10
 
 
-def test_an_operation_that_a_handler_forked_in_refuses_in_the_child() -> None:
+def test_an_operation_whose_signal_handler_forked_refuses_in_the_child() -> None:
     pool = BudgetPool(token_cap=10)
     family = pool._family
 
@@ -49,7 +49,7 @@ def test_an_operation_that_a_handler_forked_in_refuses_in_the_child() -> None:
     assert pool.snapshot().tokens_used == 0
 
 
-def test_a_decision_that_fails_since_a_handler_upset_it_is_made_anew() -> None:
+def test_a_decision_that_fails_because_a_handler_changed_the_family_is_made_again() -> None:
     pool = BudgetPool(token_cap=10)
     family, tries = pool._family, []
 
@@ -61,11 +61,11 @@ def test_a_decision_that_fails_since_a_handler_upset_it_is_made_anew() -> None:
         return "decided"
 
     assert family.change(decide, ()) == "decided"
-    with pytest.raises(ZeroDivisionError):  # while one that nobody upset is told
+    with pytest.raises(ZeroDivisionError):  # without a handler's change, the error is raised
         family.change(lambda _change: 1 / 0, ())
 
 
-def test_a_line_that_a_handler_stirred_after_the_last_look_is_served_when_the_debts_are_paid() -> None:
+def test_a_line_that_a_handler_stirred_after_the_last_check_is_served_when_the_debts_are_paid() -> None:
     pool = BudgetPool(token_cap=10)
     family, account = pool._family, pool._account
     looked: list[Account] = []
@@ -81,7 +81,7 @@ def test_a_line_that_a_handler_stirred_after_the_last_look_is_served_when_the_de
     assert not family.stirred
 
 
-def test_what_cannot_be_paid_twice_over_is_left_to_the_next_operation() -> None:
+def test_a_debt_whose_payment_fails_twice_is_left_to_the_next_operation() -> None:
     class Failing:
         _teller = None
         tried = 0
@@ -99,11 +99,11 @@ def test_what_cannot_be_paid_twice_over_is_left_to_the_next_operation() -> None:
     pool._family.owed.clear()
 
 
-def test_an_event_that_comes_at_the_last_look_is_told_at_once() -> None:
+def test_an_event_that_arrives_during_the_last_check_is_delivered_at_once() -> None:
     pool, heard = BudgetPool(token_cap=10), list[object]()
 
     class OfAnother:
-        """Owed by a thread that lives: at the look whether it does, a handler of this thread owes an event."""
+        """A debt of another, living thread. During the check whether that thread lives, a handler adds an event."""
 
         @staticmethod
         def _teller() -> object:
@@ -120,7 +120,7 @@ def test_an_event_that_comes_at_the_last_look_is_told_at_once() -> None:
     pool._family.owed.clear()
 
 
-def test_a_thread_that_waits_in_the_copy_of_a_fork_is_woken_and_refused() -> None:
+def test_a_thread_that_waits_in_a_forked_copy_is_woken_and_refused() -> None:
     pool, ended = BudgetPool(token_cap=10), []
     held = pool.reserve(tokens=10)
 
@@ -138,11 +138,11 @@ def test_a_thread_that_waits_in_the_copy_of_a_fork_is_woken_and_refused() -> Non
     assert held.completed
 
 
-def test_a_family_without_a_pool_has_no_first() -> None:
+def test_a_family_without_pools_has_no_first_pool() -> None:
     assert Family(Account(None, None, None, None), serve).first() is None
 
 
-def test_a_key_with_a_window_of_its_own_is_forgotten_by_that_ones_clock() -> None:
+def test_a_key_with_a_window_of_its_own_is_forgotten_by_the_clock_of_that_window() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["own"].set_caps(window=Window.every(timedelta(microseconds=1)))
     users["own"].record(tokens=1)
@@ -184,10 +184,10 @@ def test_a_key_that_a_handler_makes_meanwhile_is_made_once() -> None:
     users._by_key = Interrupted(users._by_key)
     assert users["ann"].snapshot().tokens_used == 3
     users["ben"].record(tokens=1)
-    assert users._own["ben"] is users._own["other"]  # what came meanwhile is not thrown away
+    assert users._own["ben"] is users._own["other"]  # what the handler added meanwhile is kept
 
 
-def test_a_rota_that_a_handler_emptied_stops_nobody() -> None:
+def test_a_rota_that_a_handler_emptied_raises_no_error() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["ann"].record(tokens=1)
     account = users._by_key["ann"]
@@ -196,7 +196,7 @@ def test_a_rota_that_a_handler_emptied_stops_nobody() -> None:
     assert list(users) == ["ann"]
 
 
-def test_removing_an_account_leaves_the_one_that_took_its_place() -> None:
+def test_removing_an_account_leaves_its_successor() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["ann"].record(tokens=1)
     old = users._by_key["ann"]
@@ -206,11 +206,11 @@ def test_removing_an_account_leaves_the_one_that_took_its_place() -> None:
     assert users["ann"].snapshot().tokens_used == 2
 
 
-def test_a_module_that_only_annotations_name_says_what_it_is() -> None:
+def test_the_repr_of_a_lazy_module_says_what_it_is() -> None:
     assert repr(_lazy.typing) == "<module 'typing', imported when it is used>"
 
 
-def test_what_a_clock_said_that_was_replaced_begins_no_period() -> None:
+def test_a_reading_of_a_replaced_clock_begins_no_period() -> None:
     now = [0.0]
     hour = Window.every(timedelta(hours=1), clock=lambda: now[0])
     pool = BudgetPool(token_cap=10, window=hour)
@@ -225,7 +225,7 @@ def test_what_a_clock_said_that_was_replaced_begins_no_period() -> None:
 
 
 def test_a_clock_that_fails_hides_no_overrun() -> None:
-    readings = iter([0.0, 0.0, 0.0])  # for making it, the straight run and the long way
+    readings = iter([0.0, 0.0, 0.0])  # for making the pool, the straight run and the long way
     pool = BudgetPool(token_cap=10, window=Window.every(timedelta(hours=1), clock=lambda: next(readings)))
     with pytest.raises(BudgetOverrun) as raised:
         pool.record(tokens=11, force=True)
@@ -233,7 +233,7 @@ def test_a_clock_that_fails_hides_no_overrun() -> None:
     assert pool._account.tokens_claimed == 11
 
 
-def test_a_warning_that_is_owed_stops_no_finaliser() -> None:
+def test_an_owed_warning_does_not_stop_a_finaliser() -> None:
     pool = BudgetPool(token_cap=10)
     reservation = pool.reserve(tokens=1)
     with warnings.catch_warnings():
@@ -244,19 +244,19 @@ def test_a_warning_that_is_owed_stops_no_finaliser() -> None:
     reservation.release()
 
 
-def test_where_asyncio_was_never_imported_no_event_loop_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_import_of_asyncio_the_pool_looks_for_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "asyncio")
     _sleep._warn_in_an_event_loop()
     assert "asyncio" not in sys.modules
 
 
-def test_a_bell_of_a_trio_run_that_has_ended_says_that_nobody_hears_it() -> None:
+def test_the_bell_of_an_ended_trio_run_reports_that_nobody_hears_it() -> None:
     trio = pytest.importorskip("trio")
 
     async def main() -> TrioBell:
         return TrioBell(trio)
 
     bell = trio.run(main)
-    assert not bell.deaf()  # until somebody rings
+    assert not bell.deaf()  # it knows only after the first ring
     assert not bell.ring()
     assert bell.deaf()

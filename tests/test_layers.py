@@ -1,4 +1,4 @@
-"""The structure of the package: layers without circles, small modules, classes and functions, and a light import."""
+"""The structure of the package: layers without circles, small modules, classes and functions, a light import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import run_program
 PACKAGE = Path(token_budget.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-# A module imports only modules of lower layers. Those of layer 0, the words, may import each other, in no circle.
+# A module imports only modules of lower layers. Modules of layer 0 may import each other, but not in a circle.
 LAYER = {
     "_lazy.py": 0,
     "_money.py": 0,
@@ -60,7 +60,7 @@ LAYER = {
     "__main__.py": 27,
 }
 WORDS = 0
-CORE = 14  # this layer and all below
+CORE = 14  # this layer and all layers below
 
 MODULE_LINES = 450
 CLASS_LINES = 300
@@ -81,7 +81,7 @@ def tree(module: str) -> ast.Module:
 
 
 def file_of(name: str) -> str | None:
-    """Return the file of a module of the package by the module's name; None if there is none."""
+    """Return the file of a module of the package by the module's name, or None if there is none."""
     path = name.replace(".", "/").removeprefix("token_budget").lstrip("/")
     candidates = [f"{path}.py", f"{path}/__init__.py".lstrip("/")]
     return next((candidate for candidate in candidates if candidate in MODULES), None)
@@ -89,7 +89,7 @@ def file_of(name: str) -> str | None:
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Return the names of all modules that it imports, inside of functions and for type checkers too."""
+    """Return the names of all modules that a file imports, including in functions and for type checkers."""
     names = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
@@ -100,7 +100,7 @@ def imports(module: str) -> frozenset[str]:
             below = {f"{node.module}.{alias.name}" for alias in node.names if node.module.startswith("token_budget")}
             modules = {name for name in below if file_of(name) is not None}
             names |= modules
-            if len(modules) < len(node.names):  # something of the module itself
+            if len(modules) < len(node.names):  # a name that the module itself defines
                 names.add(node.module)
     return frozenset(names)
 
@@ -109,7 +109,7 @@ def imported(module: str) -> set[str]:
     """Return the files of the package that it imports."""
     ours = {name for name in imports(module) if name.split(".")[0] == "token_budget"}
     files = {file_of(name) for name in ours}
-    assert None not in files, f"{module} imports what is not there: {ours}"
+    assert None not in files, f"{module} imports modules that do not exist: {ours}"
     return files  # type: ignore[return-value]
 
 

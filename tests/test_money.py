@@ -18,7 +18,7 @@ from token_budget import _money
 
 
 @given(strategies.usd)
-@example(2.5e-9)  # the float is above the tie, its product with 1e9 is the tie
+@example(2.5e-9)  # the float is above the tie, but its product with 1e9 is the tie
 @example(0.5e-9)
 @example(1.5e-9)
 @example(1000.0)
@@ -36,14 +36,14 @@ def test_dollars_become_the_nearest_nanodollar_ties_to_even(amount: Any) -> None
 
 
 @given(st.integers(0, 2 * 10**9), st.sampled_from([-1, 0, 1]))
-def test_floats_beside_a_tie_go_to_their_own_side(halves: int, step: int) -> None:
-    # As floats, ties and their neighbours: where a rounded product would decide wrongly.
+def test_floats_beside_a_tie_round_to_their_own_side(halves: int, step: int) -> None:
+    # The floats of ties and their neighbours, where a rounded product would round the wrong way.
     amount = halves * 0.5e-9
     amount += step * amount * 2**-52
     assert _money.to_nanos(amount) == grid(amount) * 10**9
 
 
-def test_the_callers_decimal_context_plays_no_part() -> None:
+def test_the_callers_decimal_context_does_not_matter() -> None:
     with decimal.localcontext() as context:
         context.prec = 2
         context.rounding = decimal.ROUND_UP
@@ -53,14 +53,14 @@ def test_the_callers_decimal_context_plays_no_part() -> None:
         assert _money.to_nanos(Decimal("1e-999999")) == 0
 
 
-def test_the_default_decimal_context_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_decimal_context_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decimal.DefaultContext, "prec", 2)
     monkeypatch.setattr(decimal.DefaultContext, "rounding", decimal.ROUND_UP)
     monkeypatch.setitem(decimal.DefaultContext.traps, decimal.Inexact, True)
     assert _money.to_nanos(Decimal("123.4567891234")) == 123_456_789_123
 
 
-def test_what_is_registered_as_a_real_number_counts_by_its_float() -> None:
+def test_a_type_that_is_registered_as_a_real_number_counts_by_its_float() -> None:
     class Quarter:
         def __float__(self) -> float:
             return 0.25
@@ -70,11 +70,11 @@ def test_what_is_registered_as_a_real_number_counts_by_its_float() -> None:
 
 
 @given(strategies.tokens)
-def test_tokens_stay_what_they_are(count: int) -> None:
+def test_tokens_keep_their_value(count: int) -> None:
     assert _money.to_tokens(count) == count
 
 
-def test_the_limits_are_inside() -> None:
+def test_amounts_at_the_limits_are_accepted() -> None:
     assert _money.to_tokens(10**18) == 10**18
     for most in (10**9, 1e9, Decimal(10**9), Fraction(10**9)):
         assert _money.to_nanos(most) == 10**18

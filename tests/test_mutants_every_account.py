@@ -1,4 +1,4 @@
-"""Every account of a chain counts and bounds what is asked of its last pool, on both axes, at any depth."""
+"""A request to the last pool of a chain counts in every account above and is bounded by each, at any depth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_cap_anywhere_in_a_chain_bounds_each_operation_and_all_count_the_same(
         return {axis: here, other: there}
 
     def expect(*expected: float) -> None:
-        """Expect, of this axis, what is used and reserved; the same of the other axis; and the calls in flight."""
+        """Expect (used, reserved) on this axis, the same on the other axis, and the number of calls in flight."""
         used, reserved, other_used, other_reserved, calls = expected
         there = (used, reserved), (other_used, other_reserved)
         tokens, usd = there if axis == "tokens" else there[::-1]

@@ -1,4 +1,4 @@
-"""Refusals say in full what is wrong, and a number is taken for what it says itself."""
+"""Refusals say in full what is wrong, and a number counts by its own exact value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_names_that_are_similar_to_a_cap_are_listed_with_commas() -> None:
         BudgetPool.from_env(prefix="X_", environ={"X_TOKENS_CAP": "1", "XTOKEN_CAP": "1"})
 
 
-def test_a_registered_number_that_is_wider_than_a_float_is_taken_as_its_exact_ratio() -> None:
+def test_a_registered_number_that_is_wider_than_a_float_counts_by_its_exact_ratio() -> None:
     class Wide:
         def as_integer_ratio(self) -> tuple[int, int]:
             return 10**18 - 1, 10**9
@@ -45,7 +45,7 @@ def test_a_registered_number_that_is_wider_than_a_float_is_taken_as_its_exact_ra
     assert pool.snapshot().usd_used_nanos == 10**18 - 1
 
 
-def test_bad_settings_are_named_from_the_first_word_on() -> None:
+def test_the_error_of_a_bad_setting_begins_with_its_name() -> None:
     bad: Any = "daily"
     with pytest.raises(TypeError, match=r"^window must be a Window \(Window\.daily\(\) and so on\), not str$"):
         BudgetPool(window=bad)
@@ -94,7 +94,7 @@ def test_arguments_are_refused_by_their_names() -> None:
         BudgetPool().reserve(timeout=-1.0)
 
 
-def test_a_share_of_ten_times_the_cap_is_taken() -> None:
+def test_a_share_of_ten_times_the_cap_is_accepted() -> None:
     BudgetPool().on_threshold(10, print)()
 
 

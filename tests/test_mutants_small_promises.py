@@ -1,4 +1,4 @@
-"""What is written in a comment or a message and what nothing else asks for."""
+"""Promises of comments and messages that no other test checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Thing:
     pass
 
 
-def test_a_register_forgets_what_died_and_looks_rarely_where_all_live() -> None:
+def test_a_register_forgets_dead_objects_and_rarely_checks_if_all_live() -> None:
     register = Register()
     for _ in range(1000):
         register.add(Thing())
@@ -28,10 +28,10 @@ def test_a_register_forgets_what_died_and_looks_rarely_where_all_live() -> None:
     for thing in things:
         register.add(thing)
     assert list(register) == things
-    assert register._alive >= 300  # so that the next look is far away
+    assert register._alive >= 300  # so the next check is far away
 
 
-def test_a_fork_wakes_no_task_through_the_event_loop_that_its_parent_shares() -> None:
+def test_a_fork_wakes_no_task_through_an_event_loop_that_it_shares_with_its_parent() -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     waiter = waiting(pool, tokens=1)
@@ -41,7 +41,7 @@ def test_a_fork_wakes_no_task_through_the_event_loop_that_its_parent_shares() ->
     held.release()
 
 
-def test_what_a_subscriber_raises_is_logged_with_the_event(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_subscriber_is_logged_with_the_event(caplog: pytest.LogCaptureFixture) -> None:
     def broken(_event: object) -> None:
         raise KeyError("mine")
 
@@ -76,7 +76,7 @@ def test_an_operation_reads_a_clock_once_however_many_scopes_share_it() -> None:
     assert read == 1
 
 
-def test_a_clock_that_is_one_period_behind_has_stepped_back_and_the_period_stays() -> None:
+def test_a_clock_that_steps_back_by_one_period_does_not_change_the_period() -> None:
     clock = Clock()
     pool = BudgetPool(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))
     before = pool._account.terms[3:]
@@ -112,14 +112,14 @@ def test_a_closed_pool_above_is_named_before_an_exhausted_one_below() -> None:
         below.reserve(tokens=2)
 
 
-def test_what_was_set_on_a_key_that_is_forgotten_goes_when_all_of_it_has_ended() -> None:
+def test_the_settings_of_a_forgotten_key_go_when_its_last_listener_ends() -> None:
     clock = Clock()
     users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))
     unsubscribe = users["ann"].on_threshold(0.5, print)
     users["ann"].record(tokens=1)
     clock.now += 60
     for key in range(8):
-        users[key].record(tokens=1)  # each looks for keys to forget
+        users[key].record(tokens=1)  # each new key looks for keys to forget
     assert "ann" not in users
     assert "ann" in users._own
     unsubscribe()
@@ -138,7 +138,7 @@ def test_both_caps_of_a_key_come_back_with_it() -> None:
     assert (users["ann"].snapshot().token_cap, users["ann"].snapshot().usd_cap) == (3, 4)
 
 
-def test_scopes_by_different_clocks_are_each_looked_at() -> None:
+def test_scopes_with_different_clocks_each_follow_their_own() -> None:
     outer, inner = Clock(), Clock()
     length = timedelta(seconds=60)
     above = BudgetPool(token_cap=100, window=Window.every(length, clock=outer))
@@ -149,7 +149,7 @@ def test_scopes_by_different_clocks_are_each_looked_at() -> None:
     assert (above.snapshot().tokens_used, below.snapshot().tokens_used) == (6, 12)
 
 
-def test_who_stops_listening_to_a_group_that_is_gone_raises_nothing() -> None:
+def test_ending_a_subscription_to_a_group_that_is_gone_raises_nothing() -> None:
     total = BudgetPool()
     users = total.keyed()
     stop = users.subscribe(print)
@@ -161,7 +161,7 @@ def test_who_stops_listening_to_a_group_that_is_gone_raises_nothing() -> None:
     assert total.snapshot().in_flight == 0
 
 
-def test_a_window_of_a_keys_own_decides_no_period_of_other_keys() -> None:
+def test_a_keys_own_window_decides_no_period_of_other_keys() -> None:
     clock = Clock()
     users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=60), clock=clock))
     users["ann"].set_caps(window=Window.every(timedelta(hours=1), clock=clock))
@@ -169,7 +169,7 @@ def test_a_window_of_a_keys_own_decides_no_period_of_other_keys() -> None:
     assert end - start == 60
 
 
-def test_an_exhausted_pool_is_named_before_one_that_only_waits_for_calls_in_flight() -> None:
+def test_an_exhausted_pool_is_named_before_a_busy_one() -> None:
     above = BudgetPool(token_cap=10, name="above")
     below = above.child(token_cap=5, name="below")
     above.record(tokens=8)

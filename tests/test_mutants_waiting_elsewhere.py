@@ -1,4 +1,4 @@
-"""A waiter is told at once of what makes its request hopeless, also at a scope other than the one where it waits."""
+"""A waiter is refused at once if its request becomes hopeless, even at a scope other than the one where it waits."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def test_a_spend_that_leaves_a_waiter_no_room_elsewhere_refuses_the_waiter(axis:
     held = user.reserve(**{axis: 80})
     waiter = waiting(both, **({"tokens": 50} if axis == "tokens" else {"nanos": 50 * 10**9}))
     project.record(**fifty)
-    assert waiter.state == "waiting"  # 50 of 100 are left, which is enough
+    assert waiter.state == "waiting"  # 50 of 100 are left, and that is enough
     project.record(**one)
     assert waiter.state == "refused"
     held.release()
 
 
-def test_after_a_roll_over_a_patient_waiter_hides_no_impatient_one_that_waits_in_vain() -> None:
+def test_after_a_roll_over_a_hopeless_waiter_with_a_short_time_out_is_refused_beside_a_patient_one() -> None:
     clock = Clock()
     pool = BudgetPool(token_cap=100, window=Window.every(timedelta(seconds=60), clock=clock))
     held = pool.reserve(tokens=100)
     patient = waiting(pool, tokens=90, timeout=10_000.0)
     clock.now += 60
-    pool.snapshot()  # begins the next period
+    pool.snapshot()  # this begins the next period
     impatient = waiting(pool, tokens=20, timeout=1.0)
     held.commit(tokens=85)
     assert impatient.state == "refused"
     assert patient.state == "waiting"
 
 
-def test_a_bell_of_trio_that_was_heard_can_be_waited_for_again() -> None:
+def test_a_trio_bell_can_be_waited_for_again_after_it_rang() -> None:
     trio = pytest.importorskip("trio")
 
     async def hear() -> list[bool]:
@@ -54,7 +54,7 @@ def test_a_bell_of_trio_that_was_heard_can_be_waited_for_again() -> None:
     assert trio.run(hear) == [True, False]
 
 
-def test_a_bell_of_asyncio_that_was_heard_can_be_waited_for_again() -> None:
+def test_an_asyncio_bell_can_be_waited_for_again_after_it_rang() -> None:
     async def hear() -> list[bool]:
         bell = LoopBell(asyncio.get_running_loop())
         bell.ring()

@@ -1,4 +1,4 @@
-"""A finite time-out is a promise to wait that long: for the next period too, if it begins in time."""
+"""A request with a finite time-out waits for the next period too, if that begins in time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERIOD = timedelta(seconds=1)
 
 
 def used_up(shape: str, cap: int = 10, length: timedelta = PERIOD) -> tuple[BudgetPool, BudgetPool, Clock]:
-    clock = Clock(1_000_000.25)  # a quarter of the second has gone
+    clock = Clock(1_000_000.25)  # a quarter of a second into the period
     asked, pool = SHAPES[shape](token_cap=cap, window=Window.every(length, clock=clock))
     asked.record(tokens=cap)
     return asked, pool, clock
@@ -35,7 +35,7 @@ ASKING: dict[str, Callable[..., object]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_lives_to_see_the_next_period_waits_for_it_and_has_its_turn_then(shape: str) -> None:
+def test_a_request_whose_timeout_reaches_the_next_period_waits_and_is_served_then(shape: str) -> None:
     asked, pool, clock = used_up(shape)
     first, second, third = (waiting(asked, tokens=tokens, timeout=5) for tokens in (6, 4, 2))
     clock.now = 1_000_000.75
@@ -79,7 +79,7 @@ def test_the_sleep_of_a_thread_ends_at_the_periods_end(shape: str) -> None:
     waiter.reservation.release()
 
 
-def test_a_task_waits_through_periods_while_its_clock_is_moved_by_another() -> None:
+def test_tasks_wait_through_periods_while_another_task_moves_the_clock() -> None:
     asked, _pool, clock = used_up("child", length=timedelta(milliseconds=20))
     served: list[float] = []
 
@@ -97,13 +97,13 @@ def test_a_task_waits_through_periods_while_its_clock_is_moved_by_another() -> N
 
     asyncio.run(main())
     assert len(served) == 5
-    assert len({int(now * 50 + 1e-6) for now in served}) == 5  # each in a period of its own
+    assert len({int(now * 50 + 1e-6) for now in served}) == 5  # each task in its own period
 
 
 @pytest.mark.parametrize("asking", ASKING)
 @pytest.mark.parametrize("timeout", [0.5, 0, None])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_who_does_not_is_refused_at_once(shape: str, timeout: float | None, asking: str) -> None:
+def test_a_request_with_a_shorter_timeout_is_refused_at_once(shape: str, timeout: float | None, asking: str) -> None:
     asked, pool, _clock = used_up(shape)
     with pytest.raises(BudgetExceeded) as refused:
         ASKING[asking](asked, tokens=1, timeout=timeout)
@@ -116,7 +116,7 @@ def test_who_does_not_is_refused_at_once(shape: str, timeout: float | None, aski
 @pytest.mark.parametrize("asking", ASKING)
 @pytest.mark.parametrize("timeout", [5, 0, None, 1e9])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_larger_than_the_whole_cap_is_refused_at_once(shape: str, timeout: float | None, asking: str) -> None:
+def test_a_request_above_the_whole_cap_is_refused_at_once(shape: str, timeout: float | None, asking: str) -> None:
     asked, _pool, _clock = used_up(shape)
     with pytest.raises(BudgetExceeded) as refused:
         ASKING[asking](asked, tokens=11, timeout=timeout)
@@ -124,7 +124,7 @@ def test_what_is_larger_than_the_whole_cap_is_refused_at_once(shape: str, timeou
     assert refused.value.retry_after is None
 
 
-def test_several_scopes_are_waited_for_if_all_begin_anew_in_time() -> None:
+def test_a_request_waits_for_several_scopes_if_the_next_period_of_each_begins_in_time() -> None:
     clock = Clock(1_000_000.25)
 
     def every(seconds: float) -> Window:
@@ -135,7 +135,7 @@ def test_several_scopes_are_waited_for_if_all_begin_anew_in_time() -> None:
     asked = team.child()
     total.record(tokens=5)
     team.record(tokens=5)
-    for timeout in (0.5, 2, 3.7):  # not before the last of them begins anew
+    for timeout in (0.5, 2, 3.7):  # these end before the last of the next periods begins
         with pytest.raises(BudgetExceeded) as refused:
             asked.reserve(tokens=1, timeout=timeout)
         assert refused.value.retry_after == 3.75
@@ -149,7 +149,7 @@ def test_several_scopes_are_waited_for_if_all_begin_anew_in_time() -> None:
     waiter.reservation.release()
 
 
-def test_a_scope_that_is_used_up_and_never_begins_anew_refuses_at_once() -> None:
+def test_a_used_up_scope_without_a_window_refuses_at_once() -> None:
     total = BudgetPool(token_cap=10)
     asked = total.child(token_cap=10, window=Window.every(PERIOD, clock=Clock()))
     asked.record(tokens=10)
@@ -158,12 +158,12 @@ def test_a_scope_that_is_used_up_and_never_begins_anew_refuses_at_once() -> None
     assert refused.value.retry_after is None
 
 
-def test_who_waits_for_what_is_in_flight_is_refused_when_it_can_no_longer_come_in_time() -> None:
+def test_a_waiter_for_a_call_in_flight_is_refused_when_room_can_no_longer_come_in_time() -> None:
     asked, pool, clock = used_up("child")
     clock.now = 1_000_001
     held = asked.reserve(tokens=10)
     patient, without_end, short = (waiting(asked, tokens=4, timeout=one) for one in (5, None, 0.5))
-    held.commit()  # used up, for this second
+    held.commit()  # now this second's budget is used up
     assert (patient.state, without_end.state, short.state) == ("waiting", "refused", "refused")
     clock.now = 1_000_002
     pool.snapshot()
@@ -172,7 +172,7 @@ def test_who_waits_for_what_is_in_flight_is_refused_when_it_can_no_longer_come_i
 
 
 @pytest.mark.parametrize("asking", ASKING)
-def test_a_clock_that_stands_still_ends_in_a_time_out(asking: str) -> None:
+def test_a_wait_times_out_if_the_windows_clock_stands_still(asking: str) -> None:
     asked, pool, _clock = used_up("alone", length=timedelta(milliseconds=2))
     with pytest.raises(BudgetTimeout) as late:
         ASKING[asking](asked, tokens=1, timeout=0.05)
@@ -180,7 +180,7 @@ def test_a_clock_that_stands_still_ends_in_a_time_out(asking: str) -> None:
     assert pool.statistics().waiters == 0
 
 
-def test_a_window_that_is_set_while_somebody_waits_counts_from_then_on() -> None:
+def test_a_window_that_is_set_during_a_wait_counts_from_then_on() -> None:
     clock = Clock(1_000_000.25)
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
@@ -193,7 +193,7 @@ def test_a_window_that_is_set_while_somebody_waits_counts_from_then_on() -> None
     assert pool.snapshot().tokens_used == 0
 
 
-def test_tokens_per_minute_queue_instead_of_failing() -> None:
+def test_requests_to_a_budget_of_tokens_per_minute_queue_instead_of_failing() -> None:
     pool = BudgetPool(token_cap=10, window=Window.every(timedelta(milliseconds=20)))
     done: list[int] = []
 

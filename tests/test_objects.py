@@ -1,4 +1,4 @@
-"""The API as objects: annotations that resolve, what is shown of pools and reservations, counts, and clear refusals."""
+"""The API as objects: annotations that resolve, texts of pools and reservations, statistics, and clear refusals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _members() -> list[Any]:
 
 
 @pytest.mark.parametrize("member", _members())
-def test_the_annotations_of_all_that_is_public_resolve(member: Any) -> None:
+def test_the_annotations_of_all_public_names_resolve(member: Any) -> None:
     hints = typing.get_type_hints(member)
     if inspect.isfunction(member):
         assert set(hints) >= {
@@ -52,7 +52,7 @@ def test_the_annotations_of_all_that_is_public_resolve(member: Any) -> None:
         }
 
 
-def test_they_resolve_to_the_real_classes() -> None:
+def test_the_annotations_resolve_to_the_real_classes() -> None:
     hints = typing.get_type_hints(BudgetPool.reserve)
     assert hints["return"] is Reservation
     assert hints["timeout"] == float | None
@@ -63,7 +63,7 @@ def test_they_resolve_to_the_real_classes() -> None:
     assert issubclass(typing.get_type_hints(BudgetPool.areserve)["return"], collections.abc.Coroutine)
 
 
-def test_to_import_the_package_imports_nothing_that_only_annotations_name() -> None:
+def test_importing_the_package_imports_nothing_that_only_annotations_name() -> None:
     program = "import sys; before = set(sys.modules); import token_budget; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.split())
@@ -80,8 +80,8 @@ def test_a_reservation_is_not_made_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [BudgetPool, Reservation, KeyedPools])
-def test_what_is_half_made_can_be_shown(kind: Any) -> None:
-    """As debuggers and tracebacks do, while `__init__` runs or after it failed."""
+def test_a_half_made_object_has_a_repr(kind: Any) -> None:
+    """Debuggers and tracebacks show objects while `__init__` runs or after it failed."""
     thing = kind.__new__(kind)
     assert type(thing).__name__ in repr(thing)
     del thing
@@ -117,7 +117,7 @@ def test_the_text_of_a_pool_says_who_waits_and_whether_it_is_closed(shape: str) 
     assert "closed" in repr(asked)
 
 
-def test_the_text_of_what_is_awaited_names_the_pool() -> None:
+def test_the_repr_of_an_areserve_names_the_pool() -> None:
     pool = BudgetPool(token_cap=10, name="daily")
     one = pool.areserve(tokens=4)
     assert "areserve" in repr(one)
@@ -135,7 +135,7 @@ def test_the_text_of_what_is_awaited_names_the_pool() -> None:
 # ---------------------------------------------------------------- counted
 
 
-def test_statistics_count_what_there_is() -> None:
+def test_statistics_count_reservations_waiters_children_and_subscribers() -> None:
     total = BudgetPool(token_cap=10)
     assert _counts(total) == (0, 0, 0, 0)
     team = total.child(name="team")
@@ -152,7 +152,7 @@ def test_statistics_count_what_there_is() -> None:
     assert _counts(users["ben"]) == (0, 0, 0, 0)
     unsubscribe()
     held.release()
-    assert _counts(team) == (1, 0, 2, 1)  # one who waited holds it now
+    assert _counts(team) == (1, 0, 2, 1)  # the former waiter holds it now
     for waiter in waiters:
         waiter.reservation.release()
     assert _counts(total) == (0, 0, 1, 0)
@@ -173,17 +173,17 @@ def test_statistics_never_change() -> None:
     assert "waiters=0" in repr(found)
 
 
-# ---------------------------------------------------------------- clear words
+# ---------------------------------------------------------------- clear errors
 
 
 @pytest.mark.parametrize("several", [list, tuple, set])
-def test_to_join_a_list_says_how_to_write_it(several: Any) -> None:
+def test_joining_a_list_says_how_to_write_it(several: Any) -> None:
     total = BudgetPool()
     with pytest.raises(TypeError, match=rf"join takes pools, not {several.__name__}.*join\(\*pools\)"):
         BudgetPool.join(several([total.child(), total.child()]))
 
 
 @pytest.mark.parametrize("thing", [None, "pool", 5, object(), BudgetPool])
-def test_to_join_what_is_no_pool_says_so(thing: Any) -> None:
+def test_joining_an_object_that_is_no_pool_says_so(thing: Any) -> None:
     with pytest.raises(TypeError, match="join takes pools"):
         BudgetPool.join(BudgetPool(), thing)

@@ -1,7 +1,7 @@
-"""P10: first come, first served among those who wait; nobody waits for what can never come.
+"""P10: waiters are served in the order of arrival, and a request that can never fit is refused at once.
 
-Tasks of one event loop make every order deterministic: each is let run until nothing more happens, then the next thing
-is done. Threads are waited for until they are in line.
+The tests use tasks of one event loop to make every order deterministic: they let all tasks run until nothing more
+happens, and then take the next step. Where a test uses threads, it waits until they are in line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def settle() -> None:
 
 
 def in_line(pool: BudgetPool, count: int) -> None:
-    """Block until so many callers wait; for threads, whose start takes a while."""
+    """Block until this many callers wait. Threads need this, because they take a while to start."""
     deadline = time.monotonic() + 20
     while len(waiters(pool)) != count:
         assert time.monotonic() < deadline, f"{len(waiters(pool))} wait, not {count}"
@@ -84,7 +84,7 @@ def test_waiters_are_served_in_the_order_of_arrival() -> None:
             await line.wait(name, pool, tokens)
         held[0].release()
         await settle()
-        assert line.order == []  # 5 are free: b and c would fit, and a is first
+        assert line.order == []  # 5 are free: b and c would fit, but a is first
         held[1].commit(tokens=1)
         await settle()
         assert line.order == ["a", "b"]
@@ -118,7 +118,7 @@ def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     run(main)
 
 
-def test_a_forced_record_is_counted_also_while_others_wait() -> None:
+def test_a_forced_record_is_counted_even_while_others_wait() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = pool.reserve(tokens=5)
@@ -176,7 +176,7 @@ def test_a_caller_that_waits_for_a_full_scope_never_blocks_callers_that_do_not_n
         held = ann.reserve(tokens=10)
         await line.wait("ann", ann, 5)
         with bob.reserve(tokens=50), total.reserve(tokens=40):
-            await line.wait("bob", bob, 1)  # for room in bob's own scope
+            await line.wait("bob", bob, 1)  # waits for room in bob's own scope
             assert caught(BudgetExceeded, ann.record, tokens=0)
         await settle()
         assert line.order == ["bob"]
@@ -186,7 +186,7 @@ def test_a_caller_that_waits_for_a_full_scope_never_blocks_callers_that_do_not_n
     run(main)
 
 
-def test_waiters_at_a_parent_are_served_by_age_whichever_child_they_came_by() -> None:
+def test_waiters_at_a_parent_are_served_by_age_whichever_child_they_came_from() -> None:
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=10)
         ann, bob = total.child(), total.child()
@@ -196,7 +196,7 @@ def test_waiters_at_a_parent_are_served_by_age_whichever_child_they_came_by() ->
         await line.wait("total 3", total, 1)
         held[0].release()
         await settle()
-        assert line.order == []  # 5 are free, and bob, who is first, needs 6
+        assert line.order == []  # 5 are free, but bob is first and needs 6
         held[1].release()
         await settle()
         assert line.order == ["bob 1"]
@@ -213,9 +213,9 @@ def test_a_waiter_that_gets_room_below_takes_its_old_place_in_the_line_above() -
         ann, bob = total.child(token_cap=5), total.child()
         below, above = ann.reserve(tokens=5), total.reserve(tokens=5)
         await line.wait("ann 1", ann, 5)  # waits for room in ann's scope
-        await line.wait("bob 2", bob, 6)  # waits for room in the whole
+        await line.wait("bob 2", bob, 6)  # waits for room in the total
         await line.wait("bob 3", bob, 1)
-        ann.set_caps(token_cap=10)  # room for ann there, and none in the whole
+        ann.set_caps(token_cap=10)  # now ann's scope has room, but the total has none
         await settle()
         assert line.order == []
         above.release()
@@ -238,7 +238,7 @@ def test_a_waiter_that_gets_room_below_still_waits_behind_an_older_one_above() -
         above, below = total.reserve(tokens=10), ann.reserve(tokens=5)
         await line.wait("total 1", total, 6)  # 5 are free
         await line.wait("ann 2", ann, 3)  # waits for room in ann's scope
-        ann.set_caps(token_cap=8)  # now she would fit, and the older one does not
+        ann.set_caps(token_cap=8)  # now ann 2 would fit, but the older waiter does not
         await settle()
         assert line.order == []
         assert caught(BudgetExceeded, total.record, tokens=1)
@@ -251,7 +251,7 @@ def test_a_waiter_that_gets_room_below_still_waits_behind_an_older_one_above() -
     run(main)
 
 
-def test_two_hundred_tasks_over_room_for_twenty_all_come_to_their_turn_in_order() -> None:
+def test_two_hundred_tasks_that_share_room_for_twenty_are_served_in_order() -> None:
     pool = BudgetPool(token_cap=20 * 500)
     order: list[int] = []
     most = 0
@@ -273,7 +273,7 @@ def test_two_hundred_tasks_over_room_for_twenty_all_come_to_their_turn_in_order(
 
 
 def test_room_given_to_a_waiter_is_its_own_before_it_wakes() -> None:
-    """Direct hand-off: nobody can take it between the release and the wake-up."""
+    """Direct hand-off: no other caller can take the room between the release and the wake-up."""
 
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
@@ -287,7 +287,7 @@ def test_room_given_to_a_waiter_is_its_own_before_it_wakes() -> None:
     run(main)
 
 
-# ---------------------------------------------------------------- what gives room
+# ---------------------------------------------------------------- operations that make room
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_room_given_to_a_waiter_is_its_own_before_it_wakes() -> None:
     ids=["release", "commit", "leave", "set_caps", "reset"],
 )
 @pytest.mark.parametrize("below", [False, True])
-def test_room_is_handed_over_whatever_frees_it(free: Callable[[BudgetPool, Reservation], Any], below: bool) -> None:
+def test_whatever_frees_room_hands_it_over(free: Callable[[BudgetPool, Reservation], Any], below: bool) -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child() if below else pool
@@ -361,7 +361,7 @@ def test_room_may_come_from_another_thread_or_another_event_loop() -> None:
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-# ---------------------------------------------------------------- what can never come
+# ---------------------------------------------------------------- requests that can never fit
 
 
 def test_a_request_that_cannot_fit_even_if_everything_in_flight_came_back_is_refused_at_once() -> None:
@@ -393,7 +393,7 @@ def test_a_request_that_cannot_fit_even_if_everything_in_flight_came_back_is_ref
 def test_a_waiter_is_refused_as_soon_as_its_request_can_no_longer_fit(
     happens: Callable[[BudgetPool, list[Reservation]], Any], error: type[Exception], second: bool, above: bool
 ) -> None:
-    """Also where it waits behind another, or at another scope than the one that is too small now."""
+    """This also holds if it waits behind another waiter, or at a scope other than the one that is now too small."""
 
     async def main(line: Line) -> None:
         total = BudgetPool(token_cap=10, usd_cap=1, name="total")
@@ -423,7 +423,7 @@ def test_a_waiter_is_refused_as_soon_as_its_request_can_no_longer_fit(
     run(main)
 
 
-def test_a_refused_head_lets_the_next_have_its_turn() -> None:
+def test_when_the_head_of_the_line_is_refused_the_next_waiter_is_served() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         held = [pool.reserve(tokens=4), pool.reserve(tokens=4)]
@@ -526,8 +526,8 @@ def test_bad_amounts_are_refused_before_waiting() -> None:
 # ---------------------------------------------------------------- the next period
 
 
-def test_a_finite_timeout_waits_for_the_next_period_where_that_begins_in_time() -> None:
-    """A budget of tokens per minute queues, and does not fail."""
+def test_a_request_with_a_finite_timeout_waits_for_the_next_period_if_that_begins_in_time() -> None:
+    """Requests to a budget of tokens per minute queue instead of failing."""
 
     async def main(line: Line) -> None:
         now = [0.0]
@@ -540,7 +540,7 @@ def test_a_finite_timeout_waits_for_the_next_period_where_that_begins_in_time() 
             assert raised.value.exhausted
             assert not isinstance(raised.value, BudgetTimeout)
         assert caught(BudgetExceeded, pool.record, tokens=5)
-        with pytest.raises(BudgetExceeded):  # larger than the cap: no period has room for it
+        with pytest.raises(BudgetExceeded):  # above the cap: no period has room for it
             await pool.areserve(tokens=11, timeout=1000)
         await line.wait("first", pool, 7, timeout=60)
         await line.wait("second", pool, 2, timeout=60)
@@ -557,7 +557,7 @@ def test_a_finite_timeout_waits_for_the_next_period_where_that_begins_in_time() 
     run(main)
 
 
-def test_every_scope_that_refuses_has_to_begin_anew_in_time() -> None:
+def test_a_request_waits_only_if_the_next_period_of_every_scope_that_refuses_begins_in_time() -> None:
     async def main(line: Line) -> None:
         now = [0.0]
         clock = lambda: now[0]  # noqa: E731
@@ -580,7 +580,7 @@ def test_every_scope_that_refuses_has_to_begin_anew_in_time() -> None:
     run(main)
 
 
-def test_a_waiter_for_the_next_period_times_out_when_that_does_not_begin(
+def test_a_waiter_for_the_next_period_times_out_if_that_does_not_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_sleep, "_SHORTEST", 0.0)
@@ -632,10 +632,8 @@ def test_a_cancellation_that_races_with_the_grant_gives_it_back() -> None:
 
 
 @pytest.mark.parametrize("just_now", [False, True])
-def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next(
-    monkeypatch: pytest.MonkeyPatch, just_now: bool
-) -> None:
-    """Also where it is closed between the look whether it is and the bell."""
+def test_waiters_of_a_closed_loop_do_not_block_the_next_waiter(monkeypatch: pytest.MonkeyPatch, just_now: bool) -> None:
+    """With `just_now`, the loop is closed after the check for a closed loop and before the bell rings."""
     if just_now:
         monkeypatch.setattr(_waiting.LoopBell, "deaf", lambda _bell: False)
     pool = BudgetPool(token_cap=10)
@@ -647,8 +645,8 @@ def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next(
     loop.close()
     with_room = threading.Thread(target=lambda: pool.reserve(tokens=10, timeout=30).release())
     with_room.start()
-    in_line(pool, 51 if just_now else 1)  # whoever comes next finds that the loop is closed
-    held.release()  # else it is offered to fifty that are gone, one after the other
+    in_line(pool, 51 if just_now else 1)  # the next caller finds that the loop is closed
+    held.release()  # with `just_now`, the room is offered to fifty dead waiters, one after the other
     with_room.join(30)
     assert not with_room.is_alive()
     assert counters(pool) == (0, 0, 0, 0, 0)
@@ -659,7 +657,7 @@ def test_a_loop_that_was_closed_with_waiters_on_it_does_not_hold_up_the_next(
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_waiters_of_a_closed_loop_hold_up_nobody() -> None:
+def test_a_waiter_of_a_closed_loop_does_not_block_a_request_that_fits() -> None:
     pool = BudgetPool(token_cap=100)
     held = pool.reserve(tokens=50)
     loop = asyncio.new_event_loop()
@@ -673,8 +671,8 @@ def test_waiters_of_a_closed_loop_hold_up_nobody() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_was_granted_and_then_dropped_serves_the_next() -> None:
-    """The line must not keep a reservation alive that nobody else holds."""
+def test_dropping_a_granted_reservation_serves_the_next_waiter() -> None:
+    """The line must not keep a reservation alive after all callers have dropped it."""
 
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
@@ -707,13 +705,13 @@ def test_many_drops_from_many_threads_serve_a_waiter() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_waiter_is_served_at_the_end_of_a_period_also_where_nothing_else_happens(asynchronous: bool) -> None:
+def test_a_waiter_is_served_at_the_end_of_a_period_even_without_other_operations(asynchronous: bool) -> None:
     now = [0.0]
     window = Window.every(timedelta(seconds=1), clock=lambda: now[0])
     pool = BudgetPool().child(token_cap=100, window=window)
     pool.record(tokens=50)
     held = pool.reserve(tokens=30)
-    now[0] = 0.99999  # the waiter sleeps until the period's end, and finds the clock there
+    now[0] = 0.99999  # the waiter sleeps until the period's end, and then reads a clock that shows it
 
     def later() -> None:
         now[0] = 1.0
@@ -730,8 +728,8 @@ def test_a_waiter_is_served_at_the_end_of_a_period_also_where_nothing_else_happe
     timer.join()
 
 
-def test_a_bell_that_rings_as_the_time_is_over_is_heard() -> None:
-    """The race, constructed: the timer has woken the task, and the bell rings before the task runs."""
+def test_a_bell_that_rings_just_as_the_timeout_ends_is_heard() -> None:
+    """The race is constructed: the timer has woken the task, and the bell rings before the task runs."""
 
     async def main(_line: Line) -> None:
         bell = _waiting.LoopBell(asyncio.get_running_loop())
@@ -748,8 +746,8 @@ def test_a_bell_that_rings_as_the_time_is_over_is_heard() -> None:
     run(main)
 
 
-def test_a_bell_that_is_rung_after_the_room_was_taken_and_the_loop_closed_takes_nothing_back() -> None:
-    """The race, constructed: the task took its room before the bell, and its loop is closed when that comes."""
+def test_a_late_bell_takes_no_room_back_from_a_task_of_a_loop_that_has_closed() -> None:
+    """The race is constructed: the task took its room before the bell rang, and the loop has closed since."""
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     loop = asyncio.new_event_loop()
@@ -759,14 +757,14 @@ def test_a_bell_that_is_rung_after_the_room_was_taken_and_the_loop_closed_takes_
     held.release()
     got = loop.run_until_complete(task)
     loop.close()
-    pool._family.owed.append(waiter)  # as where the thread that granted it comes to its bell only now
+    pool._family.owed.append(waiter)  # as if the granting thread rang the bell only now
     pool.snapshot()
     assert not pool._family.owed
     assert counters(pool) == (0, 10, 0, 0, 1)
     got.release()
 
 
-def test_a_loop_that_is_closed_between_two_looks_at_the_line_confuses_no_refusal(
+def test_a_loop_that_closes_between_two_reads_of_the_line_does_not_break_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main(line: Line) -> None:
@@ -785,7 +783,7 @@ def test_a_loop_that_is_closed_between_two_looks_at_the_line_confuses_no_refusal
     run(main)
 
 
-def test_a_second_interrupt_while_the_first_is_mended_leaves_nobody_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_interrupts_in_a_row_leave_no_waiter_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     abandon = _ledger.abandon
@@ -895,7 +893,7 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
 
 
 def test_an_areserve_is_a_coroutine() -> None:
-    """For tasks, task groups, other threads, and for whoever forgets to await it."""
+    """It works in tasks, in task groups and from other threads, and warns if it is never awaited."""
 
     async def main(_line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
@@ -925,19 +923,19 @@ def test_an_areserve_is_a_coroutine() -> None:
     with pytest.warns(RuntimeWarning, match=r"^<areserve\(\) of 'run'> was never awaited$"):
         pool.areserve(tokens=1)
     assert counters(pool) == (0, 0, 0, 0, 0)
-    pool.areserve(tokens=1).close()  # on purpose, and in silence
+    pool.areserve(tokens=1).close()  # closing it on purpose gives no warning
 
 
-def test_a_wait_in_a_thread_whose_event_loop_is_running_is_warned_of_before_it_begins() -> None:
+def test_a_warning_comes_before_a_wait_in_a_thread_whose_event_loop_is_running() -> None:
     async def main(_line: Line) -> None:
         pool = BudgetPool(token_cap=10)
-        held = pool.reserve(tokens=6, timeout=60)  # it does not wait: no warning
+        held = pool.reserve(tokens=6, timeout=60)  # no wait, so no warning
         assert caught(BudgetExceeded, pool.reserve, tokens=5)
         assert caught(BudgetExceeded, pool.reserve, tokens=11, timeout=60)
         with pytest.warns(RuntimeWarning, match=r"about to wait .* event loop is running.*areserve") as seen:
             assert caught(BudgetTimeout, pool.reserve, tokens=5, timeout=0.001)
         assert [warning.filename for warning in seen] == [caught.__code__.co_filename]
-        with pytest.raises(RuntimeWarning):  # as an error it keeps it from waiting
+        with pytest.raises(RuntimeWarning):  # raised as an error, the warning prevents the wait
             pool.reserve(tokens=5, timeout=None)
         assert not waiters(pool)
         held.release()
@@ -985,7 +983,7 @@ def test_tasks_of_trio_wait_in_the_same_line_as_threads() -> None:
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_an_areserve_is_used_once() -> None:
+def test_an_areserve_can_be_used_only_once() -> None:
     async def main(_line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         asked = pool.areserve(tokens=1)
@@ -1001,7 +999,7 @@ def test_an_areserve_is_used_once() -> None:
     run(main)
 
 
-def test_outside_of_an_event_loop_areserve_that_has_to_wait_says_so_and_holds_nothing() -> None:
+def test_an_areserve_that_must_wait_outside_an_event_loop_raises_and_holds_nothing() -> None:
     pool = BudgetPool(token_cap=10)
     with pool.reserve(tokens=10), pytest.raises(RuntimeError, match="no running event loop"):
         pool.areserve(tokens=1).send(None)
@@ -1011,7 +1009,7 @@ def test_outside_of_an_event_loop_areserve_that_has_to_wait_says_so_and_holds_no
 # ---------------------------------------------------------------- forks, leftovers
 
 
-def test_in_a_forked_child_nobody_waits_any_more() -> None:
+def test_a_forked_child_has_no_waiters() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         child = pool.child()
@@ -1054,7 +1052,7 @@ def test_no_memory_is_kept_for_waiters_that_timed_out() -> None:
 
 
 @pytest.mark.usefixtures("racing")
-def test_many_threads_that_wait_all_come_to_their_turn() -> None:
+def test_many_waiting_threads_are_all_served() -> None:
     pool = BudgetPool(token_cap=30, usd_cap=3)
     children = [pool.child(token_cap=20) for _ in range(3)]
 
@@ -1070,7 +1068,7 @@ def test_many_threads_that_wait_all_come_to_their_turn() -> None:
     assert all(line_of(one) is None for one in (pool, *children))
 
 
-def test_a_pool_takes_the_short_way_again_when_the_last_waiter_is_gone() -> None:
+def test_a_pool_takes_straight_runs_again_when_the_last_waiter_is_gone() -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10)
         assert takes_the_short_way(pool)

@@ -1,4 +1,4 @@
-"""P1: at every instant and on each axis used + reserved <= cap, but for spends that had already happened."""
+"""P1: at every instant and on each axis used + reserved <= cap, except for spends that had already happened."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_racing_reservations_never_hold_more_than_the_cap() -> None:
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_whoever_is_refused_in_a_thread_fan_out_skips() -> None:
+def test_in_a_thread_fan_out_exactly_the_calls_that_fit_are_admitted() -> None:
     pool = BudgetPool(token_cap=1000)
 
     def call(size: int) -> bool:
@@ -61,7 +61,7 @@ def test_whoever_is_refused_in_a_thread_fan_out_skips() -> None:
 
     with ThreadPoolExecutor(16) as workers:
         done = list(workers.map(call, [11] * 200))
-    assert done.count(True) == 99  # 99 calls used 990; no room for 11 more
+    assert done.count(True) == 99  # 99 calls used 990, and 11 more do not fit
     assert counters(pool)[0] == 990
 
 
@@ -104,7 +104,7 @@ def test_an_axis_of_which_nothing_is_asked_refuses_nothing(below: bool) -> None:
         with pool.reserve(**{free: 2}) as reservation:
             reservation.commit()
         pool.record(tokens=0, usd=0)
-        with pytest.raises(BudgetOverrun) as raised:  # on the axis that this spend takes over its cap
+        with pytest.raises(BudgetOverrun) as raised:  # the error names the axis that this spend takes over its cap
             pool.record(force=True, **{free: 8})
         assert raised.value.axis == free
         assert caught(BudgetExceeded, pool.record, **{full: 1})
@@ -125,7 +125,7 @@ def test_without_a_cap_everything_fits() -> None:
     assert counters(pool) == (5 * 10**18, 0, 5 * 10**18, 0, 0)
 
 
-def test_a_cap_of_zero_takes_zero_only() -> None:
+def test_a_cap_of_zero_admits_only_zero() -> None:
     pool = BudgetPool(token_cap=0, usd_cap=0)
     pool.record()
     assert caught(BudgetExceeded, pool.record, tokens=1)

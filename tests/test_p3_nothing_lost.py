@@ -1,4 +1,4 @@
-"""P3: a committed amount is always in `used`, also when it passes the cap; the error comes after."""
+"""P3: a committed amount is always in `used`, even if it passes the cap. The error comes after it is counted."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_a_commit_within_its_reservation_is_no_error_even_in_a_pool_that_others_
     with pytest.raises(BudgetOverrun):
         pool.record(tokens=1000, force=True)
     mine.commit()
-    also_mine.commit(tokens=10, usd=0.5)  # above its dollars, which are not overrun
+    also_mine.commit(tokens=10, usd=0.5)  # above its reserved dollars, but the dollar cap is not overrun
     assert counters(pool) == (1020, 0, 600_000_000, 0, 0)
 
 
-def test_a_commit_of_just_what_was_reserved_is_no_error_where_others_overran_the_dollars() -> None:
+def test_a_commit_of_exactly_what_was_reserved_is_no_error_if_others_overran_the_dollars() -> None:
     pool = BudgetPool(usd_cap=1, name="run")
     mine, more = pool.reserve(usd=0.25), pool.reserve(usd=0.25)
     with pytest.raises(BudgetOverrun):
@@ -59,7 +59,7 @@ def test_a_commit_of_just_what_was_reserved_is_no_error_where_others_overran_the
     assert (raised.value.axis, raised.value.pool) == ("usd", "run")
 
 
-def test_an_overrun_tells_what_was_there_and_what_is_there_now() -> None:
+def test_an_overrun_has_the_numbers_before_and_after_the_spend() -> None:
     pool = BudgetPool(token_cap=100, name="run")
     pool.record(tokens=20)
     other = pool.reserve(tokens=30)
@@ -81,7 +81,7 @@ def test_a_forced_record_is_added_whatever_the_cap_and_raises_only_past_it() -> 
     pool.record(tokens=100, usd=0.5, force=True)
     with pytest.raises(BudgetOverrun) as tokens:
         pool.record(tokens=5, usd=0, force=True)
-    pool.record(usd=0.5, force=True)  # up to the cap, while the other axis is over
+    pool.record(usd=0.5, force=True)  # reaches the cap exactly, while the other axis is over its cap
     with pytest.raises(BudgetOverrun) as usd:
         pool.record(usd=0.5, force=True)
     assert (tokens.value.axis, usd.value.axis) == ("tokens", "usd")

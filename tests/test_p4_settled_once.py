@@ -1,4 +1,4 @@
-"""P4: a reservation ends committed or released, never both, never twice, whatever threads race."""
+"""P4: a reservation ends committed or released, never both and never twice, however threads race."""
 
 from __future__ import annotations
 

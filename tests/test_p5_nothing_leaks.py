@@ -1,4 +1,4 @@
-"""P5: whatever ends a call without a commit, its capacity comes back."""
+"""P5: if a call ends without a commit, for whatever reason, its capacity comes back."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_task_cancelled_inside_the_block_releases(asynchronous: bool) -> None:
     assert counters(pool) == NOTHING
 
 
-def test_a_dropped_reservation_is_back_at_the_next_operation_with_a_warning() -> None:
+def test_a_dropped_reservation_comes_back_at_the_next_operation_with_a_warning() -> None:
     pool = BudgetPool(token_cap=10, name="run")
     with pytest.warns(ResourceWarning, match=r"<Reservation in 'run' tokens 10 .* was dropped: commit\(\) or release"):
         pool.reserve(tokens=10)
@@ -97,12 +97,12 @@ def test_a_dropped_reservation_is_back_at_the_next_operation_with_a_warning() ->
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("operation", ["record", "reserve", "try_reserve", "snapshot", "reset", "commit"])
-def test_every_operation_that_answers_from_the_counters_has_the_dropped_back(operation: str) -> None:
+def test_every_operation_that_reads_the_counters_first_gets_back_what_was_dropped(operation: str) -> None:
     pool = BudgetPool(token_cap=10)
     if operation == "commit":
         mine = pool.reserve(tokens=1)
         pool.reserve(tokens=9)
-        mine.commit(tokens=10)  # would be an overrun if the nine were still held
+        mine.commit(tokens=10)  # this would be an overrun if the nine were still held
         assert counters(pool) == (10, 0, 0, 0, 0)
         return
     pool.reserve(tokens=10)
@@ -132,7 +132,7 @@ def test_the_warning_names_where_it_was_made_under_tracemalloc() -> None:
             warnings.simplefilter("always")
             pool.reserve(tokens=1)
         (warning,) = seen
-        # Who dropped it; mutmut puts frames of its own in between.
+        # The frame of the drop. mutmut puts its own frames in between.
         assert warning.filename == __file__ or "MUTANT_UNDER_TEST" in os.environ
         traceback = tracemalloc.get_object_traceback(warning.source)
         assert traceback is not None
@@ -141,7 +141,7 @@ def test_the_warning_names_where_it_was_made_under_tracemalloc() -> None:
         tracemalloc.stop()
 
 
-def test_a_drop_is_handled_though_the_warning_is_an_error() -> None:
+def test_a_drop_is_handled_even_if_the_warning_is_an_error() -> None:
     pool = BudgetPool(token_cap=10)
     unraisable: list[sys.UnraisableHookArgs] = []
     before, sys.unraisablehook = sys.unraisablehook, unraisable.append
@@ -157,7 +157,7 @@ def test_a_drop_is_handled_though_the_warning_is_an_error() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_reservation_interrupted_before_it_was_set_up_is_collected_in_silence() -> None:
+def test_a_reservation_interrupted_before_it_was_set_up_is_collected_without_a_warning() -> None:
     half = Reservation.__new__(Reservation)
     assert repr(half) == "<Reservation, half made>"
     del half
@@ -182,7 +182,7 @@ def test_many_drops_in_many_threads_all_come_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_was_dropped_is_released_once_where_another_thread_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drops_are_released_only_once_if_another_thread_releases_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     for amount in (4, 3, 2):
         pool.reserve(tokens=amount)
@@ -190,7 +190,7 @@ def test_what_was_dropped_is_released_once_where_another_thread_was_faster(monke
     drop = _ledger.drop
 
     def faster(*_: object) -> None:
-        """While the first is being released, another thread releases it and the next one."""
+        """During the release of the first reservation, another thread releases that one and the next."""
         monkeypatch.undo()
         for reservation in list(family.owed)[:2]:
             drop(reservation, family.locked)
@@ -202,14 +202,14 @@ def test_what_was_dropped_is_released_once_where_another_thread_was_faster(monke
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_drop_is_left_to_another_thread_that_took_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_does_nothing_if_another_thread_has_paid_the_last_debt(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = BudgetPool(token_cap=10)
     pool.reserve(tokens=4)
     family = pool._family
     pay = family.pay
 
     def faster(self: Any) -> None:
-        """Between the look whether anything is owed and the payment, another thread pays it all."""
+        """Between the check for debts and the payment, another thread pays all of them."""
         monkeypatch.undo()
         pay()
         self.pay()
@@ -248,11 +248,11 @@ def test_no_memory_is_kept_for_finished_calls() -> None:
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < 1000  # bytes, over two thousand calls
+    assert after - before < 1000  # bytes, after two thousand calls
     assert not pool._family.owed
 
 
-def test_a_pool_that_nobody_uses_any_more_is_freed() -> None:
+def test_a_pool_that_is_no_longer_used_is_freed() -> None:
     from token_budget import _family
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""P7: a snapshot shows every number as of one instant; used + reserved + remaining == cap in it."""
+"""P7: a snapshot shows all numbers as of one instant, so used + reserved + remaining == cap in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from token_budget import BudgetExceeded, BudgetPool, BudgetSnapshot
 @pytest.mark.usefixtures("racing")
 def test_snapshots_read_while_eight_threads_write_are_each_one_moment() -> None:
     # Every spend moves both axes by the same number, every reservation holds that much of both, and every call in
-    # flight holds 7: a snapshot of two moments would show it.
+    # flight holds 7. A snapshot that mixes two moments would violate this.
     pool = BudgetPool(token_cap=10_000, usd_cap=10_000)
 
     def write() -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-# From 3.12 on CPython warns that a fork beside threads may deadlock. That it does not is what is tested here.
+# From 3.12 on, CPython warns that a fork beside threads may deadlock. These tests check that the pool does not.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
@@ -95,7 +95,7 @@ def test_a_signal_handler_may_use_the_pool_at_any_moment(depth: int) -> None:
         pool.record(tokens=0)
         pool.reserve(tokens=1).release()
         handled.append(snapshot)
-        signal.setitimer(signal.ITIMER_REAL, 0.0003)  # only now: a slow machine must not be kept in handlers for ever
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)  # only now, so that a slow machine also runs other code
 
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.001)
@@ -116,7 +116,7 @@ def test_a_signal_handler_may_use_the_pool_at_any_moment(depth: int) -> None:
 
 
 def in_child(body: Callable[[], None]) -> None:
-    """Run the body in a forked child; fail if it raises, or does not end within ten seconds."""
+    """Run the body in a forked child. Fail if it raises or does not end within ten seconds."""
     child = os.fork()
     if child == 0:  # pragma: no cover - the child's lines are not measured
         try:
@@ -156,12 +156,12 @@ def test_a_child_forked_while_another_thread_holds_the_lock_does_not_hang_and_re
     def child() -> None:
         assert counters(pool) == (10, 20, 0, 0, 1)
         for spend in (pool.record, pool.reserve, pool.try_reserve, pool.reset, reservation.commit):
-            for _ in range(2):  # it goes on refusing
+            for _ in range(2):  # it keeps refusing
                 with pytest.raises(PoolForked, match=r"pool 'shared' .*os.fork.*BudgetPool.*detach\(\)"):
                     spend()
         with pytest.raises(PoolForked):
             pool.record(tokens=1, force=True)
-        reservation.release()  # as leaving a block in the child does; on the child's copy
+        reservation.release()  # leaving a block in the child does this; it changes only the child's copy
         assert counters(pool) == (10, 0, 0, 0, 0)
 
     try:
@@ -190,7 +190,7 @@ def test_a_detached_copy_is_a_budget_of_its_own_without_the_parents_calls_in_fli
         assert inherited.completed
         assert "closed by a fork" in repr(inherited)
         mine = pool.reserve(tokens=90)
-        pool.detach()  # a second time does nothing
+        pool.detach()  # a second detach does nothing
         mine.commit()
         assert counters(pool) == (100, 0, 0, 0, 0)
 
@@ -207,7 +207,7 @@ def test_a_detached_copy_is_a_budget_of_its_own_without_the_parents_calls_in_fli
 
 @needs_fork
 @forks
-def test_a_child_forked_while_another_thread_is_calling_back_is_told_of_what_it_does_after_a_detach() -> None:
+def test_a_child_forked_while_another_thread_calls_back_gets_its_own_events_after_a_detach() -> None:
     pool = BudgetPool(token_cap=100)
     inside, let_go = threading.Event(), threading.Event()
     heard: list[int] = []
@@ -228,7 +228,7 @@ def test_a_child_forked_while_another_thread_is_calling_back_is_told_of_what_it_
         heard.clear()
         pool.record(tokens=2)
         pool.record(tokens=3)
-        assert heard == [2, 3]  # and not what the parent's thread tells
+        assert heard == [2, 3]  # without the event that the parent's thread is delivering
 
     try:
         in_child(child)
@@ -241,7 +241,7 @@ def test_a_child_forked_while_another_thread_is_calling_back_is_told_of_what_it_
 @needs_fork
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timer")
 @forks
-def test_a_thread_that_waits_as_its_signal_handler_forks_is_refused_in_the_child_and_waits_on_in_the_parent() -> None:
+def test_if_a_waiting_threads_handler_forks_the_wait_is_refused_in_the_child_and_goes_on_in_the_parent() -> None:
     pool = BudgetPool(token_cap=10, name="run")
     held = pool.reserve(tokens=10)
     children: list[int] = []
@@ -281,7 +281,7 @@ def forked_in_c(pool: BudgetPool, patch: pytest.MonkeyPatch) -> None:
 def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_a_detach(
     monkeypatch: pytest.MonkeyPatch, below: bool
 ) -> None:
-    """As uwsgi forks without ``--py-call-osafterfork``: in C, so that Python's hooks never run."""
+    """Without ``--py-call-osafterfork``, uwsgi forks in C, and Python's hooks never run."""
     looks: list[Callable[[BudgetPool], object]] = [
         lambda pool: pool.record(tokens=11),
         lambda pool: pool.reserve(tokens=11),
@@ -310,7 +310,7 @@ def test_a_fork_that_ran_no_hook_is_noticed_by_a_refusal_a_wait_a_new_child_and_
 
 
 def test_what_a_child_sees_without_a_fork() -> None:
-    # The same as above in this process, where coverage and mutation tools look too.
+    # The same as above, but in this process, where coverage and mutation tools can observe it.
     pool = BudgetPool(token_cap=100, usd_cap=100, name="shared")
     pool.record(tokens=10, usd=20)
     inherited = pool.reserve(tokens=50, usd=30)
@@ -339,7 +339,7 @@ def test_what_a_child_sees_without_a_fork() -> None:
 
 def test_every_pool_of_the_process_refuses_in_the_child() -> None:
     pools = [BudgetPool(token_cap=1), BudgetPool(token_cap=2)]
-    _pool._after_fork_in_child()  # what os.fork() calls there
+    _pool._after_fork_in_child()  # os.fork() calls this in the child
     for pool in pools:
         with pytest.raises(PoolForked):
             pool.record(tokens=1)

@@ -104,7 +104,7 @@ USD = [
 
 @dataclass
 class Operation:
-    """One way to hand an amount in, on a pool that holds 10 + 5 tokens and 1 + 0.5 dollars."""
+    """One way to pass an amount, to a pool that holds 10 + 5 tokens and 1 + 0.5 dollars."""
 
     call: Callable[[BudgetPool, Any, dict[str, Any]], object]
     none_is_fine: bool = False
@@ -220,7 +220,7 @@ def test_amounts_are_keyword_only(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", [5, b"x", ["x"], Evil()])
-def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+def test_a_name_that_is_no_string_is_refused(name: Any) -> None:
     with pytest.raises(TypeError, match="name must be a str, not "):
         BudgetPool(name=name)
 

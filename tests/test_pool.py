@@ -1,4 +1,4 @@
-"""`_pool`: what belongs to no promise: the shapes, the texts, the size."""
+"""`_pool`: what belongs to no promise, such as texts, sizes and subclasses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_repr_of_a_reservation_is_one_line() -> None:
     assert repr(other) == "<Reservation tokens 0 | usd 0 | released>"
 
 
-def test_a_reservation_tells_what_it_holds() -> None:
+def test_a_reservation_has_the_amounts_that_it_holds() -> None:
     pool = BudgetPool()
     with pool.reserve(tokens=5, usd=0.1) as reservation:
         held = (reservation.reserved_tokens, reservation.reserved_usd, reservation.reserved_usd_nanos)
@@ -48,7 +48,7 @@ def test_a_pool_is_a_pool_for_subclasses_too() -> None:
     assert counters(pool)[0] == 4
 
 
-def test_a_pool_tells_its_name() -> None:
+def test_a_pool_has_a_name() -> None:
     assert BudgetPool(name="run").name == "run"
     assert BudgetPool().name is None
 
@@ -73,7 +73,7 @@ def test_an_open_reservation_takes_at_most_200_bytes() -> None:
 @pytest.mark.parametrize(
     "operation", ["record", "reserve", "commit", "release", "snapshot", "reset", "detach", "force"]
 )
-def test_every_operation_takes_the_lock_once_and_lets_it_go(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+def test_every_operation_takes_the_lock_once_and_releases_it(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     lock = HookedLock()
     monkeypatch.setattr(_family, "_new_lock", lambda: lock)
     pool = BudgetPool(token_cap=10)

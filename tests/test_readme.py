@@ -1,4 +1,4 @@
-"""The programs of both READMEs run as written, what they list is complete, and the docstrings' examples are true."""
+"""The programs of both READMEs run as written, their tables are complete, and the docstrings' examples are true."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OUTPUTS = [EXAMPLE, FAN_OUT, GATHER, PROGRESS, FAILED, SCOPES, EVENTS, CLOCK, FO
 
 
 def run(program: str, lines: int = 1) -> str:
-    """Return the last lines that a program prints. One that warns fails."""
+    """Return the last lines that a program prints. A program that warns fails."""
     command = [sys.executable, "-W", "error", "-c", program]
     environment = os.environ | {"PYTHONPATH": str(Path(token_budget.__file__).parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
@@ -100,9 +100,9 @@ def test_the_commands_that_ci_takes_from_the_readme_stand_alone_on_one_line(star
     assert f"```sh\n{found[0]}\n```" in README
 
 
-# What the table says in fewer words: "the same with `usd`", "also with `_nanos`".
+# Names that the table abbreviates: "the same with `usd`", "also with `_nanos`".
 SHORT = {"usd_used", "usd_reserved", "usd_remaining", "usd_cap"}
-# What one room of the core calls in another: no callers of the package.
+# Members that only other modules of the core call. Users of the package do not.
 INTERNAL = {"accounts", "scopes", "pay", "paid", "teller"}
 
 

@@ -1,4 +1,4 @@
-"""Refusals: only an axis that something is asked of refuses, and each refusal says when asking again can help."""
+"""Refusals: an axis refuses only if something is asked of it, and each refusal says when to ask again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_axis_of_which_nothing_is_asked_refuses_nothing(
     nanos = counters(pool)[2]
     WAYS[way](asked, tokens=500)
     assert counters(pool) == (500, 0, nanos, 0, 0)
-    WAYS[way](asked)  # and what costs nothing at all passes
+    WAYS[way](asked)  # a call that costs nothing at all passes
     with pytest.raises(BudgetExceeded) as refused:
         WAYS[way](asked, tokens=1, usd=0.000000001)
     assert refused.value.axis == "usd"
@@ -65,7 +65,7 @@ def test_an_axis_of_which_nothing_is_asked_refuses_nothing(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tokens_of_which_nothing_is_asked_refuse_nothing_either(shape: str, way: str) -> None:
+def test_a_call_that_asks_for_no_tokens_passes_an_overrun_of_tokens(shape: str, way: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     with pytest.raises(BudgetOverrun):
         pool.record(tokens=11, force=True)
@@ -74,7 +74,7 @@ def test_tokens_of_which_nothing_is_asked_refuse_nothing_either(shape: str, way:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_overrun_holds_no_waiter_who_asks_nothing_of_that_axis(shape: str) -> None:
+def test_an_overrun_does_not_block_a_waiter_that_asks_nothing_of_that_axis(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     held = asked.reserve(tokens=10)
     first, second = waiting(asked, tokens=4), waiting(asked, tokens=6)
@@ -88,7 +88,7 @@ def test_an_overrun_holds_no_waiter_who_asks_nothing_of_that_axis(shape: str) ->
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nor_does_an_overrun_of_tokens_one_who_asks_for_dollars(shape: str) -> None:
+def test_an_overrun_of_tokens_does_not_block_a_waiter_that_asks_only_for_dollars(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     held = asked.reserve(usd=1)
     waiter = waiting(asked, nanos=1)
@@ -103,7 +103,7 @@ def test_nor_does_an_overrun_of_tokens_one_who_asks_for_dollars(shape: str) -> N
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_overrun_refuses_at_once_a_waiter_who_asks_something_of_that_axis(shape: str) -> None:
+def test_an_overrun_refuses_at_once_a_waiter_that_asks_something_of_that_axis(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     held = asked.reserve(tokens=10)
     both, tokens = waiting(asked, tokens=4, nanos=1), waiting(asked, tokens=6)
@@ -115,7 +115,7 @@ def test_an_overrun_refuses_at_once_a_waiter_who_asks_something_of_that_axis(sha
     tokens.reservation.release()
 
 
-def test_the_line_stays_one_per_scope_whatever_is_asked() -> None:
+def test_a_scope_has_one_line_whatever_is_asked() -> None:
     pool = BudgetPool(token_cap=10, usd_cap=1)
     held = pool.reserve(usd=1)
     first = waiting(pool, nanos=1)
@@ -129,14 +129,14 @@ def test_the_line_stays_one_per_scope_whatever_is_asked() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_force_tells_an_overrun_of_the_axis_that_it_passed(shape: str) -> None:
+def test_the_overrun_of_a_forced_record_names_the_axis_that_it_passed(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     heard: list[str] = []
     with pytest.raises(BudgetOverrun) as raised:
         asked.record(usd=2, tokens=1, force=True)
     assert raised.value.axis == "usd"
     pool.subscribe(lambda event: heard.append(event.kind))
-    asked.record(tokens=9, force=True)  # fits: the dollars were passed before, by another call
+    asked.record(tokens=9, force=True)  # fits: another call passed the dollar cap before
     assert heard == ["record"]
     with pytest.raises(BudgetOverrun) as raised:
         asked.record(tokens=1, force=True)
@@ -149,7 +149,7 @@ def test_force_tells_an_overrun_of_the_axis_that_it_passed(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_commit_tells_an_overrun_of_the_axis_that_it_passed(shape: str) -> None:
+def test_the_overrun_of_a_commit_names_the_axis_that_it_passed(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
     with pytest.raises(BudgetOverrun):
         pool.record(usd=2, force=True)
@@ -183,7 +183,7 @@ def says(error: BudgetExceeded, resets_at: datetime | None, retry_after: float |
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_used_up_until_the_period_ends(shape: str, way: str) -> None:
+def test_a_used_up_pool_says_when_the_period_ends(shape: str, way: str) -> None:
     clock = Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10, window=daily(clock))
     pool.record(tokens=10)
@@ -194,14 +194,14 @@ def test_used_up_until_the_period_ends(shape: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_larger_than_the_whole_cap_never_fits(shape: str, way: str) -> None:
+def test_a_request_above_the_whole_cap_never_fits(shape: str, way: str) -> None:
     asked, _pool = SHAPES[shape](token_cap=10, window=daily(Clock(NOW)))
     says(refusal_of(asked, way, tokens=11), MIDNIGHT, None)
 
 
 @pytest.mark.parametrize("way", ["record", "reserve"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_busy_is_worth_asking_again_at_once(shape: str, way: str) -> None:
+def test_a_busy_pool_says_to_ask_again_at_once(shape: str, way: str) -> None:
     asked, _pool = SHAPES[shape](token_cap=10, window=daily(Clock(NOW)))
     with asked.reserve(tokens=10):
         error = refusal_of(asked, way, tokens=1)
@@ -217,7 +217,7 @@ def test_without_a_window_nothing_resets(shape: str, way: str) -> None:
     says(refusal_of(asked, way, tokens=1), None, None)
 
 
-def test_busy_without_a_window() -> None:
+def test_a_busy_pool_without_a_window_says_to_ask_again_at_once() -> None:
     for shape in SHAPES.values():
         asked, _pool = shape(token_cap=10)
         with asked.reserve(tokens=10):
@@ -225,7 +225,7 @@ def test_busy_without_a_window() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_time_out_says_it_too(shape: str) -> None:
+def test_the_error_of_a_time_out_says_when_to_ask_again_too(shape: str) -> None:
     asked, _pool = SHAPES[shape](token_cap=10, window=daily(Clock(NOW)))
     with asked.reserve(tokens=10), pytest.raises(BudgetTimeout) as thread:
         asked.reserve(tokens=1, timeout=0.001)
@@ -248,21 +248,22 @@ def test_an_overrun_says_when_its_scope_resets(shape: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_where_several_scopes_refuse_the_latest_end_matters(way: str) -> None:
+def test_if_several_scopes_refuse_the_latest_end_counts(way: str) -> None:
     clock = Clock(NOW)
     total = BudgetPool(token_cap=10, window=Window.every(timedelta(days=7), clock=clock), name="total")
     hour = total.child(token_cap=5, window=Window.every(timedelta(hours=1), clock=clock), name="hour")
     end = total._account.period_end
     hour.record(tokens=5)
-    says(refusal_of(hour, way, tokens=5), hour.snapshot().resets_at, hour._account.period_end - NOW)  # one refuses
+    # Only the hour refuses.
+    says(refusal_of(hour, way, tokens=5), hour.snapshot().resets_at, hour._account.period_end - NOW)
     total.record(tokens=5)
     says(refusal_of(hour, way, tokens=5), total.snapshot().resets_at, end - NOW)
-    asked = hour.child().child()  # the pool that is asked has no window of its own
+    asked = hour.child().child()  # the asked pool has no window of its own
     says(refusal_of(asked, way, tokens=5), total.snapshot().resets_at, end - NOW)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_scope_without_a_window_among_those_that_refuse_never_resets(way: str) -> None:
+def test_if_a_scope_without_a_window_refuses_asking_again_never_helps(way: str) -> None:
     total = BudgetPool(token_cap=5)
     day = total.child(token_cap=5, window=daily(Clock(NOW)))
     day.record(tokens=5)
@@ -270,7 +271,7 @@ def test_a_scope_without_a_window_among_those_that_refuse_never_resets(way: str)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_busy_scope_beside_one_that_is_used_up_adds_nothing(way: str) -> None:
+def test_a_busy_scope_beside_a_used_up_one_does_not_change_the_answer(way: str) -> None:
     total = BudgetPool(token_cap=10)
     day = total.child(token_cap=5, window=daily(Clock(NOW)))
     day.record(tokens=5)
@@ -278,14 +279,14 @@ def test_a_busy_scope_beside_one_that_is_used_up_adds_nothing(way: str) -> None:
         says(refusal_of(day, way, tokens=1), MIDNIGHT, DAY * 3 / 4)
 
 
-def test_one_scope_that_never_fits_beside_one_that_is_used_up_is_never() -> None:
+def test_if_the_request_never_fits_in_one_scope_asking_again_never_helps() -> None:
     total = BudgetPool(token_cap=10, window=daily(Clock(NOW)))
     day = total.child(token_cap=5, window=daily(Clock(NOW)))
     total.record(tokens=10)
     assert refusal_of(day, tokens=6).retry_after is None
 
 
-def test_the_seconds_are_those_of_the_moment_of_the_refusal() -> None:
+def test_retry_after_counts_from_the_moment_of_the_refusal() -> None:
     clock = Clock(NOW)
     pool = BudgetPool(usd_cap=1, window=daily(clock))
     pool.record(usd=1)

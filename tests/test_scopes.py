@@ -1,4 +1,4 @@
-"""P1, P2 and P7 over several scopes: children, joins, keys; closing; the whole tree at one moment."""
+"""P1, P2 and P7 over several scopes: children, joins and keys, closing, and the whole tree at one moment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def family() -> tuple[BudgetPool, BudgetPool, BudgetPool]:
 # ---------------------------------------------------------------- children
 
 
-def test_what_a_child_does_counts_in_every_scope_above_at_once() -> None:
+def test_an_operation_of_a_child_counts_in_every_scope_above_at_once() -> None:
     total, project, user = family()
     user.record(tokens=10, usd=0.1)
     with user.reserve(tokens=20, usd=0.2) as reservation:
@@ -71,7 +71,7 @@ def test_a_refusal_names_the_scope_and_changes_none(
     assert [counters(pool) for pool in (total, project, user)] == before
 
 
-def test_an_exhausted_scope_is_told_before_a_busy_one() -> None:
+def test_the_error_names_an_exhausted_scope_before_a_busy_one() -> None:
     total, _, user = family()
     held = user.reserve(tokens=100)
     total.record(tokens=850)
@@ -104,7 +104,7 @@ def test_an_overrun_counts_everywhere_and_names_the_first_scope_that_is_passed()
         assert counters(pool) == (1020, 0, 1_500_000_000, 0, 0)
 
 
-def test_each_scope_is_reset_for_itself() -> None:
+def test_a_reset_changes_only_its_own_scope() -> None:
     total, project, user = family()
     user.record(tokens=90)
     user.reset()
@@ -113,7 +113,7 @@ def test_each_scope_is_reset_for_itself() -> None:
     assert [counters(pool)[0] for pool in (user, project, total)] == [0, 90, 0]
 
 
-def test_a_deep_chain_is_one_too() -> None:
+def test_a_deep_chain_works_like_a_short_one() -> None:
     pools = [BudgetPool(token_cap=100)]
     for depth in range(6):
         pools.append(pools[-1].child(token_cap=100 - depth))
@@ -156,7 +156,7 @@ def test_bad_arguments_of_a_child_are_refused() -> None:
             total.child(**arguments)
 
 
-def test_a_child_that_nobody_holds_any_more_leaves_the_tree_and_its_spend_above() -> None:
+def test_a_child_that_is_no_longer_held_leaves_the_tree_and_its_spend_stays_above() -> None:
     total = BudgetPool(name="total")
     child = total.child(name="child")
     child.record(tokens=5)
@@ -170,7 +170,7 @@ def test_a_child_that_nobody_holds_any_more_leaves_the_tree_and_its_spend_above(
 # ---------------------------------------------------------------- closing
 
 
-def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> None:
+def test_a_closed_child_begins_nothing_and_lets_calls_in_flight_settle() -> None:
     total, project, user = family()
     with user.child(name="run") as run:
         held = run.reserve(tokens=10)
@@ -178,7 +178,7 @@ def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> No
     for operation in (run.record, run.reserve, run.try_reserve):
         with pytest.raises(PoolClosed, match="pool 'run' is closed: spend from its parent"):
             operation(tokens=1)
-    run.record(tokens=2, force=True)  # it was spent, and is counted
+    run.record(tokens=2, force=True)  # the money was spent, so it is counted
     assert run.closed
     assert not user.closed
     with pytest.raises(PoolClosed):
@@ -192,7 +192,7 @@ def test_a_closed_child_begins_nothing_and_lets_what_is_in_flight_settle() -> No
     assert run.snapshot().token_cap is None
 
 
-def test_an_overrun_of_a_closed_child_is_told_too() -> None:
+def test_an_overrun_of_a_closed_child_is_raised_too() -> None:
     run = BudgetPool().child(token_cap=10, name="run")
     held = run.reserve(tokens=10)
     run.close()
@@ -261,7 +261,7 @@ def test_only_pools_of_one_family_are_joined() -> None:
 # ---------------------------------------------------------------- keys
 
 
-def test_each_key_has_its_own_budget_and_all_have_the_parents() -> None:
+def test_each_key_has_its_own_budget_and_all_keys_share_the_parents_budget() -> None:
     total = BudgetPool(usd_cap=5, name="total")
     users = total.keyed(usd_cap=2)
     users["ann"].record(usd=1.5)
@@ -283,7 +283,7 @@ def test_each_key_has_its_own_budget_and_all_have_the_parents() -> None:
     assert total.keyed(name="user")[7].name == "user:7"
 
 
-def test_a_key_is_the_same_budget_also_when_nobody_holds_its_pool() -> None:
+def test_a_key_keeps_its_budget_even_if_nobody_holds_its_pool() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["ann"].record(tokens=6)
     gc.collect()
@@ -304,7 +304,7 @@ def test_a_key_is_made_at_most_once_under_races() -> None:
 
 
 def test_two_threads_that_make_a_key_at_the_same_moment_get_one_pool() -> None:
-    """The race, constructed: both have made a pool for the key before either enters it."""
+    """The race is constructed: both threads have made a pool for the key before either registers it."""
     users = BudgetPool().keyed(token_cap=10)
     barrier = threading.Barrier(2)
 
@@ -316,7 +316,7 @@ def test_two_threads_that_make_a_key_at_the_same_moment_get_one_pool() -> None:
             return 1
 
         def __str__(self) -> str:
-            barrier.wait(10)  # between the lookup that finds nothing and the entering
+            barrier.wait(10)  # after the lookup that finds nothing, before the registration
             return "key"
 
     one, other = run_together(lambda: users[Key()], lambda: users[Key()])
@@ -330,14 +330,14 @@ def test_keys_are_forgotten_when_that_loses_nothing() -> None:
     users = BudgetPool().keyed(token_cap=10, window=window)
     for index in range(100):
         users[index].record(tokens=1)
-    assert len(users) == 100  # used in this period
+    assert len(users) == 100  # all are used in this period
     kept = users["kept"]
     held = users["held"].reserve(tokens=5)
     users["watched"].subscribe(lambda _event: None)
     now[0] = 86400.0
     for index in range(100, 200):
         users[index].record(tokens=1)
-    assert len(users) <= 103  # each new key looks at two old ones
+    assert len(users) <= 103  # each new key checks two old ones
     assert {"held", "kept"} <= set(users)
     assert "watched" not in users
     assert users["kept"] is kept
@@ -367,7 +367,7 @@ def test_a_key_is_not_forgotten_while_a_pool_below_it_or_a_join_counts_against_i
     assert caught(BudgetExceeded, users["bob"].record, tokens=1)
 
 
-def test_what_was_set_on_a_keys_own_pool_outlives_its_periods_and_closing_does_not() -> None:
+def test_settings_of_a_keys_own_pool_outlive_its_periods_but_closing_does_not() -> None:
     now = [0.0]
     clock = lambda: now[0]  # noqa: E731
     users = BudgetPool().keyed(token_cap=10, usd_cap=1, window=Window.every(timedelta(days=1), clock=clock))
@@ -385,7 +385,7 @@ def test_what_was_set_on_a_keys_own_pool_outlives_its_periods_and_closing_does_n
         users[index].record(tokens=1)
     assert set(users) == set(range(20))
     assert caught(BudgetExceeded, users["small"].record, tokens=2)
-    assert caught(BudgetExceeded, users["small"].record, usd=2)  # the group's other cap
+    assert caught(BudgetExceeded, users["small"].record, usd=2)  # the other cap is the group's
     users["watched"].record(tokens=10)
     users["alarmed"].record(tokens=5)
     assert heard == [("record", "watched", 10), ("threshold", "alarmed", 0)]
@@ -424,7 +424,7 @@ def test_looking_at_a_group_makes_no_key() -> None:
     other = BudgetPool()
     assert users.get("ann", other) is other
     assert (users.keys(), users.values(), users.items(), len(users)) == ([], [], [], 0)
-    assert users  # also while it is empty: `users or other` is users
+    assert users  # even while it is empty, so `users or other` is users
     ann, bob = users["ann"], users["bob"]
     assert users.get("ann") is ann
     assert (users.keys(), users.values(), users.items()) == (["ann", "bob"], [ann, bob], [("ann", ann), ("bob", bob)])
@@ -463,7 +463,7 @@ def test_new_caps_of_a_group_hold_for_every_key_except_where_a_key_has_its_own()
     assert ann.snapshot().token_cap == 20
 
 
-def test_another_window_of_a_group_keeps_nothing_of_a_period_that_is_over() -> None:
+def test_another_window_of_a_group_keeps_no_usage_of_a_period_that_is_over() -> None:
     now = [0.0]
     clock = lambda: now[0]  # noqa: E731
     users = BudgetPool().keyed(token_cap=10, window=Window.every(timedelta(seconds=10), clock=clock))
@@ -502,7 +502,7 @@ def test_larger_caps_of_a_group_serve_waiters() -> None:
     held.release()
 
 
-def test_listeners_of_a_group_hear_of_every_key_until_they_end_it() -> None:
+def test_listeners_of_a_group_hear_of_every_key_until_they_unsubscribe() -> None:
     now = [0.0]
     window = Window.every(timedelta(days=1), clock=lambda: now[0])
     users = BudgetPool().keyed(token_cap=10, window=window)
@@ -518,7 +518,7 @@ def test_listeners_of_a_group_hear_of_every_key_until_they_end_it() -> None:
     assert heard == [*early, ("record", "late", 2)]
     heard.clear()
     now[0] = 86400.0
-    for index in range(20):  # the keys are forgotten, and the listeners stay
+    for index in range(20):  # the keys are forgotten, but the listeners stay
         users[index]
     assert "early" not in users
     heard.clear()
@@ -535,7 +535,7 @@ def test_listeners_of_a_group_hear_of_every_key_until_they_end_it() -> None:
             add(5)  # type: ignore[arg-type]
 
 
-def test_a_key_without_a_window_that_was_closed_or_has_caps_of_its_own_keeps_them() -> None:
+def test_a_key_without_a_window_stays_closed_and_keeps_its_own_caps() -> None:
     users = BudgetPool().keyed(token_cap=10)
     users["banned"].close()
     users["small"].set_caps(token_cap=1)
@@ -559,7 +559,7 @@ def test_the_tree_shows_pools_that_only_their_children_hold() -> None:
     assert root.snapshot(tree=True).children[0].tokens_reserved == 0
 
 
-def test_pools_that_are_gone_are_not_kept_in_mind() -> None:
+def test_the_family_does_not_remember_pools_that_are_gone() -> None:
     total = BudgetPool()
     for _ in range(1000):
         total.child()
@@ -578,7 +578,7 @@ def test_a_tree_of_a_thousand_levels_is_shown() -> None:
     assert (depth, shown.name, shown.tokens_used) == (1200, "1199", 3)
 
 
-def test_statistics_tell_how_many_there_are_of_what() -> None:
+def test_statistics_count_children_keys_waiters_and_subscribers() -> None:
     total = BudgetPool(token_cap=10, name="total")
     assert total.statistics() == (0, 0, 0, 0)
     users, child = total.keyed(), total.child()

@@ -1,4 +1,4 @@
-"""A window that is set, changed or taken away while the pool runs: the periods change, and what is used stays."""
+"""A window that is set, changed or removed while the pool runs: the periods change, and usage is kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hourly(clock: Clock) -> Window:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_window_set_on_a_running_pool_keeps_what_is_used_and_ends_with_its_period(shape: str, way: str) -> None:
+def test_a_window_set_on_a_running_pool_keeps_the_usage_until_its_period_ends(shape: str, way: str) -> None:
     clock = Clock(NOW + 60)
     asked, pool = SHAPES[shape](token_cap=10)
     WAYS[way](asked, tokens=4)
@@ -35,7 +35,7 @@ def test_a_window_set_on_a_running_pool_keeps_what_is_used_and_ends_with_its_per
     WAYS[way](asked, tokens=6)
     assert caught(BudgetExceeded, WAYS[way], pool=asked, tokens=1)
     clock.now = NOW + 3600
-    WAYS[way](asked, tokens=10)  # the straight runs of what is below notice it too
+    WAYS[way](asked, tokens=10)  # the straight runs of the pools below notice it too
     assert caught(BudgetExceeded, WAYS[way], pool=asked, tokens=1)
     clock.now += 3600
     WAYS[way](asked, tokens=10)
@@ -43,12 +43,12 @@ def test_a_window_set_on_a_running_pool_keeps_what_is_used_and_ends_with_its_per
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_another_window_takes_the_place_of_the_first(shape: str, way: str) -> None:
+def test_a_second_window_replaces_the_first(shape: str, way: str) -> None:
     clock, other = Clock(NOW), Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10, window=hourly(clock))
     WAYS[way](asked, tokens=4)
     pool.set_caps(window=Window.daily(clock=other))
-    clock.now += 7200  # nobody asks this one any more
+    clock.now += 7200  # the replaced clock no longer matters
     assert caught(BudgetExceeded, WAYS[way], pool=asked, tokens=7)
     other.now += DAY
     WAYS[way](asked, tokens=10)
@@ -57,7 +57,7 @@ def test_another_window_takes_the_place_of_the_first(shape: str, way: str) -> No
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_none_takes_it_away(shape: str, way: str) -> None:
+def test_none_removes_the_window(shape: str, way: str) -> None:
     clock = Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10, window=hourly(clock))
     WAYS[way](asked, tokens=4)
@@ -103,7 +103,7 @@ def test_a_period_that_is_over_ends_before_the_window_is_changed() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_calls_in_flight_keep_what_they_hold_and_count_where_they_commit(shape: str) -> None:
+def test_calls_in_flight_keep_what_they_hold_and_count_in_the_period_of_their_commit(shape: str) -> None:
     clock = Clock(NOW)
     asked, pool = SHAPES[shape](token_cap=10)
     first, second = asked.reserve(tokens=4), asked.reserve(tokens=3)
@@ -153,7 +153,7 @@ def test_a_window_of_a_parent_reaches_every_pool_below_it(before: str | None) ->
         assert caught(BudgetExceeded, pool.record, tokens=1)
 
 
-def test_a_window_of_a_child_reaches_the_joins_and_children_below_it_and_nobody_else() -> None:
+def test_a_window_of_a_child_reaches_the_joins_and_children_below_it_and_no_other_pool() -> None:
     clock = Clock(NOW)
     total = BudgetPool(token_cap=1000)
     user, project = total.child(token_cap=10, name="user"), total.child(token_cap=10, name="project")
@@ -169,8 +169,8 @@ def test_a_window_of_a_child_reaches_the_joins_and_children_below_it_and_nobody_
     assert project.snapshot().resets_at is None
 
 
-def test_it_is_told_who_set_what_first() -> None:
-    """A window on a pool of a key is the key's own: the group's leaves it alone, and the other way round."""
+def test_a_keys_own_window_and_the_groups_window_are_independent() -> None:
+    """A window that is set on a key's pool belongs to that key. A change of the group's window leaves it alone."""
     clock = Clock(NOW)
     users = BudgetPool().keyed(token_cap=10, window=Window.daily(clock=clock))
     ann, ben = users["ann"], users["ben"]
@@ -192,7 +192,7 @@ def test_it_is_told_who_set_what_first() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_async_twins_do_what_the_others_do_and_never_suspend(shape: str) -> None:
+def test_the_async_twins_do_the_same_as_the_sync_methods_and_never_suspend(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10, usd_cap=1)
 
     def at_once(make: Callable[[], Any]) -> Any:

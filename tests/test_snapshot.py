@@ -56,7 +56,7 @@ def test_after_an_overrun_remaining_is_negative() -> None:
         (BudgetPool().snapshot(), "tokens 0 | usd 0.0000 | 0 in flight"),
         (BudgetSnapshot(5), "tokens 5 | usd 0.0000 | 0 in flight"),
         (BudgetSnapshot(usd_used=5), "tokens 0 | usd 5.0000 | 0 in flight"),
-        # With one capped axis, the other is shown only if something was spent on it.
+        # If only one axis has a cap, the other axis is shown only if something was spent on it.
         (BudgetPool(token_cap=0).snapshot(), "tokens 0 / 0 (100%) | 0 in flight"),
         (BudgetSnapshot(250, token_cap=1000, name="batch"), "batch: tokens 250 / 1,000 (25%) | 0 in flight"),
         (BudgetSnapshot(250, 0.5, 1000), "tokens 250 / 1,000 (25%) | usd 0.5000 | 0 in flight"),
@@ -89,20 +89,20 @@ def test_the_text_is_one_line_for_a_display(snapshot: BudgetSnapshot, text: str)
         (1234.5, "1,234.5000"),
     ],
 )
-def test_what_is_not_0_never_reads_as_0(usd: float, text: str) -> None:
+def test_an_amount_above_0_never_reads_as_0(usd: float, text: str) -> None:
     assert str(BudgetSnapshot(usd_used=usd)) == f"tokens 0 | usd {text} | 0 in flight"
     assert str(BudgetSnapshot(usd_cap=usd)) == f"usd 0.0000 / {text} ({0 if usd else 100}%) | 0 in flight"
     if usd:
         assert str(BudgetSnapshot(usd_reserved=usd)) == f"tokens 0 | usd 0.0000 + {text} held | 0 in flight"
 
 
-def test_a_share_of_a_tiny_cap_is_told_with_the_digits_that_it_needs() -> None:
+def test_amounts_of_a_tiny_cap_are_shown_with_the_digits_that_they_need() -> None:
     pool = BudgetPool(usd_cap=0.00004)
     pool.record(usd=0.00003)
     assert str(pool.snapshot()) == "usd 0.00003 / 0.00004 (75%) | 0 in flight"
 
 
-def test_it_is_a_value() -> None:
+def test_a_snapshot_is_a_value() -> None:
     assert busy() == busy()
     assert hash(busy()) == hash(busy()) != hash(BudgetPool().snapshot())
     assert busy() != BudgetPool().snapshot()
@@ -116,13 +116,13 @@ class Marked(BudgetSnapshot):
     """A user's subclass."""
 
 
-def test_a_subclass_of_it_survives_pickle() -> None:
+def test_a_subclass_of_a_snapshot_survives_pickle() -> None:
     snapshot = Marked(5, token_cap=10)
     again = pickle.loads(pickle.dumps(snapshot))
     assert (type(again), again, again.tokens_remaining) == (Marked, snapshot, 5)
 
 
-def test_one_made_by_hand_equals_one_that_a_pool_made() -> None:
+def test_a_snapshot_made_by_hand_equals_one_that_a_pool_made() -> None:
     made = BudgetSnapshot(1200, 0.0036, 10_000, 0.5, 8500, 0.4955, in_flight=1, name="run")
     assert made == busy()
     assert made == BudgetSnapshot(
@@ -133,7 +133,7 @@ def test_one_made_by_hand_equals_one_that_a_pool_made() -> None:
     assert BudgetSnapshot(token_cap=10, tokens_reserved=4).tokens_remaining == 6
 
 
-def test_one_made_by_hand_must_add_up() -> None:
+def test_a_snapshot_made_by_hand_must_add_up() -> None:
     with pytest.raises(ValueError, match=r"^tokens_used \+ tokens_remaining must not be more than the cap$"):
         BudgetSnapshot(tokens_used=5, token_cap=10, tokens_remaining=6)
     assert BudgetSnapshot(token_cap=10, tokens_remaining=6, tokens_reserved=5).tokens_remaining == 5
@@ -143,14 +143,14 @@ def test_one_made_by_hand_must_add_up() -> None:
 
 @pytest.mark.parametrize("prefix", ["tokens", "usd"])
 @pytest.mark.parametrize("part", ["used", "reserved", "remaining", "cap"])
-def test_what_one_is_made_of_by_hand_is_checked_and_named(prefix: str, part: str) -> None:
+def test_the_amounts_of_a_snapshot_made_by_hand_are_checked_and_named(prefix: str, part: str) -> None:
     parameter = "token_cap" if (prefix, part) == ("tokens", "cap") else f"{prefix}_{part}"
     cap = {"token_cap": 10, "usd_cap": 10} if part == "remaining" else {}
     with pytest.raises(TypeError, match=f"^{prefix}_{part} must be an? "):
         BudgetSnapshot(**{**cap, parameter: True})  # type: ignore[arg-type]
 
 
-def test_the_rest_of_what_one_is_made_of_is_checked_and_named() -> None:
+def test_the_other_fields_of_a_snapshot_made_by_hand_are_checked_and_named() -> None:
     with pytest.raises(TypeError, match="^in_flight must be an integer, not str"):
         BudgetSnapshot(in_flight="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^name must be a str, not int"):
@@ -160,7 +160,7 @@ def test_the_rest_of_what_one_is_made_of_is_checked_and_named() -> None:
             BudgetSnapshot(**{argument: 5.0})  # type: ignore[arg-type]
 
 
-def test_times_are_in_utc_whatever_zone_they_were_given_in() -> None:
+def test_times_are_converted_to_utc() -> None:
     berlin = timezone(timedelta(hours=2))
     snapshot = BudgetSnapshot(window_start=NOON.astimezone(berlin), resets_at=NOON)
     for moment in (snapshot.window_start, snapshot.resets_at):
@@ -168,11 +168,11 @@ def test_times_are_in_utc_whatever_zone_they_were_given_in() -> None:
         assert moment.tzinfo is timezone.utc
 
 
-def test_the_text_stays_one_line_whatever_the_name() -> None:
+def test_the_text_stays_one_line_with_any_name() -> None:
     assert str(BudgetPool(name="a\nb\x1b[2J").snapshot()).startswith(r"'a\nb\x1b[2J': tokens 0")
 
 
-def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> None:
+def test_a_snapshot_prints_matches_and_is_replaced_like_a_dataclass() -> None:
     pool = BudgetPool(usd_cap=10**9)
     pool.record(usd=6_401_000.1)
     pool.record(tokens=10**18)
@@ -188,7 +188,7 @@ def test_it_prints_matches_and_goes_through_replace_as_a_dataclass_does() -> Non
             pytest.fail("no match")
 
 
-def test_dataclass_tools_work_on_it_as_on_token_budget_pys() -> None:
+def test_dataclass_tools_work_on_a_snapshot_as_on_token_budget_pys() -> None:
     assert dataclasses.asdict(busy()) == {
         "tokens_used": 1200,
         "usd_used": 0.0036,
@@ -260,7 +260,7 @@ def test_to_dict_has_every_field_ready_for_json() -> None:
     assert json.loads(json.dumps(fields)) == fields
 
 
-def test_to_dict_of_a_chain_deeper_than_python_recurses() -> None:
+def test_to_dict_works_on_a_chain_deeper_than_the_recursion_limit() -> None:
     snapshot = BudgetSnapshot(0)
     for depth in range(1, 2000):
         snapshot = BudgetSnapshot(depth, children=(snapshot,))

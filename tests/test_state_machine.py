@@ -15,7 +15,7 @@ from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, Reservation,
 
 
 class PoolAgainstLedger(RuleBasedStateMachine):
-    """Every rule does one thing to both, and both must answer the same."""
+    """Each rule does the same operation on the pool and on the ledger, and both must give the same answer."""
 
     pool: BudgetPool
     ledger: Ledger
@@ -43,7 +43,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
         assert error.exhausted == (used + asked > cap * unit)
 
     def after(self) -> None:
-        """After an operation: the alarms that it sets off."""
+        """Note the alarms that an operation sets off."""
         self.told += self.ledger.told()
 
     @rule(tokens=strategies.tokens, usd=strategies.usd)
@@ -135,7 +135,7 @@ class PoolAgainstLedger(RuleBasedStateMachine):
             warnings.simplefilter("always")
             del self.open[key]
         assert [warning.category for warning in seen] == [ResourceWarning]
-        self.pool.snapshot()  # the next operation releases it
+        self.pool.snapshot()  # an operation, which releases the dropped reservation
         self.after()
 
     @precondition(lambda self: self.closed)

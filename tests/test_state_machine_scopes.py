@@ -1,8 +1,8 @@
 """P1 to P7 and P10 over a tree of scopes with windows, joins, keys, alarms and waiters, against a naive model.
 
-The model holds a `Ledger` a scope and a list of those who wait. After each step it serves them as plainly as can be
-said: refuse who can never fit; else give room to the oldest who fits everywhere and behind nobody older; again, until
-nothing changes. It knows no lines, no bounds and no locks, and looks at everybody each time.
+The model holds a `Ledger` for each scope and a list of waiters. After each step it serves the waiters as plainly as
+possible. It refuses those that can never fit. It gives room to the oldest one that fits everywhere and is behind no
+older waiter. It repeats this until nothing changes. It has no lines, bounds or locks, and checks all waiters each time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ usd_caps = st.none() | st.sampled_from([0.3, 1.0, 2.5])
 caps_of_both = st.tuples(token_caps, usd_caps)
 periods = st.sampled_from([None, None, 10.0, 25.0])
 shares = st.sampled_from(["1/10", "1/2", "4/5", "1"]).map(Fraction)
-timeouts = st.sampled_from([None, 1.5, 8.5, 20.5, 60.5])  # none is over at the very end of a period
+timeouts = st.sampled_from([None, 1.5, 8.5, 20.5, 60.5])  # none ends exactly at the end of a period
 parts = st.sets(st.sampled_from(["token_cap", "usd_cap", "window"]))
 
 
@@ -55,19 +55,19 @@ class Calendar:
 
 @dataclass
 class Scope:
-    """What the model knows of one pool. Its period is the one that its clock was in when it was last looked at."""
+    """The model's state of one pool. Its period is the one that its clock was in when it was last read."""
 
     name: str
     ledger: Ledger
-    length: float | None = None  # of the periods of its window
+    length: float | None = None  # the length of its window's periods
     start: float = float("-inf")
     end: float = float("inf")
     closed: bool = False
-    own: set[str] = field(default_factory=set)  # what was set on it itself
-    calendar: Calendar = field(default_factory=Calendar)  # of all keys with the window of their group
+    own: set[str] = field(default_factory=set)  # the settings made on the pool itself
+    calendar: Calendar = field(default_factory=Calendar)  # shared by all keys that have the window of their group
 
     def begin(self, now: float) -> None:
-        """Take the period that the clock is in."""
+        """Begin the period that the clock is in."""
         self.start, self.end = float("-inf"), float("inf")
         if self.length is not None:
             self.start = now // self.length * self.length
@@ -75,7 +75,7 @@ class Scope:
         self.calendar.start, self.calendar.end = self.start, self.end
 
     def roll_over(self, now: float) -> None:
-        """Begin the next period when this one is over; take the clock's where it is a whole one or more behind."""
+        """Begin the next period if this one is over. Follow the clock if it steps back by more than a period."""
         if now >= self.end:
             self.ledger.begin_anew()
             self.begin(now)
@@ -90,16 +90,16 @@ class Scope:
         return Ledger(self.ledger.token_cap, self.ledger.usd_cap, self.ledger.spent).over(amount) is not None
 
     def fits_an_empty_one(self, amount: Amount) -> bool:
-        """Return whether an amount fits in a new period of which nothing is used."""
+        """Return whether an amount fits in a new period, before anything is used."""
         return Ledger(self.ledger.token_cap, self.ledger.usd_cap).over(amount) is None
 
     def hopeless(self, amount: Amount, until: float | None) -> bool:
-        """Return whether one who waits until a moment (None: for what is in flight only) can get nothing by that."""
+        """Return whether a waiter has no chance until a moment (None: it waits only for calls in flight)."""
         next_period = until is not None and self.end <= until and self.fits_an_empty_one(amount)
         return self.closed or (self.exhausted(amount) and not next_period)
 
     def set_caps(self, news: dict[str, Any], now: float) -> None:
-        """Change what is named, as the arguments of `set_caps` name it."""
+        """Change the settings that are given, named like the arguments of `set_caps`."""
         ledger = self.ledger
         usd_cap = news.get("usd_cap", ledger.usd_cap)
         ledger.set_caps(news.get("token_cap", ledger.token_cap), None if usd_cap is None else grid(usd_cap))
@@ -110,7 +110,7 @@ class Scope:
 
 @dataclass
 class Request:
-    """One that waits, or a reservation in flight."""
+    """A waiter, or a reservation in flight."""
 
     key: int
     chain: list[Scope]
@@ -118,11 +118,11 @@ class Request:
     reservation: Reservation
     waiter: Waiter | None = None
     refused: bool = False
-    until: dict[str, float] = field(default_factory=dict)  # by scope, the latest reading of its clock that it lives to
+    until: dict[str, float] = field(default_factory=dict)  # by scope, the clock's reading when the time-out ends
     timeout: float | None = None
 
     def see(self, scope: Scope, now: float) -> None:
-        """Find out which reading of a scope's clock it lives to see: no time passes for the one that gives up."""
+        """Note the reading of a scope's clock at which the time-out ends, if that clock runs at normal speed."""
         if self.timeout is not None:
             self.until[scope.name] = now + self.timeout
 
@@ -132,7 +132,7 @@ class Request:
 
 @dataclass
 class Group:
-    """The keys of one pool, and what holds for all of them."""
+    """The keys of one group, and the settings of all of them."""
 
     users: KeyedPools[BudgetPool]
     name: str
@@ -155,16 +155,16 @@ class Model:
         self.serve()
 
     def look(self, chain: list[Scope]) -> None:
-        """After an operation on a chain: let the alarms go off."""
+        """Let the alarms go off after an operation on a chain."""
         for scope in chain:
             self.told += scope.ledger.told()
 
     def blocked(self, chain: list[Scope], amount: Amount, places: list[Scope]) -> Scope | None:
-        """Return the first scope without room, or at which one of those who came before waits."""
+        """Return the first scope without room, or where an older waiter waits."""
         return next((scope for scope in chain if not scope.fits(amount) or any(scope is at for at in places)), None)
 
     def places(self) -> list[Scope]:
-        """Return the scope at which each one waits, oldest first."""
+        """Return the scope at which each waiter waits, oldest first."""
         found: list[Scope] = []
         for request in self.waiting:
             at = self.blocked(request.chain, request.amount, found)
@@ -274,13 +274,13 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             return
         pool.set_caps(**arguments)
         if "window" in news:
-            chain[0].calendar = Calendar()  # no longer that of its group
+            chain[0].calendar = Calendar()  # the key no longer shares its group's calendar
         chain[0].own |= named
         self.set_caps_of(chain[0], news)
         self.model.serve()
 
     def set_caps_of(self, scope: Scope, news: dict[str, Any]) -> None:
-        """Change what is named. Those who wait learn of a window that their scope gets."""
+        """Change the given settings. Waiters learn of a window that their scope gets."""
         scope.set_caps(news, self.model.now)
         for request in self.model.waiting:
             if "window" in news and any(scope is one for one in request.chain):
@@ -289,7 +289,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     def news(
         self, caps: tuple[int | None, float | None], period: float | None, named: set[str]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what is to change, for the model and as arguments of `set_caps`."""
+        """Return the settings to change, for the model and as arguments of `set_caps`."""
         news = {"token_cap": caps[0], "usd_cap": caps[1], "window": period}
         news = {name: value for name, value in news.items() if name in named}
         return news, {name: self.window(value) if name == "window" else value for name, value in news.items()}
@@ -355,7 +355,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
             made = self.scope(f"{group.name}:{key}", (caps["token_cap"], caps["usd_cap"]), caps["window"])
             latest = group.calendar
             if made.length is not None and latest.start - made.length <= self.model.now < latest.end < float("inf"):
-                made.start, made.end = latest.start, latest.end  # no key reopens it
+                made.start, made.end = latest.start, latest.end  # a new key does not reopen the period
             made.calendar = latest
             latest.start, latest.end = made.start, made.end
             made.ledger.alarms += [Alarm(alarm.name, alarm.share) for alarm in group.alarms]
@@ -385,7 +385,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         group = data.draw(st.sampled_from(self.groups))
         scopes = list(group.keys.values())
         if named & {"window"}:
-            for scope in scopes:  # nobody is served in between
+            for scope in scopes:  # no waiter is served in between
                 scope.roll_over(self.model.now)
         news, arguments = self.news(caps, period, named)
         group.users.set_caps(**arguments)
@@ -411,11 +411,11 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     # ---------------------------------------------------------------- spending
 
     def refused(self, error: Exception, chain: list[Scope], amount: Amount) -> None:
-        """Hold that the right scope refused."""
+        """Check that the right scope refused."""
         closed = next((scope for scope in chain if scope.closed), None)
         exhausted = next((scope for scope in chain if scope.exhausted(amount)), None)
         scope = closed or exhausted or self.model.blocked(chain, amount, self.model.places())
-        assert scope is not None, "it fits"
+        assert scope is not None, "a request that fits was refused"
         if isinstance(error, BudgetExceeded):
             assert closed is None
             assert error.pool == scope.name
@@ -429,7 +429,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
         self.model.look(chain)
 
     def told_when(self, error: BudgetExceeded, exhausted: list[Scope], busy: Scope, amount: Amount) -> None:
-        """Hold that a refusal tells when asking again can help."""
+        """Check that a refusal says when asking again can help."""
         ends = [scope.end for scope in exhausted or [busy] if scope.length is not None]
         never = [one for one in exhausted if one.length is None or not one.fits_an_empty_one(amount)]
         assert (error.resets_at and error.resets_at.timestamp()) == (max(ends) if ends else None)
@@ -547,7 +547,7 @@ class FamilyAgainstModel(RuleBasedStateMachine):
     def release(self, data: st.DataObject, *, drop: bool) -> None:
         request = data.draw(st.sampled_from(self.held()))
         if drop and request.waiter is not None:
-            return  # the test's own waiter holds it
+            return  # the test's own waiter keeps it alive
         for scope in request.chain:
             del scope.ledger.held[request.key]
         self.open.remove(request)
@@ -559,13 +559,13 @@ class FamilyAgainstModel(RuleBasedStateMachine):
                 pool: Any = reservation._pool
                 request.reservation = None  # type: ignore[assignment]
                 del reservation
-            pool.reset()  # the next operation finds it
+            pool.reset()  # an operation, which finds the drop
             self.model.serve()
             self.model.roll_over(chain)
             chain[0].ledger.begin_anew()
             self.model.look(chain)
         else:
-            request.reservation.release()  # which looks at no clock
+            request.reservation.release()  # a release reads no clock
         self.model.serve()
 
     # ---------------------------------------------------------------- what must hold

@@ -1,4 +1,4 @@
-"""Thresholds look at what is used, are told exactly once, and are armed again when there is something new to tell."""
+"""Thresholds count usage, fire exactly once, and are armed again when there is something new to report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAY = 86_400
 
 
 def watched(shape: str, share: float = 0.8, **settings: Any) -> tuple[BudgetPool, BudgetPool, list[Any]]:
-    """Return the pool to ask, the one with the threshold, and what it told: dollars used, each time."""
+    """Return the pool to ask, the pool with the threshold, and a list of the usage at each time that it fired."""
     asked, pool = SHAPES[shape](**settings)
     told: list[Any] = []
     pool.on_threshold(share, lambda event: told.append(event.snapshot.usd_used or event.snapshot.tokens_used))
@@ -24,7 +24,7 @@ def watched(shape: str, share: float = 0.8, **settings: Any) -> tuple[BudgetPool
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_large_hold_that_costs_little_does_not_use_it_up(shape: str) -> None:
+def test_a_large_hold_that_costs_little_does_not_fire_a_threshold(shape: str) -> None:
     asked, _pool, told = watched(shape, usd_cap=100)
     held = asked.reserve(usd=85)
     with asked.reserve(usd=15):
@@ -38,7 +38,7 @@ def test_a_large_hold_that_costs_little_does_not_use_it_up(shape: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_told_when_what_is_used_comes_to_the_share_and_once(shape: str, way: str) -> None:
+def test_a_threshold_fires_once_when_usage_reaches_the_share(shape: str, way: str) -> None:
     asked, _pool, told = watched(shape, token_cap=10)
     for used in range(1, 11):
         WAYS[way](asked, tokens=1)
@@ -46,7 +46,7 @@ def test_it_is_told_when_what_is_used_comes_to_the_share_and_once(shape: str, wa
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_hold_beside_it_does_not_bring_it_forward(shape: str) -> None:
+def test_a_hold_does_not_make_a_threshold_fire_earlier(shape: str) -> None:
     asked, pool, told = watched(shape, token_cap=10)
     asked.record(tokens=7)
     with asked.reserve(tokens=3) as reservation:
@@ -60,7 +60,7 @@ def test_a_hold_beside_it_does_not_bring_it_forward(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_raised_cap_arms_it_again(shape: str) -> None:
+def test_a_raised_cap_arms_a_threshold_again(shape: str) -> None:
     asked, pool, told = watched(shape, usd_cap=10)
     asked.record(usd=8.5)
     assert told == [8.5]
@@ -71,13 +71,13 @@ def test_a_raised_cap_arms_it_again(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_raised_cap_that_leaves_what_is_used_above_the_share_does_not(shape: str) -> None:
+def test_a_raised_cap_whose_share_is_below_usage_does_not_arm_a_threshold(shape: str) -> None:
     asked, pool, told = watched(shape, usd_cap=10)
     asked.record(usd=9)
     pool.set_caps(usd_cap=11)
     asked.record(usd=1)
     assert told == [9]
-    pool.set_caps(usd_cap=None)  # no cap has no shares
+    pool.set_caps(usd_cap=None)  # without a cap there is no share of it
     asked.record(usd=1)
     pool.set_caps(usd_cap=13)
     asked.record()
@@ -95,7 +95,7 @@ def test_a_raised_cap_that_leaves_what_is_used_above_the_share_does_not(shape: s
     ids=["nothing", "record", "reserve", "itself"],
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_cap_lowered_past_it_is_told_by_the_next_operation_at_the_latest(
+def test_if_a_cap_is_lowered_past_a_threshold_it_fires_by_the_next_operation(
     shape: str, operation: Callable[[BudgetPool, BudgetPool], object]
 ) -> None:
     asked, pool, told = watched(shape, usd_cap=100)
@@ -108,7 +108,7 @@ def test_a_cap_lowered_past_it_is_told_by_the_next_operation_at_the_latest(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_that_is_added_when_it_is_passed_is_told_by_the_next_operation(shape: str) -> None:
+def test_a_threshold_that_is_added_when_it_is_already_passed_fires_by_the_next_operation(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)
     asked.record(tokens=9)
     told: list[Any] = []
@@ -119,7 +119,7 @@ def test_one_that_is_added_when_it_is_passed_is_told_by_the_next_operation(shape
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_reset_and_roll_over_arm_it(shape: str) -> None:
+def test_reset_and_roll_over_arm_a_threshold(shape: str) -> None:
     clock = Clock(20_000.5 * DAY)
     asked, pool, told = watched(shape, token_cap=10, window=Window.daily(clock=clock))
     asked.record(tokens=8)
@@ -136,7 +136,7 @@ def test_reset_and_roll_over_arm_it(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_reset_while_calls_are_in_flight_looks_at_what_they_commit(shape: str) -> None:
+def test_after_a_reset_commits_of_calls_in_flight_count_for_a_threshold(shape: str) -> None:
     asked, pool, told = watched(shape, token_cap=10)
     held = asked.reserve(tokens=9)
     pool.reset()
@@ -145,7 +145,7 @@ def test_a_reset_while_calls_are_in_flight_looks_at_what_they_commit(shape: str)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_of_several_is_told_in_its_turn(shape: str) -> None:
+def test_each_of_several_thresholds_fires_in_turn(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=100, usd_cap=1)
     told: list[float] = []
     for share in (0.5, 0.8, 1, 1.5):
@@ -165,7 +165,7 @@ def test_each_of_several_is_told_in_its_turn(shape: str) -> None:
 
 @pytest.mark.usefixtures("racing")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_of_many_threads_that_pass_it_together_one_tells(shape: str) -> None:
+def test_if_many_threads_pass_a_threshold_together_it_fires_once(shape: str) -> None:
     asked, pool, told = watched(shape, 0.5, token_cap=400)
 
     def spend() -> None:
@@ -178,7 +178,7 @@ def test_of_many_threads_that_pass_it_together_one_tells(shape: str) -> None:
     assert pool.snapshot().tokens_used == 400
 
 
-# ---------------------------------------------------------------- callbacks that nobody would run
+# ---------------------------------------------------------------- async callbacks, which nobody would await
 
 
 async def _coroutine(_event: object) -> None: ...
@@ -228,7 +228,7 @@ LISTENING: dict[str, Callable[[Any, Any], object]] = {
 
 @pytest.mark.parametrize("listening", LISTENING)
 @pytest.mark.parametrize("callback", ASYNC)
-def test_a_callback_that_nobody_would_run_is_refused(callback: str, listening: str) -> None:
+def test_an_async_callback_is_refused(callback: str, listening: str) -> None:
     pool = BudgetPool(token_cap=10)
     group = pool.keyed(token_cap=10)
     for target in (pool, pool.child(), group["ann"], group):
@@ -239,7 +239,7 @@ def test_a_callback_that_nobody_would_run_is_refused(callback: str, listening: s
 
 
 @pytest.mark.parametrize("listening", LISTENING)
-def test_ordinary_callables_of_every_kind_are_taken(listening: str) -> None:
+def test_ordinary_callables_of_every_kind_are_accepted(listening: str) -> None:
     heard: list[object] = []
 
     class Hears:

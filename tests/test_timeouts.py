@@ -1,4 +1,4 @@
-"""Time-outs: what is none is refused everywhere, and windows of any length are waited under."""
+"""Time-outs: bad ones are refused everywhere, and callers can wait under windows of any length."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_TIMES: list[Any] = [
 ASKING: dict[str, Callable[[BudgetPool, Any], object]] = {
     "reserve": lambda pool, timeout: pool.reserve(tokens=1, timeout=timeout),
     "try_reserve": lambda pool, timeout: pool.try_reserve(tokens=1, timeout=timeout),
-    "areserve": lambda pool, timeout: pool.areserve(tokens=1, timeout=timeout),  # at once, not when it is awaited
+    "areserve": lambda pool, timeout: pool.areserve(tokens=1, timeout=timeout),  # raises at the call
 }
 
 
@@ -43,7 +43,7 @@ def _named(value: object) -> str:
     [*((value, TypeError) for value in NO_NUMBERS), *((value, ValueError) for value in NO_TIMES)],
     ids=_named,
 )
-def test_what_is_no_time_is_refused_whether_or_not_it_would_wait(
+def test_a_bad_timeout_is_refused_even_if_the_call_would_not_wait(
     timeout: Any, error: type[Exception], asking: str, full_pool: bool
 ) -> None:
     for shape in SHAPES.values():
@@ -59,7 +59,7 @@ def test_what_is_no_time_is_refused_whether_or_not_it_would_wait(
     "timeout", [0, 0.0, -0.0, EvilFloat(0.0), EvilInt(0), 5e-324, 1, 10**400, float("inf"), None], ids=_named
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_a_time_is_taken(shape: str, timeout: Any) -> None:
+def test_a_good_timeout_is_accepted(shape: str, timeout: Any) -> None:
     asked, pool = SHAPES[shape](token_cap=5)
     asked.reserve(tokens=5, timeout=timeout).release()
 
@@ -72,7 +72,7 @@ def test_what_is_a_time_is_taken(shape: str, timeout: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [LyingFloat(1e-9), 1e-9, 5e-324], ids=_named)
-def test_a_time_that_says_it_is_zero_is_waited_for(timeout: float) -> None:
+def test_a_tiny_timeout_that_claims_to_be_zero_is_still_a_wait(timeout: float) -> None:
     pool = BudgetPool(token_cap=5)
     with pool.reserve(tokens=5), pytest.raises(BudgetTimeout):
         pool.reserve(tokens=1, timeout=timeout)
@@ -80,7 +80,7 @@ def test_a_time_that_says_it_is_zero_is_waited_for(timeout: float) -> None:
 
 @pytest.mark.parametrize("timeout", [None, 600.0, 1e300])
 @pytest.mark.parametrize("length", [timedelta(days=400 * 366), timedelta(days=999_999_999), timedelta(microseconds=1)])
-def test_a_window_of_any_length_is_waited_under(length: timedelta, timeout: float | None) -> None:
+def test_callers_can_wait_under_a_window_of_any_length(length: timedelta, timeout: float | None) -> None:
     pool = BudgetPool(token_cap=5, window=Window.every(length, clock=Clock()))
     held = pool.reserve(tokens=5)
     done: list[object] = []

@@ -85,7 +85,7 @@ EXAMPLES = [
     ("daily America/St_Johns", "2006-10-28T02:30", "2006-10-29T02:30", 24),
     ("daily America/St_Johns", "2006-10-29T02:30", "2006-10-30T03:30", 25),
     ("daily America/St_Johns", "2006-04-02T03:30", "2006-04-03T02:30", 23),
-    # Samoa left out Friday, 2011-12-30.
+    # Samoa skipped Friday, 2011-12-30.
     ("daily Pacific/Apia", "2011-12-29T10:00", "2011-12-30T10:00", 24),
     ("daily Pacific/Apia", "2011-12-30T10:00", "2011-12-31T10:00", 24),
     ("daily Pacific/Apia at 06:00", "2011-12-29T16:00", "2011-12-30T10:00", 18),
@@ -95,23 +95,23 @@ EXAMPLES = [
     ("weekly Pacific/Apia starts friday", "2011-12-30T10:00", "2012-01-05T10:00", 6 * 24),
     ("monthly Pacific/Apia", "2011-12-01T10:00", "2011-12-31T10:00", 30 * 24),
     ("monthly Pacific/Apia day 30", "2011-11-30T10:00", "2011-12-30T10:00", 30 * 24),
-    # Sao Paulo: from 00:00 to 01:00; at 24:00 back to 23:00.
+    # Sao Paulo: clocks go from 00:00 to 01:00, and at 24:00 back to 23:00.
     ("daily America/Sao_Paulo", "2018-11-03T03:00", "2018-11-04T03:00", 24),
     ("daily America/Sao_Paulo", "2018-11-04T03:00", "2018-11-05T02:00", 23),
     ("daily America/Sao_Paulo", "2019-02-16T02:00", "2019-02-17T03:00", 25),
-    # Havana: from 00:00 to 01:00; at 01:00 back to 00:00, which midnight comes twice, here on the first of a month.
+    # Havana: clocks go from 00:00 to 01:00, and from 01:00 back to 00:00, so midnight comes twice (here on the 1st).
     ("daily America/Havana", "2020-03-08T05:00", "2020-03-09T04:00", 23),
     ("daily America/Havana", "2020-10-31T04:00", "2020-11-01T04:00", 24),
     ("daily America/Havana", "2020-11-01T04:00", "2020-11-02T05:00", 25),
     ("monthly America/Havana", "2020-10-01T04:00", "2020-11-01T04:00", 31 * 24),
     ("monthly America/Havana", "2020-11-01T04:00", "2020-12-01T05:00", 30 * 24 + 1),
-    # Toronto, 1919: from 23:30 to 00:30.
+    # Toronto, 1919: clocks went from 23:30 to 00:30.
     ("daily America/Toronto", "1919-03-30T05:00", "1919-03-31T04:30", 23.5),
     ("daily America/Toronto", "1919-03-31T04:30", "1919-04-01T04:00", 23.5),
-    # Dhaka: at the end of 2009 back to 23:00, at the same time the end of a day and of a month.
+    # Dhaka: at the end of 2009, which ends a day and a month, clocks went back to 23:00.
     ("daily Asia/Dhaka", "2009-12-30T17:00", "2009-12-31T18:00", 25),
     ("monthly Asia/Dhaka", "2009-11-30T17:00", "2009-12-31T18:00", 31 * 24 + 1),
-    # Berlin: 02:30 is left out in March, and comes twice in October.
+    # Berlin: 02:30 is skipped in March, and comes twice in October.
     ("daily Europe/Berlin at 06:00", "2025-03-29T05:00", "2025-03-30T04:00", 23),
     ("daily Europe/Berlin at 02:30", "2025-03-29T01:30", "2025-03-30T01:00", 23.5),
     ("daily Europe/Berlin at 02:30", "2025-03-30T01:00", "2025-03-31T00:30", 23.5),
@@ -137,7 +137,7 @@ EXAMPLES = [
     ("every 5h", "1970-01-01T20:00", "1970-01-02T01:00", 5),
     ("every 5h", "1969-12-31T19:00", "1970-01-01T00:00", 5),
     ("every 1d", "2026-03-29T00:00", "2026-03-30T00:00", 24),
-    ("every 7d", "2026-07-09T00:00", "2026-07-16T00:00", 7 * 24),  # from Thursday, as 1970-01-01 was
+    ("every 7d", "2026-07-09T00:00", "2026-07-16T00:00", 7 * 24),  # begins on a Thursday, as 1970-01-01 was one
     ("every 30s", "2026-07-14T09:00:30", "2026-07-14T09:01", 30 / 3600),
     ("every 146000d", "1970-01-01T00:00", "2369-09-26T00:00", 146_000 * 24),
 ]
@@ -147,7 +147,7 @@ EXAMPLES = [
     ("text", "start", "end", "hours"),
     [pytest.param(*case, marks=[needs_zones] if "/" in case[0] else []) for case in EXAMPLES],
 )
-def test_a_period_is_what_a_calendar_on_the_wall_says(text: str, start: str, end: str, hours: float) -> None:
+def test_periods_agree_with_a_wall_calendar(text: str, start: str, end: str, hours: float) -> None:
     window = Window.parse(text)
     period = (at(start), at(end))
     assert period[1] - period[0] == hours * HOUR
@@ -158,7 +158,7 @@ def test_a_period_is_what_a_calendar_on_the_wall_says(text: str, start: str, end
 
 
 @needs_zones
-def test_minutes_that_come_twice_do_not_reopen_the_day_that_they_ended() -> None:
+def test_repeated_minutes_do_not_reopen_the_day_that_they_ended() -> None:
     window = Window.daily("America/St_Johns")
     zone = zoneinfo.ZoneInfo("America/St_Johns")
     begun = at("2006-10-29T02:30")
@@ -202,14 +202,14 @@ def test_ends_are_floats_and_the_moment_may_be_an_int() -> None:
 
 
 @pytest.mark.parametrize("moment", [math.nan, math.inf, -math.inf, 253_402_300_800, -62_135_596_801, 1.8e12, 1e300])
-def test_a_moment_in_no_year_that_datetime_knows_is_an_error_of_every_window(moment: float) -> None:
+def test_a_moment_outside_the_years_of_datetime_is_an_error_for_every_window(moment: float) -> None:
     for window in (Window.daily(), Window.weekly(), Window.monthly(), Window.every(timedelta(hours=5))):
         with pytest.raises(ValueError, match="is no POSIX timestamp, in seconds, of the years 1 to 9999"):
             window.period(moment)
 
 
 @pytest.mark.parametrize("moment", [None, "now", datetime(2026, 1, 1, tzinfo=timezone.utc)])
-def test_what_is_no_number_is_no_moment(moment: Any) -> None:
+def test_a_moment_must_be_a_number(moment: Any) -> None:
     for window in (Window.daily(), Window.every(timedelta(hours=5))):
         with pytest.raises(TypeError, match=f"a number of seconds, not {type(moment).__name__}"):
             window.period(moment)
@@ -265,7 +265,7 @@ def test_around_every_change_of_every_zone_the_periods_follow_each_other_and_beg
     for name in names:
         zone = look_at_zone(name)
         clocks = (tuple(zone.begins), tuple(zone.offsets))
-        if clocks in checked:  # another name of the same clocks
+        if clocks in checked:  # another name for the same clocks
             continue
         checked.add(clocks)
         for change in [*zone.begins[1:], int(at("2020-02-29T12:00"))]:
@@ -290,7 +290,7 @@ def test_around_every_change_of_every_zone_the_periods_follow_each_other_and_beg
     moment=st.floats(FIRST + 62 * DAY, LAST - 62 * DAY),
 )
 def test_any_moment_is_in_the_period_that_the_naive_calendar_says(rule: str, name: str, moment: float) -> None:
-    moment = round(moment * 1024) / 1024  # not nearer to an end than a microsecond
+    moment = round(moment * 1024) / 1024  # at least a microsecond away from each end
     assert on(name, rule).period(moment) == look_at_zone(name).period(rule, moment)
 
 
@@ -303,13 +303,13 @@ class OneChange(tzinfo):
         self._before, self._after = timedelta(seconds=before), timedelta(seconds=after)
 
     def __repr__(self) -> str:
-        return "one change"  # of this and of that zone alike
+        return "one change"  # all zones with one change have the same name
 
     def __getinitargs__(self) -> tuple[int, int, int]:
         return self._arguments
 
     def utcoffset(self, dt: datetime | None) -> timedelta:
-        raise AssertionError("a window asks only what the clocks show")
+        raise AssertionError("a window must only ask what the clocks show")
 
     dst = tzname = utcoffset  # type: ignore[assignment]
 
@@ -332,9 +332,7 @@ offsets = st.one_of(
     after=offsets,
     distances=st.lists(st.integers(-2 * DAY, 2 * DAY) | st.integers(-90, 90), max_size=6),
 )
-@example(
-    rule="daily", change=-1800, before=13 * HOUR, after=-13 * HOUR, distances=[]
-)  # the day before yesterday once more
+@example(rule="daily", change=-1800, before=13 * HOUR, after=-13 * HOUR, distances=[])  # clocks go back by two days
 def test_clocks_may_change_at_any_second_by_any_amount(
     rule: str, change: int, before: int, after: int, distances: list[int]
 ) -> None:
@@ -375,7 +373,7 @@ def test_spans_too_short_for_floats_of_far_centuries_enclose_their_moment(micros
 
 
 class LocalMeanTime(tzinfo):
-    """A zone as pytz makes them: as the tzinfo of a datetime it is local mean time, `fromutc` puts another there."""
+    """A zone like those of pytz: as the tzinfo of a datetime it is local mean time. `fromutc` sets the right tzinfo."""
 
     def __init__(self, zone: str | None, like: tzinfo, mean: timedelta | None = None) -> None:
         self.zone, self._like = zone, like
@@ -419,7 +417,7 @@ def zones_of_berlin() -> dict[str, Callable[[], tzinfo]]:
 @pytest.mark.parametrize("make", zones_of_berlin().values(), ids=zones_of_berlin())
 @pytest.mark.parametrize("rule", RULES)
 @needs_zones
-def test_periods_end_at_the_zones_own_midnight_whoever_made_the_zone(rule: str, make: Callable[[], tzinfo]) -> None:
+def test_periods_end_at_the_zones_midnight_for_zones_of_every_library(rule: str, make: Callable[[], tzinfo]) -> None:
     window, right = on(make(), rule), on("Europe/Berlin", rule)
     for day in range(int(at("2025-01-01T00:00")), int(at("2026-01-01T00:00")), DAY * 9 // 2):
         assert window.period(day) == right.period(day)
@@ -429,7 +427,7 @@ def test_periods_end_at_the_zones_own_midnight_whoever_made_the_zone(rule: str, 
 
 
 @needs_zones
-def test_a_zone_of_pytz_that_zoneinfo_knows_is_written_and_compared_as_that() -> None:
+def test_a_pytz_zone_that_zoneinfo_knows_is_written_and_compared_as_the_zoneinfo_zone() -> None:
     double = LocalMeanTime("Europe/Berlin", zoneinfo.ZoneInfo("Europe/Berlin"))
     assert Window.daily(double) == Window.daily("Europe/Berlin") == Window.daily(zoneinfo.ZoneInfo("Europe/Berlin"))
     pytz = pytest.importorskip("pytz")
@@ -437,7 +435,7 @@ def test_a_zone_of_pytz_that_zoneinfo_knows_is_written_and_compared_as_that() ->
     assert Window.daily(pytz.utc) == Window.daily()
 
 
-def test_a_zone_that_text_cannot_name_is_compared_itself() -> None:
+def test_a_zone_without_a_name_is_compared_by_itself() -> None:
     one, other = OneChange(0, 0, HOUR), OneChange(0, 0, HOUR)
     assert Window.daily(one) == Window.daily(one) != Window.daily(other)
     assert hash(Window.daily(one)) == hash(Window.daily(one))
@@ -450,7 +448,7 @@ import sys, zoneinfo
 zoneinfo.reset_tzpath(())
 sys.modules["tzdata"] = None
 from token_budget import Window
-sys.modules["zoneinfo"] = None  # what follows does not even look
+sys.modules["zoneinfo"] = None  # what follows does not even import it
 for text in ("daily", "daily UTC", "weekly utc starts sunday", "monthly Etc/UTC day 15", "daily UTC+02:00 at 06:00"):
     assert Window.parse(text).period(0)
 assert str(Window.daily("UTC")) == str(Window.daily("Etc/UTC")) == "daily UTC"
@@ -462,7 +460,7 @@ except ValueError as error:
 """
 
 
-def test_utc_and_fixed_offsets_need_no_time_zone_database_and_other_zones_tell_how_to_get_one() -> None:
+def test_utc_and_fixed_offsets_need_no_time_zone_database_and_other_zones_say_how_to_get_one() -> None:
     done = subprocess.run([sys.executable, "-c", NO_DATABASE], capture_output=True, text=True, check=True)
     assert done.stdout == (
         "there is no time zone 'Europe/Berlin' on this system; if the name is right, install the time zone database: "
@@ -494,7 +492,7 @@ def test_the_systems_clock_is_looked_up_when_it_is_used() -> None:
         assert pool.snapshot().tokens_used == 0
 
 
-def test_freezegun_owns_the_time_of_windows_made_before_and_inside() -> None:
+def test_freezegun_sets_the_time_of_windows_made_before_and_during_the_freeze() -> None:
     freezegun = pytest.importorskip("freezegun")
     with freezegun.freeze_time("2024-01-01 22:00"):
         pool = BudgetPool(10, window=Window.daily("UTC-01:00"))
@@ -567,7 +565,7 @@ def test_a_window_is_made_by_its_constructors_only() -> None:
         ],
     ],
 )
-def test_a_bad_argument_is_an_error_that_tells_what_is_taken(
+def test_a_bad_argument_is_an_error_that_says_what_is_accepted(
     make: Callable[[], object], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as raised:
@@ -580,7 +578,7 @@ def test_a_bad_argument_is_an_error_that_tells_what_is_taken(
 @pytest.mark.parametrize(
     "name", ["", "Nowhere/Land", "America", "../UTC", "/etc/passwd", "\ud800", "Europe/Berlin ", "x" * 5000]
 )
-def test_a_name_of_no_zone_is_a_value_error_that_tells_the_name_and_what_to_install(
+def test_an_unknown_zone_is_a_value_error_that_says_its_name_and_what_to_install(
     make: Callable[[str], Window], name: str
 ) -> None:
     with pytest.raises(ValueError, match="if the name is right, .*: pip install tzdata") as raised:
@@ -599,7 +597,7 @@ def test_a_fixed_offset_of_another_form_is_a_value_error_that_shows_the_form(nam
     assert repr(name) in str(raised.value)
 
 
-def test_arguments_that_say_the_same_make_equal_windows() -> None:
+def test_arguments_with_the_same_meaning_make_equal_windows() -> None:
     offset = timezone(timedelta(hours=2), "CEST")
     for group in (
         [Window.daily(), Window.daily(timezone.utc), Window.daily("UTC"), Window.daily(at=daytime(0, fold=1))],
@@ -655,7 +653,7 @@ windows = (
 @hypothesis.settings(max_examples=hypothesis.settings().max_examples // 2)
 @given(window=windows)
 @example(window=Window.every(timedelta.max))
-def test_what_a_window_is_written_as_reads_back_to_an_equal_window(window: Window) -> None:
+def test_the_text_of_a_window_parses_to_an_equal_window(window: Window) -> None:
     again = Window.parse(str(window))
     assert again == window
     assert (hash(again), str(again), repr(window)) == (hash(window), str(window), f"<Window {window}>")
@@ -730,7 +728,7 @@ UNITS = "after every say a whole number and a unit, us, ms, s, m, h or d, as in 
         ("every 1" + "0" * 20 + "us", "is too long a window"),
     ],
 )  # fmt: skip
-def test_text_that_says_no_window_is_a_value_error_that_tells_what_to_say(text: str, words: str) -> None:
+def test_bad_text_is_a_value_error_that_says_what_to_write(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as raised:
         Window.parse(text)
     assert len(str(raised.value)) < 200

@@ -1,4 +1,4 @@
-"""Pools with windows: they count anew once at the end of each period, whoever comes first, on any clock."""
+"""Pools with windows: usage starts again exactly once at the end of each period, in any thread and by any clock."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def roll_overs(pool: BudgetPool) -> list[BudgetEvent]:
 
 
 @pytest.mark.parametrize("window", ["daily", Window, timedelta(hours=1), 5, {"every": 5}, lambda: 0.0])
-def test_a_window_of_another_type_is_a_type_error_that_tells_how_to_make_one(window: Any) -> None:
+def test_a_window_of_another_type_is_a_type_error_that_says_how_to_make_one(window: Any) -> None:
     pool = BudgetPool()
     for make in (BudgetPool, pool.child, pool.keyed):
         with pytest.raises(TypeError, match=r"window must be a Window \(Window\.daily\(\) and so on\), not"):
@@ -55,13 +55,13 @@ def test_a_window_of_another_type_is_a_type_error_that_tells_how_to_make_one(win
     assert pool.snapshot(tree=True).children == ()
 
 
-def test_without_a_window_a_snapshot_tells_no_period() -> None:
+def test_without_a_window_a_snapshot_has_no_period() -> None:
     pool = BudgetPool(usd_cap=10)
     assert (pool.snapshot().window_start, pool.snapshot().resets_at) == (None, None)
 
 
 @needs_zones
-def test_a_snapshot_tells_its_period_as_aware_utc_datetimes() -> None:
+def test_a_snapshot_has_its_period_as_aware_utc_datetimes() -> None:
     clock = Clock(START)
     pool = BudgetPool(usd_cap=10, window=Window.daily("Europe/Berlin", clock=clock))
     snapshot = pool.snapshot()
@@ -73,7 +73,7 @@ def test_a_snapshot_tells_its_period_as_aware_utc_datetimes() -> None:
 
 
 @needs_zones
-def test_the_cap_holds_through_the_day_and_the_next_day_has_all_of_it() -> None:
+def test_the_cap_holds_through_the_day_and_is_available_again_the_next_day() -> None:
     clock = Clock(START)
     pool = BudgetPool(usd_cap=10, window=Window.daily("Europe/Berlin", clock=clock))
     pool.record(usd=10)
@@ -112,7 +112,7 @@ def test_any_operation_at_the_end_of_the_period_rolls_the_pool_over(operation: C
     events = roll_overs(pool)
     pool.record(tokens=7, usd=0.5)
     clock.now = earlier(START + HOUR)
-    operation(BudgetPool(10, window=hourly(clock)))  # another pool's period is none of this one's business
+    operation(BudgetPool(10, window=hourly(clock)))  # another pool does not affect this one
     assert pool.snapshot().tokens_used == 7
     assert events == []
     clock.now = START + HOUR
@@ -128,16 +128,16 @@ def test_any_operation_at_the_end_of_the_period_rolls_the_pool_over(operation: C
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS.values()), ids=list(OPERATIONS))
-def test_the_first_operation_of_all_may_be_the_one_after_the_end(operation: Callable[[BudgetPool], object]) -> None:
+def test_the_first_operation_may_come_after_the_period(operation: Callable[[BudgetPool], object]) -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     clock.now = START + HOUR
     operation(pool)
-    clock.now = START  # so that this look does not do it
+    clock.now = START  # so that the snapshot below does not roll it over
     assert pool.snapshot().window_start == datetime.fromtimestamp(START + HOUR, timezone.utc)
 
 
-def test_until_somebody_looks_nothing_rolls_over_and_then_all_at_once() -> None:
+def test_nothing_rolls_over_until_the_next_operation_and_then_it_skips_to_the_present_period() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     events = roll_overs(pool)
@@ -159,7 +159,7 @@ def test_a_call_with_bad_arguments_does_not_roll_over() -> None:
     assert events == []
 
 
-def test_reservations_in_flight_keep_what_they_hold_and_count_where_they_are_committed() -> None:
+def test_reservations_in_flight_keep_what_they_hold_and_count_in_the_period_of_their_commit() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     committed, dearer, released = pool.reserve(tokens=3), pool.reserve(tokens=2), pool.reserve(tokens=4)
@@ -173,7 +173,7 @@ def test_reservations_in_flight_keep_what_they_hold_and_count_where_they_are_com
     committed.commit(tokens=2)
     clock.now = START + 2 * HOUR
     with pytest.raises(BudgetOverrun):
-        dearer.commit(tokens=7)  # 4 are held
+        dearer.commit(tokens=7)  # another 4 are held
     snapshot = pool.snapshot()
     assert (snapshot.tokens_used, snapshot.tokens_reserved, snapshot.in_flight) == (7, 4, 1)
     clock.now = START + 3 * HOUR
@@ -199,13 +199,13 @@ def test_a_clock_that_steps_back_by_less_than_a_period_changes_nothing_and_reope
     clock.now = START + HOUR
     pool.record(tokens=3)
     before = pool.snapshot()
-    for back in (1, HOUR - 1, HOUR):  # to the start of the period before this one
+    for back in (1, HOUR - 1, HOUR):  # at most to the start of the period before
         clock.now = START + HOUR - back
         assert pool.snapshot() == before
         with pytest.raises(BudgetExceeded):
             pool.record(tokens=8)
     pool.record(tokens=1)
-    clock.now = earlier(START + 2 * HOUR)  # the same period yet, as if the clock had never been wrong
+    clock.now = earlier(START + 2 * HOUR)  # still the same period, as if the clock had never been wrong
     assert pool.snapshot().tokens_used == 4
     assert len(events) == 1
     clock.now = START + 2 * HOUR
@@ -214,7 +214,7 @@ def test_a_clock_that_steps_back_by_less_than_a_period_changes_nothing_and_reope
 
 
 @pytest.mark.parametrize("back", [HOUR + 1, 2 * HOUR, 24 * HOUR, 10**9])
-def test_a_clock_that_steps_back_by_more_than_a_period_gives_its_period_and_takes_nothing_back(back: int) -> None:
+def test_a_clock_that_steps_back_by_more_than_a_period_sets_the_period_and_usage_is_kept(back: int) -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     events = roll_overs(pool)
@@ -232,17 +232,17 @@ def test_a_clock_that_steps_back_by_more_than_a_period_gives_its_period_and_take
     assert len(events) == 2
 
 
-def test_a_clock_that_leaps_ahead_and_comes_back_is_believed() -> None:
+def test_the_pool_follows_a_clock_that_leaps_ahead_and_comes_back() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
     clock.now = START + 50 * HOUR
     pool.record(tokens=3)
     clock.now = START
-    assert pool.snapshot().tokens_used == 3  # what is used stays used
+    assert pool.snapshot().tokens_used == 3  # usage is kept
     pool.record(tokens=7)
     for hour in range(1, 51):
         clock.now = START + hour * HOUR
-        assert pool.snapshot().tokens_used == 0  # and each period of the right clock begins
+        assert pool.snapshot().tokens_used == 0  # each period of the right clock begins
         pool.record(tokens=10)
 
 
@@ -291,7 +291,7 @@ def test_a_threshold_calls_back_once_in_each_period() -> None:
     assert len(calls) == 3
 
 
-def test_who_waits_is_given_the_room_that_the_end_of_the_period_makes() -> None:
+def test_a_waiter_gets_the_room_that_the_end_of_the_period_makes() -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=hourly(clock))
 
@@ -299,7 +299,7 @@ def test_who_waits_is_given_the_room_that_the_end_of_the_period_makes() -> None:
         held = pool.reserve(tokens=4)
         pool.record(tokens=5)
         waiting = asyncio.ensure_future(wait())
-        await asyncio.sleep(0)  # it asks, and waits
+        await asyncio.sleep(0)  # the task asks and waits
         assert not waiting.done()
         clock.now = START + HOUR
         assert pool.snapshot().tokens_reserved == 9
@@ -316,7 +316,7 @@ def test_who_waits_is_given_the_room_that_the_end_of_the_period_makes() -> None:
     assert (snapshot.tokens_used, snapshot.tokens_reserved, snapshot.in_flight) == (0, 9, 2)
 
 
-def test_a_window_may_be_shared_for_it_holds_no_state() -> None:
+def test_a_window_can_be_shared_because_it_holds_no_state() -> None:
     clock = Clock(START)
     window = hourly(clock)
     early, other = BudgetPool(10, window=window), BudgetPool(10, window=window)
@@ -330,7 +330,7 @@ def test_a_window_may_be_shared_for_it_holds_no_state() -> None:
     assert other.snapshot().window_start != early.snapshot().window_start == late.snapshot().window_start
 
 
-def test_parents_and_children_end_their_periods_each_by_its_own() -> None:
+def test_parents_and_children_each_end_their_own_periods() -> None:
     clock = Clock(at("2026-07-15T12:00"))
     month = BudgetPool(100, window=Window.monthly(clock=clock))
     day = month.child(10, window=Window.daily(clock=clock))
@@ -346,7 +346,7 @@ def test_parents_and_children_end_their_periods_each_by_its_own() -> None:
     assert [pool.snapshot().tokens_used for pool in (run, day, month)] == [5, 0, 0]
 
 
-def test_only_who_is_asked_and_who_is_above_rolls_over_but_a_tree_shows_all_in_their_periods() -> None:
+def test_an_operation_rolls_over_its_pool_and_those_above_and_a_tree_snapshot_rolls_over_all() -> None:
     clock = Clock(START)
     total = BudgetPool(window=hourly(clock))
     child = total.child(window=hourly(clock))
@@ -406,7 +406,7 @@ def test_a_clock_that_steps_back_does_not_let_a_key_spend_one_period_twice() -> 
     users["cid"].record(usd=1)
     assert "ann" not in users  # forgotten: her period is over
     clock.now -= HOUR
-    users["ann"].record(usd=1)  # she spends what the second period gives her, and not the first's again
+    users["ann"].record(usd=1)  # she spends the budget of the second period, not that of the first again
     assert users["ann"].snapshot().window_start == users["bob"].snapshot().window_start
     for now in (clock.now, clock.now + HOUR):
         clock.now = now
@@ -414,7 +414,7 @@ def test_a_clock_that_steps_back_does_not_let_a_key_spend_one_period_twice() -> 
             users["ann"].record(usd=1)
 
 
-def test_a_clock_that_fails_fails_the_operation_and_changes_nothing() -> None:
+def test_if_a_clock_raises_the_operation_raises_and_changes_nothing() -> None:
     clock = Clock(START)
     broken = False
 
@@ -438,14 +438,14 @@ def test_a_clock_that_fails_fails_the_operation_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("now", [math.nan, math.inf, -math.inf, None, "now"])
-def test_a_clock_that_tells_no_time_makes_no_pool(now: Any) -> None:
+def test_a_pool_cannot_be_made_with_a_clock_that_returns_no_time(now: Any) -> None:
     for window in (Window.daily(clock=lambda: now), hourly(lambda: now)):
         with pytest.raises((TypeError, ValueError, OverflowError)):
             BudgetPool(window=window)
 
 
 @pytest.mark.parametrize("now", [math.nan, math.inf, -math.inf, 1e300, None, "now"])
-def test_a_clock_that_stops_telling_the_time_ends_no_period(now: Any) -> None:
+def test_a_clock_that_stops_returning_a_time_ends_no_period(now: Any) -> None:
     clock = Clock(START)
     pool = BudgetPool(10, window=Window.daily(clock=clock))
     events = roll_overs(pool)
@@ -464,7 +464,7 @@ def test_a_clock_that_stops_telling_the_time_ends_no_period(now: Any) -> None:
 
 
 class Gate(tzinfo):
-    """UTC, but whoever computes a period, having seen that the last one has ended, goes through `enter`."""
+    """UTC, but each thread that computes a new period, after it has seen the end of the last one, calls `enter`."""
 
     def __init__(self) -> None:
         self.enter: Callable[[], object] = lambda: None
@@ -481,7 +481,7 @@ class Gate(tzinfo):
 
 
 def once_each(action: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that does it at the first call of each thread."""
+    """Return a function that runs the action at the first call of each thread."""
     seen: set[int] = set()
 
     def call() -> None:
@@ -493,7 +493,7 @@ def once_each(action: Callable[[], object]) -> Callable[[], None]:
 
 
 class Slow:
-    """Holds up a thread, the first that comes to `stop`, until it is let go."""
+    """Runs a body in a thread, and holds the thread at its first call of `stop` until `finish`."""
 
     def __init__(self, body: Callable[[], object]) -> None:
         self._inside, self._go = threading.Event(), threading.Event()
@@ -580,7 +580,7 @@ def test_a_thread_that_is_late_with_a_period_does_not_end_it_again_nor_go_back_t
     slow = Slow(lambda: pool.record(tokens=4))
     gate.enter = slow.stop
     clock.now = START + DAY
-    slow.start()  # has seen the end of the first day
+    slow.start()  # it has seen the end of the first day
     clock.now = START + days * DAY
     pool.record(tokens=1)
     before = pool.snapshot()
@@ -608,12 +608,12 @@ def test_threads_over_many_periods_lose_no_spend_and_see_each_period_begin_once(
                 reservation.commit(tokens=1)
 
     run_together(*[spend] * 4)
-    used: dict[datetime | None, int] = {}  # by period, for events of two threads may be told in either order
+    used: dict[datetime | None, int] = {}  # by period, since events of two threads may come in either order
     for event in told:
         start = event.snapshot.window_start
         used[start] = max(used.get(start, 0), event.snapshot.tokens_used)
     assert sum(used.values()) == 600
-    # A period in which nobody came is left out; each other one but the first began, once.
+    # A period without an operation is skipped. Each other period, except the first, began exactly once.
     begun = [event.snapshot.window_start for event in told if event.kind == "roll-over"]
     assert len(begun) == len(set(begun)) > 1
     assert set(begun) == set(used) - {datetime.fromtimestamp(START, timezone.utc)}
@@ -637,7 +637,7 @@ jumps = st.one_of(
 
 
 class Scope:
-    """What a pool with a window is, as plainly as possible: a period, what was used in it, and what is held."""
+    """The plainest model of a pool with a window: a period, the amount used in it, and the amounts held."""
 
     def __init__(self, text: str | None, now: float) -> None:
         self.naive: Callable[[float], Period] = naive(text) if text else lambda _: (-math.inf, math.inf)
@@ -657,7 +657,7 @@ class Scope:
 
 
 class PoolsAgainstNaiveWindows(RuleBasedStateMachine):
-    """A family of pools with windows of all kinds, under a clock that jumps: each rule does one thing to both."""
+    """A family of pools with windows of all kinds and a clock that jumps. Each rule acts on the pools and the model."""
 
     @initialize(
         texts=st.lists(st.none() | st.sampled_from(TEXTS), min_size=4, max_size=4),
@@ -678,7 +678,7 @@ class PoolsAgainstNaiveWindows(RuleBasedStateMachine):
         self.asked: list[int] = []
 
     def see(self, which: int) -> list[Scope]:
-        """Tell the model that a pool is asked, and return what it counts against."""
+        """Tell the model of an operation on a pool, and return the scopes that it counts against."""
         self.asked = self.chains[which]
         chain = [self.scopes[index] for index in self.asked]
         for scope in chain:
@@ -734,7 +734,7 @@ class PoolsAgainstNaiveWindows(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        """Compare those that were asked last, for looking at others would make their periods end."""
+        """Compare the pools of the last operation. Reading other pools would end their periods."""
         for index in getattr(self, "asked", ()):
             self.see(index)
             snapshot, scope = self.pools[index].snapshot(), self.scopes[index]

@@ -1,10 +1,10 @@
-"""The full run: everything that there is to explore, one after the other. About an hour on two processors.
+"""The full run of all proofs, one after the other. It takes about an hour on two processors.
 
     python tests/proof [--seconds 60]
 
-Exhausts the schedules, fuzzes each target for the seconds (atheris, dependency group `fuzz`), stresses each race for
-half of them without the GIL (where a free-threaded CPython is found), and runs the mutants (mutmut, CPython 3.13). Says
-clearly what it had to leave out because it is not installed.
+It exhausts the schedules, fuzzes each target for `--seconds` (with atheris, dependency group `fuzz`), stresses each
+race without the GIL for half as long (if a free-threaded CPython is found), and runs the mutants (mutmut, on CPython
+3.13). It says which parts it had to leave out because a tool is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 
 
 def step(title: str, *command: str, needs: str | None = None) -> bool:
-    """Run a command from the project's root; return whether it passed."""
+    """Run a command in the project's root and return whether it passed."""
     print(f"\n=== {title}", flush=True)
     if needs is not None and importlib.util.find_spec(needs) is None:
         print(f"LEFT OUT: {needs} is not installed in this environment")

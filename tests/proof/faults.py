@@ -1,7 +1,7 @@
-"""Planted faults: each a few words changed in the package, as a careless hand might change them.
+"""Planted faults: each changes a few words of the package, as a careless edit might.
 
-The scheduler must find every one of `FAULTS` (`test_planted_faults.py`), and interrupts and handlers every one of
-`INTERRUPTED` (`test_interrupts.py`), or the silence of those proofs about the real code would mean nothing.
+The scheduler must find all of `FAULTS` (`test_planted_faults.py`). Interrupts and handlers must find all of
+`INTERRUPTED` (`test_interrupts.py`). Otherwise a pass of those proofs on the real code would mean nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from planting import Edit, Edits
 
 @dataclass(frozen=True)
 class Fault:
-    """In the function `where`, each text, which stands there once, becomes the other; `found_by` are two operations."""
+    """Edits of the function `where`, in which each old text occurs once. Two operations, `found_by`, find the fault."""
 
     name: str
     where: str
     found_by: tuple[str, str]
     edits: tuple[Edit, ...]
-    world: str = "World"  # of `scenarios.py`
+    world: str = "World"  # a class of `scenarios.py`
     beside: tuple[tuple[str, tuple[Edit, ...]], ...] = ()  # edits of other functions
 
     def all_edits(self) -> Edits:
@@ -29,7 +29,7 @@ class Fault:
 
 
 def reopened(owner: str, then: str = "") -> str:
-    """Return code that lets the lock go and takes it again."""
+    """Return code that releases the lock and takes it again."""
     return f"{owner}.lock.release(); {owner}.lock.acquire(); {then}"
 
 
@@ -71,7 +71,7 @@ FAULTS = [
         "_family.Family.change",
         ("force", "commit"),
         (("self._publish(made)\n", reopened("self", "self._publish(made)\n")),),
-        # so that the other comes in by a straight run
+        # so that the other thread enters by a straight run
         beside=(("_family.Family.run", (("self.pending = True\n", "pass\n"),)),),
     ),
     Fault(
@@ -346,9 +346,9 @@ FAULTS = [
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A fault that shows only where one thread is interrupted: in an operation of a world of `worlds.py`.
+    """A fault that shows only when one thread is interrupted, in an operation of a world of `worlds.py`.
 
-    ``does`` is what a handler does there; with "" an interrupt is raised.
+    ``does`` is what a signal handler does there. With "", an interrupt is raised instead.
     """
 
     name: str
@@ -435,8 +435,8 @@ INTERRUPTED = [
     ),
 ]  # fmt: skip
 
-# A store in the one call may free what it replaces, and with it an object of the caller that has a finaliser: `keep`
-# holds it until after. Left out, that finaliser meets half a change.
+# A store in the one call may free the value that it replaces, and with it an object of the caller with a finaliser.
+# `keep` holds that value until the call is over. Without `keep`, the finaliser sees half a change.
 NOT_KEPT: Edits = {"_settings.give_window": (("change.keep(account.window)\n", "pass\n"),)}
 
 

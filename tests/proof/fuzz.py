@@ -1,11 +1,11 @@
-"""Coverage-guided fuzzing: the conversions; one pool with hostile amounts; families with windows, keys and waiters.
+"""Coverage-guided fuzzing of the conversions, of one pool with hostile amounts, and of families of pools.
 
     python tests/proof/fuzz.py amounts -max_total_time=60
     python tests/proof/fuzz.py operations -max_total_time=60
     python tests/proof/fuzz.py families -max_total_time=60
 
-needs atheris (dependency group `fuzz`); `test_fuzz.py` runs the same targets on random bytes without it. A target takes
-bytes, and raises where a promise is broken.
+These commands need atheris (dependency group `fuzz`). `test_fuzz.py` runs the same targets on random bytes without it.
+A target takes bytes, and raises if a promise is broken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]  # beside this folder itself
+    # This folder is on the path already.
+    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
     import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with atheris.instrument_imports(include=["token_budget"]):
@@ -49,7 +50,7 @@ from worlds import HandLoop, running
 
 
 class Source:
-    """Takes values off the front of some bytes; zeros follow their end."""
+    """Takes values off the front of some bytes. After the last byte it takes zeros."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -90,7 +91,7 @@ class Source:
 
 
 def exact(value: Any) -> Fraction | None:
-    """Return the value of a number, None if it is none that may be passed."""
+    """Return the value of a number, or None if the pool must refuse it."""
     if type(value) is Decimal and not value.is_finite():
         return None
     if isinstance(value, float):
@@ -111,7 +112,7 @@ def any_usd(source: Source) -> Any:
 
 
 def amounts(data: bytes) -> None:
-    """Hold `to_nanos` and `to_tokens` against exact arithmetic."""
+    """Check `to_nanos` and `to_tokens` against exact arithmetic."""
     source = Source(data)
     value = any_usd(source)
     wanted = exact(value)
@@ -123,7 +124,7 @@ def amounts(data: bytes) -> None:
         assert len(str(error)) < 200
     else:
         assert wanted is not None
-        assert fits, "a bad amount was taken"
+        assert fits, "a bad amount was accepted"
         assert type(nanos) is int
         assert nanos == round(wanted * 10**9)
     count = source.integer()
@@ -135,7 +136,7 @@ def amounts(data: bytes) -> None:
 
 
 def operations(data: bytes) -> None:
-    """Hold a pool against the naive ledger over a sequence of operations, some of them with amounts to be refused."""
+    """Check a pool against the naive ledger over a sequence of operations, some of which pass bad amounts."""
     warnings.simplefilter("ignore", ResourceWarning)
     source = Source(data)
     pair = Pair(source.one_of([None, 0, 50, 10**18]), source.one_of([None, 0, 0.3, 10**9]))
@@ -154,7 +155,7 @@ def operations(data: bytes) -> None:
 
 
 class Pair:
-    """A pool and a ledger to which the same things are done."""
+    """A pool and a ledger that get the same operations."""
 
     def __init__(self, token_cap: int | None, usd_cap: float | None) -> None:
         self.pool = BudgetPool(token_cap, usd_cap)
@@ -163,7 +164,7 @@ class Pair:
         self.made = 0
 
     def amounts(self, source: Source) -> tuple[dict[str, Any], Amount | None]:
-        """Return amounts to pass, and what they are worth, None where they must be refused."""
+        """Return amounts to pass, and their values. A value is None if the pool must refuse the amount."""
         tokens, usd = source.integer(), any_usd(source)
         value = exact(usd)
         good = value is not None and 0 <= value <= 10**9 and 0 <= tokens <= 10**18
@@ -229,7 +230,7 @@ class Pair:
         self.ledger.spent.clear()
 
     def compare(self) -> None:
-        """Hold that both have the same numbers."""
+        """Check that both have the same numbers."""
         snapshot, used, reserved = self.pool.snapshot(), self.ledger.used(), self.ledger.reserved()
         assert (snapshot.tokens_used, snapshot.tokens_reserved) == (used[0], reserved[0])
         assert snapshot.usd_used_nanos == used[1] * 10**9
@@ -238,7 +239,7 @@ class Pair:
 
 
 def over(ledger: Ledger, worth: Amount) -> bool:
-    """Return whether an amount does not fit. An axis of which nothing is asked refuses nothing."""
+    """Return whether an amount does not fit. An axis refuses nothing if nothing is asked of it."""
     (tokens, usd), (held_tokens, held_usd) = ledger.used(), ledger.reserved()
     claimed: tuple[Any, ...] = (tokens + held_tokens, usd + held_usd)
     caps = (ledger.token_cap, ledger.usd_cap)
@@ -252,7 +253,7 @@ def over(ledger: Ledger, worth: Amount) -> bool:
 
 
 def families(data: bytes) -> None:
-    """Hold a family of pools to its promises over a sequence of operations on any of them, with tasks that wait."""
+    """Check the promises of a family of pools over a sequence of operations on any of them, with tasks that wait."""
     warnings.simplefilter("ignore", ResourceWarning)
     source = Source(data)
     family = Family(source)
@@ -290,7 +291,7 @@ STEPS = (
 
 
 class Family:
-    """A family of pools, and beside it what each account must show: a sum that is kept by hand."""
+    """A family of pools, and the sum that each account must show, kept by hand."""
 
     def __init__(self, source: Source) -> None:
         self.now = 0.0
@@ -301,9 +302,9 @@ class Family:
         self.open: list[Reservation] = []
         self.waiting: list[tuple[Any, Any, BudgetPool]] = []  # coroutine, what it waits for, pool
         self.spent: Counter[Any] = Counter({self.root._account: 0})  # tokens used, by account
-        self.ends: dict[Any, float] = {}  # when the period of each was to end
+        self.ends: dict[Any, float] = {}  # the expected end of each account's period
         self.follow()
-        self.heard: list[tuple[Any, list[Any], int]] = []  # account, events, what was used as it was made
+        self.heard: list[tuple[Any, list[Any], int]] = []  # account, events, usage when the subscription was made
 
     def any_window(self, source: Source) -> Window | None:
         seconds = source.one_of([None, None, 60, 600])
@@ -338,10 +339,10 @@ class Family:
                 self.add(BudgetPool.join(self.pool(source), self.pool(source)))
 
     def rolled(self, pool: BudgetPool) -> None:
-        """Follow the periods that an operation on this pool has begun, before what it did itself is counted."""
+        """Account for the periods that an operation on this pool has begun, before counting its own effect."""
         self.follow()
         for account in pool._chain:
-            assert account.window is None or self.now < account.period_end, "a period does not end"
+            assert account.window is None or self.now < account.period_end, "a period has not ended"
 
     def follow(self) -> None:
         for account in self.spent:
@@ -350,7 +351,7 @@ class Family:
             self.ends[account] = account.period_end
 
     def room(self, pool: BudgetPool, tokens: int) -> str | None:
-        """Return why the pool refuses: closed, full, or others wait."""
+        """Return why the pool refuses: it is closed, it is full, or others wait."""
         waiters = [] if self.root._family.root.line is None else self.root._family.root.line.waiting()
         for account in pool._chain:
             if account.closed:
@@ -372,14 +373,14 @@ class Family:
         try:
             pool.record(tokens=tokens)
         except (BudgetExceeded, PoolClosed) as error:
-            assert refused is not None, f"it was refused, and there is room: {error}"
+            assert refused is not None, f"it was refused although there is room: {error}"
         else:
-            assert refused is None, f"it was let in: {refused}"
+            assert refused is None, f"it was admitted although it must be refused: {refused}"
             self.spend(pool, tokens)
         self.settled()
 
     def look(self, pool: BudgetPool) -> None:
-        """Let periods begin that are due, and those go on who waited for that."""
+        """Begin the periods that are due, and let the tasks that waited for them continue."""
         pool.snapshot()
         self.rolled(pool)
         self.settled()
@@ -403,9 +404,9 @@ class Family:
         try:
             self.open.append(pool.reserve(tokens=tokens))
         except (BudgetExceeded, PoolClosed) as error:
-            assert refused is not None, f"it was refused, and there is room: {error}"
+            assert refused is not None, f"it was refused although there is room: {error}"
         else:
-            assert refused is None, f"it was let in: {refused}"
+            assert refused is None, f"it was admitted although it must be refused: {refused}"
         self.settled()
 
     def commit(self, source: Source) -> None:
@@ -450,7 +451,7 @@ class Family:
             self.settled()
 
     def settled(self) -> None:
-        """Let the tasks go on that have something to go on with, until none has."""
+        """Resume each task whose wait is over, until all remaining tasks wait."""
         going = True
         while going:
             going = False
@@ -470,7 +471,7 @@ class Family:
                 self.follow()
 
     def time_passes(self, source: Source) -> None:
-        """Let time pass, and let everybody look who sleeps until then."""
+        """Let time pass, and wake each task that sleeps until then."""
         self.now += source.one_of([1, 45, 61, 700])
         self.loop.time_out()
         self.settled()
@@ -503,7 +504,7 @@ class Family:
             self.settled()
 
     def forget(self, source: Source) -> None:
-        """Delete a key; what it used stays in the scopes above."""
+        """Delete a key. What it used stays counted in the scopes above."""
         if self.groups:
             with suppress(KeyError, ValueError):
                 del source.one_of(self.groups)[source.number() % 4]
@@ -519,9 +520,9 @@ class Family:
     # ------------------------------------------------------------ what must hold
 
     def compare(self) -> None:
-        """Hold the sums, the lines and the events."""
+        """Check the sums, the lines and the events."""
         family = self.root._family
-        self.root.record(tokens=0, force=True)  # pays what is owed, a drop say
+        self.root.record(tokens=0, force=True)  # pays what is owed, such as a dropped reservation
         self.follow()
         self.settled()
         flying: Counter[Any] = Counter()
@@ -531,7 +532,7 @@ class Family:
                 flying[account] += one._tokens
                 calls[account] += 1
         granted = [one for one in self.granted() if one is not None]
-        assert not granted, "one was given room and not woken"
+        assert not granted, "a waiter was given room but was not woken"
         for account, used in self.spent.items():
             assert account.tokens_claimed - account.tokens_reserved == used, f"the sum of {account} is wrong: {used}"
             assert (account.tokens_reserved, account.in_flight) == (flying[account], calls[account])
@@ -540,10 +541,10 @@ class Family:
         for account, events, before in self.heard:
             kinds = Counter(event.kind for event in events)
             gone = kinds["commit"] + kinds["release"] + kinds["drop"]
-            assert before + kinds["reserve"] - gone == account.in_flight, "an event was lost or told twice"
+            assert before + kinds["reserve"] - gone == account.in_flight, "an event was lost or delivered twice"
 
     def granted(self) -> list[Any]:
-        """Return what those hold who sleep on: nothing."""
+        """Return what the tasks that are still asleep hold. It must be nothing."""
         line = self.root._family.root.line
         asleep = sum(future is not None and not future.done() for _, future, _ in self.waiting)
         return [] if asleep == (0 if line is None else len(line.waiting())) else [asleep]
@@ -558,7 +559,7 @@ class Family:
 
 
 def expect(error: type[Exception] | None, function: Callable[..., Any], **arguments: Any) -> Any:
-    """Call, and hold that just this error is raised."""
+    """Call the function and check that it raises exactly this error."""
     try:
         answer = function(**arguments)
     except (ValueError, BudgetExceeded, ReservationClosed) as raised:

@@ -1,6 +1,6 @@
-"""A second copy of the package, with faults planted in it: `planted` copies, edits and imports it.
+"""A second copy of the package with planted faults: `planted` copies, edits and imports it.
 
-The copy has a name of its own, so that the package under test is not touched. One copy lives at a time.
+The copy has its own name, so the package under test is not touched. Only one copy exists at a time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scheduler import functions_of
 COPY = "planted_budget"
 SOURCE = Path(token_budget.__file__).parent
 
-# The modules whose code threads run on memory that they share.
+# The modules whose code works on memory that threads share.
 ROOMS = (
     *("_account", "_change", "_family", "_telling", "_waiting", "_line", "_ledger", "_periods", "_settings"),
     *("_scope", "_straight", "_reservation", "_sleep", "_tree", "_governed", "_group", "_keyed", "_pool"),
 )
-# Those of them that only look and note a change, all under the lock. What they note is made by `_family.py`.
+# The modules among them that, under the lock, only decide on a change and note it. `_family.py` then makes the change.
 DECIDING = ("_account", "_change", "_line", "_ledger", "_periods", "_settings", "_tree")
 
 Edit = tuple[str, str]
@@ -42,9 +42,9 @@ def room(package: types.ModuleType, name: str) -> Any:
 
 
 def watched(package: types.ModuleType, *, deciding: bool = True) -> list[types.CodeType]:
-    """Return the code whose steps count. Without `deciding`, leave out what only looks and notes under the lock.
+    """Return the code whose steps count. Without `deciding`, leave out the modules that only decide under the lock.
 
-    A switch in there is like one before it: nobody else changes what the lock guards, and nobody sees a note.
+    A switch inside such a module is like a switch before it: the lock is held, and no other thread sees a note.
     """
     rooms = [name for name in ROOMS if deciding or name not in DECIDING]
     return functions_of(*[room(package, name) for name in rooms])
@@ -57,7 +57,7 @@ def text_of(where: str) -> str:
 
 
 def planted(edits: Edits) -> Any:
-    """Return a copy of the package with edited functions: each text, which stands there once, becomes the other."""
+    """Return a copy of the package with edited functions. Each old text must occur once in its function."""
     changed: dict[str, str] = {}
     for where, pairs in edits.items():
         module = where.partition(".")[0]
@@ -75,7 +75,7 @@ def planted(edits: Edits) -> Any:
 
 
 def _found(where: str, source: str | None = None) -> tuple[str, int, int]:
-    """Return the source of the function's module, and the numbers of its first line and of the line after it."""
+    """Return the source of the function's module, and the numbers of its first line and of the line after its last."""
     module, *path = where.split(".")
     source = source or (SOURCE / f"{module}.py").read_text(encoding="utf-8")
     node: Any = _parsed(source)
@@ -95,7 +95,7 @@ def _parsed(source: str) -> ast.Module:
 
 def _edited(where: str, text: str, edits: tuple[Edit, ...]) -> str:
     for old, new in edits:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {where}"
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {where}"
         start = text.index(old)
         indent = " " * (start - text.rindex("\n", 0, start) - 1)
         first, *rest = new.splitlines(keepends=True)

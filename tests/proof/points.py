@@ -1,9 +1,9 @@
-"""Acts before the k-th instruction of the package, for every k: an interrupt, a collection, a signal.
+"""Acts before the k-th instruction of the package, for every k: raises an interrupt, collects garbage or signals.
 
 An interrupt is delivered as CPython delivers Ctrl-C: it is made *pending*, and the interpreter raises it at the next
-place at which it looks. So it must be made pending without its looking on the way back from our callback, nor
-at the entry of the next one. The callback takes itself out first, and `_Pending.fire` is a property whose getter is a
-function in C: reading it runs no Python code and passes no such place.
+place at which it checks for signals. There must be no such place on the way back from our callback, nor at the entry
+of the next callback. So the callback unregisters itself first, and `_Pending.fire` is a property whose getter is a
+function in C: reading it runs no Python code and so does not check for signals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-# What an operation may raise; the last by `worlds.World.block_failed` itself.
+# What an operation may raise. `worlds.World.block_failed` raises the last one itself.
 REFUSALS = {
     *("BudgetExceeded", "BudgetOverrun", "BudgetTimeout", "ReservationClosed", "PoolClosed", "PoolForked"),
     "ValueError",
@@ -37,7 +37,7 @@ class Points:
 
     Args:
         codes: the code whose instructions count.
-        act: what to do before the instruction; without it, a pending SIGINT.
+        act: what to do before the instruction. By default, SIGINT is made pending.
     """
 
     def __init__(self, codes: Iterable[types.CodeType], act: Callable[[], object] | None = None) -> None:
@@ -48,7 +48,7 @@ class Points:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep an eye on the code for many `armed`: to begin and to end that takes longer than most operations."""
+        """Watch the code over many uses of `armed`: starting and stopping takes longer than most operations."""
         if sys.version_info < (3, 12):
             yield
             return
@@ -65,7 +65,7 @@ class Points:
 
     @contextmanager
     def armed(self, at: int) -> Iterator[None]:
-        """Act before instruction number `at` (from 0) of what runs inside; -1 only counts."""
+        """Act before instruction number `at` (from 0) of the code in the block. With -1, only count."""
         self.count, self.at = 0, at
         if sys.version_info < (3, 12):
             before = sys.gettrace()
@@ -113,7 +113,7 @@ class Points:
 
 
 def handled(operation: Callable[[], Any], points: Points, at: int) -> str:
-    """Run the operation with the action at one point; return how it ended: done, refused or interrupted."""
+    """Run the operation with the action at one point, and return how it ended: done, refused or interrupted."""
     ended = "interrupted"
     try:
         try:

@@ -1,8 +1,8 @@
 """What the scheduler explores: pairs of operations on one pool, on trees and keys, with listeners and with waiters.
 
 All amounts move both axes alike (n tokens and n dollars), and every reservation holds HELD of both. So at every step,
-whatever thread is where, while the lock is free the two axes must agree, and what is reserved must be HELD times what
-is in flight: a change that is cut in half shows at once, whoever is doing what.
+while the lock is free, the two axes must agree, and the reserved amount must be HELD times the number of calls in
+flight. A change that is cut in half violates this at once, whatever the threads are doing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Operation = Callable[[Any], Any]
 
 
 class World:
-    """A pool with a spend of 10 and two reservations of HELD, as used by every scenario. ``module`` is the package."""
+    """A pool with a spend of 10 and two reservations of HELD. Every scenario starts so. ``module`` is the package."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -37,20 +37,20 @@ class World:
         self.told.clear()
 
     def build(self) -> None:
-        """Make the pool that is spent from, the root above it, and list their accounts."""
+        """Make the pool to spend from and the root above it, and list their accounts."""
         self.pool = self.root = self.module.BudgetPool(token_cap=CAP, usd_cap=CAP)
         self.accounts = [self.pool._account]
 
     def listen(self, pool: Any) -> None:
-        """Write down what a subscriber of the pool is told."""
+        """Subscribe to the pool and keep the events."""
         pool.subscribe(self.told.append)
 
     def check(self) -> None:
-        """Hold what this world promises beside `consistent`, while the lock is free."""
+        """Check what this world promises beyond `consistent`, while the lock is free."""
 
 
 class Tree(World):
-    """The same on the pool of a user, below that of a project, below the whole."""
+    """The same on the pool of a user. It is a child of the pool of a project, which is a child of the whole."""
 
     def build(self) -> None:
         self.root = self.module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
@@ -60,7 +60,7 @@ class Tree(World):
 
 
 class Deep(World):
-    """The same on the lowest of five pools: the straight runs over five accounts."""
+    """The same on the lowest of five pools, where straight runs change five accounts."""
 
     def build(self) -> None:
         self.root = self.pool = self.module.BudgetPool(token_cap=200, usd_cap=200, name="0")
@@ -70,7 +70,7 @@ class Deep(World):
 
 
 class Alarmed(World):
-    """A pool that calls back at half of its cap: it has used 10 of 100, and holds 40, which do not count."""
+    """A pool with a threshold at half of its cap. It has used 10 of 100. It holds 40, which do not count."""
 
     def build(self) -> None:
         super().build()
@@ -78,7 +78,7 @@ class Alarmed(World):
 
 
 class AlarmedTree(Tree):
-    """The same on the middle one of three."""
+    """The same, with the threshold on the middle pool of three."""
 
     def build(self) -> None:
         super().build()
@@ -98,7 +98,7 @@ class Heard(Tree):
 
 
 class Windowed(Tree):
-    """The same three, with an hour on the middle one, in a world where the time stands."""
+    """The same three pools, with a window of an hour on the middle one and a clock that stands still."""
 
     def build(self) -> None:
         super().build()
@@ -108,7 +108,7 @@ class Windowed(Tree):
 
 
 class Keys(World):
-    """Keys of one whole. Nobody holds the pool of the key "a", which has used 5."""
+    """Keys below one whole. The key "a" has used 5, and nobody holds its pool."""
 
     def build(self) -> None:
         self.root = self.module.BudgetPool(token_cap=150, usd_cap=150, name="whole")
@@ -128,7 +128,7 @@ class HeldKey(Keys):
 
 
 class Full(World):
-    """A pool with room for 10 only: who wants HELD must wait."""
+    """A pool with room for only 10: a request for HELD must wait."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -144,7 +144,7 @@ class FullHeard(Full):
 
 
 class FullTree(Tree):
-    """The pool of a user that is full, below a whole that is full too."""
+    """The pool of a user is full, and so is the whole above it."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -155,7 +155,7 @@ class FullTree(Tree):
 
 
 class Siblings(Tree):
-    """The pool of one user is full, that of another is not, and the whole has room for both."""
+    """The pool of one user is full, the pool of another is not, and the whole has room for both."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -165,8 +165,8 @@ class Siblings(Tree):
 
     def check(self) -> None:
         other, root = self.other._account, self.root._account
-        assert other.token_bound == 60, "who waits for one user's budget closes the bounds of another's"
-        assert root.token_bound >= root.token_limit - HELD, "who waits below closes the bounds of the whole"
+        assert other.token_bound == 60, "a waiter for one user's budget closes the bounds of another's"
+        assert root.token_bound >= root.token_limit - HELD, "a waiter for a pool below closes the bounds of the whole"
 
 
 def clock() -> float:
@@ -184,7 +184,7 @@ def numbers(snapshot: Any) -> tuple[int, ...]:
 
 
 def answered(operation: Callable[[], Any]) -> Any:
-    """Run an operation; return its answer, or its error with the numbers in it."""
+    """Run an operation, and return its answer, or its error with the numbers in it."""
     try:
         return operation()
     except Exception as error:  # noqa: BLE001 - an error is an outcome like another
@@ -237,7 +237,7 @@ def reset(world: World) -> Any:
 
 
 def drop(world: World) -> Any:
-    """Drop the second reservation; of two threads that try, the second finds nothing to drop."""
+    """Drop the second reservation. If two threads try, the second one finds nothing to drop."""
     return answered(lambda: world.held.pop(1) and None)
 
 
@@ -276,10 +276,10 @@ OPERATIONS: list[Operation] = [
 
 
 def final(world: World) -> Any:
-    """Read the pools, then settle all that is open: nothing may be left held, owed or waiting."""
+    """Read the pools, then settle all that is open. Nothing may be left held, owed or waiting."""
     world.pool.snapshot()
     family = world.root._family
-    assert family.root.line is None, "somebody stays in line"
+    assert family.root.line is None, "a waiter stays in line"
     told = sorted((event.kind, event.pool or "", event.tokens, numbers(event.snapshot)) for event in world.told)
     outcome = [numbers(account.shown()) for account in world.accounts]
     for reservation in [*world.held, *world.taken]:
@@ -288,11 +288,11 @@ def final(world: World) -> Any:
     after = [numbers(account.shown()) for account in world.accounts]
     for state in after:
         assert state[1] == state[3] == state[4] == 0, f"something stays held: {after}"
-    assert sum(event.kind == "threshold" for event in world.told) <= world.armings, "a threshold stays armed when told"
+    assert sum(event.kind == "threshold" for event in world.told) <= world.armings, "a threshold fired and stays armed"
     for account in world.accounts:
         assert account.line is None, "a line stays"
         check_bounds(account, [])
-    assert (family.owner, list(family.owed), list(family.stirred)) == (0, [], []), "something stays to be done"
+    assert (family.owner, list(family.owed), list(family.stirred)) == (0, [], []), "some work stays undone"
     assert family.pending is family.owed, "the straight runs stay closed"
     return (outcome, after, told)
 
@@ -301,7 +301,7 @@ def final(world: World) -> Any:
 
 
 def consistent(world: World) -> None:
-    """Hold at every step at which nobody has the lock (P1, P2, P4, P7): see the module."""
+    """Check the invariants at every step at which the lock is free (P1, P2, P4, P7): see the module's docstring."""
     family = world.root._family
     if family.lock.holder is not None:
         return
@@ -310,13 +310,13 @@ def consistent(world: World) -> None:
         assert (claimed * NANOS, reserved * NANOS) == (account.nanos_claimed, account.nanos_reserved), "the axes differ"
         assert reserved == HELD * account.in_flight, "what is reserved is not what is in flight"
         assert 0 <= reserved <= claimed, "a counter is negative"
-    assert not family.stirred, "the lock was let go, and a line was not looked at"
+    assert not family.stirred, "the lock was released before a line was served"
     wake_complete(family, world.accounts)
     world.check()
 
 
 def wake_complete(family: Any, accounts: Iterable[Any]) -> None:
-    """Hold that the oldest at each scope has no room there, that nobody waits in vain, and what the bounds promise."""
+    """Check that the oldest waiter of each scope has no room there, that no wait is hopeless, and the bounds."""
     line = family.root.line
     waiters = [] if line is None else line.waiting()
     for account in accounts:
@@ -324,16 +324,16 @@ def wake_complete(family: Any, accounts: Iterable[Any]) -> None:
         if here:
             head = min(here, key=lambda waiter: waiter.ticket)
             assert not fits(head, account, account.tokens_claimed, account.nanos_claimed), (
-                "the lock was let go, and the head of the line would fit"
+                "the lock was released although the head of the line would fit"
             )
         for waiter in waiters:
             if account in waiter.scope._chain:
-                assert could_fit(waiter, account), "one waits for what cannot come"
+                assert could_fit(waiter, account), "a waiter waits for room that cannot come"
         check_bounds(account, [waiter for waiter in waiters if account in waiter.scope._chain])
 
 
 def fits(waiter: Any, account: Any, tokens: int, nanos: int) -> bool:
-    """Return whether there is room for the waiter beside these amounts."""
+    """Return whether the waiter fits beside these amounts."""
     return not account.closed and not (
         (waiter.tokens and tokens + waiter.tokens > account.token_limit)
         or (waiter.nanos and nanos + waiter.nanos > account.nano_limit)
@@ -341,7 +341,7 @@ def fits(waiter: Any, account: Any, tokens: int, nanos: int) -> bool:
 
 
 def could_fit(waiter: Any, account: Any) -> bool:
-    """Return whether the waiter may hope: for what is in flight, or for a period that begins before it gives up."""
+    """Return whether the waiter can still fit: when calls in flight end, or in a period that begins in time."""
     used = account.tokens_claimed - account.tokens_reserved, account.nanos_claimed - account.nanos_reserved
     if fits(waiter, account, *used):
         return True
@@ -350,7 +350,7 @@ def could_fit(waiter: Any, account: Any) -> bool:
 
 
 def check_bounds(account: Any, waiters: list[Any]) -> None:
-    """Hold that no bound is too high: within both, nobody is to be told, woken or refused."""
+    """Check that no bound is too high: within both bounds, there is nobody to notify, wake or refuse."""
     watch = account.watch
     closed = account.closed or (watch is not None and watch.subscribers) or any(one.at is account for one in waiters)
     for bound, limit, asked in (
@@ -358,15 +358,15 @@ def check_bounds(account: Any, waiters: list[Any]) -> None:
         (account.nano_bound, account.nano_limit, "nanos"),
     ):
         assert bound <= limit, "a bound stays above its limit"
-        assert not closed or bound < 0, "a bound stays open to straight runs that have somebody to tell"
+        assert not closed or bound < 0, "a bound stays open to straight runs although somebody must be notified"
         for one in waiters:
-            assert bound <= limit - getattr(one, asked), "a bound stays too high for one who waits and needs this scope"
+            assert bound <= limit - getattr(one, asked), "a bound stays too high for a waiter that needs this scope"
         for threshold in () if watch is None or limit >= 10**19 else watch.armed:
             assert bound * 10**9 < limit * threshold.share, "a bound stays above a threshold"
 
 
 def scenario(module: Any, *bodies: Sequence[Operation], world: type[World] = World, serial: bool = True) -> Scenario:
-    """Make the scenario in which each body is a thread that does its operations one after the other."""
+    """Make a scenario. Each body is a thread that does its operations one after the other."""
     name = " | ".join("; ".join(operation.__name__ for operation in body) for body in bodies)
     if world is not World:
         name = f"{world.__name__}: {name}"
@@ -400,13 +400,13 @@ def forked(module: Any, *bodies: list[Operation]) -> Scenario:
 
 
 def children(module: Any) -> list[Scenario]:
-    """What can race in a forked child."""
+    """Operations that can race in a forked child."""
     others = [snapshot, reserve, record, release, leave, commit, reset, detach, detach_then_reserve]
     return [forked(module, [detach], [other]) for other in others]
 
 
 def pairs(module: Any) -> list[Scenario]:
-    """Every pair of operations, an operation with itself included, and what is refused on dollars with each."""
+    """Every pair of operations, including two of the same, and each operation with one that is refused on dollars."""
     return [
         *[scenario(module, [one], [other]) for one, other in combinations_with_replacement(OPERATIONS, 2)],
         *[scenario(module, [refused_usd], [other]) for other in OPERATIONS],
@@ -443,7 +443,7 @@ def reset_above(world: World) -> Any:
 
 
 def tree(world: World) -> Any:
-    """Read all scopes at once: what the lower two have is what went through them."""
+    """Read all scopes at once. The lower two show what was spent through them."""
     top = world.root.snapshot(tree=True)
     found = [top]
     while found[-1].children:
@@ -477,13 +477,13 @@ def deep_pairs(module: Any) -> list[Scenario]:
 
 
 def double_caps(world: World) -> Any:
-    """Let what is used be below the share again: the threshold is armed anew."""
+    """Raise the caps, so that usage is below the share again and the threshold is armed again."""
     world.armings += 1
     return answered(lambda: world.pool.set_caps(token_cap=2 * CAP, usd_cap=2 * CAP))
 
 
 def listened(module: Any) -> list[Scenario]:
-    """Races for a callback: each is told exactly once, as in some serial order."""
+    """Races for a callback: each event is delivered exactly once, as in some serial order."""
     alarmed: list[list[list[Operation]]] = [
         [[record_much], [record_much]],
         [[record_much], [commit_more]],
@@ -509,7 +509,7 @@ def listened(module: Any) -> list[Scenario]:
 
 
 def unsubscribe(world: World) -> Any:
-    """Subscribe once more, and end that."""
+    """Add a threshold and remove it."""
     world.root.on_threshold(9, world.told.append)()
 
 
@@ -523,7 +523,7 @@ def take_window(world: World) -> Any:
 
 
 def windows(module: Any) -> list[Scenario]:
-    """A window comes or goes while others spend."""
+    """A window is set or removed while other threads spend."""
     others: list[Operation] = [record, reserve, commit, release, reset_above, tree]
     return [
         *[scenario(module, [give_window], [other]) for other in (record, reserve, commit, release, snapshot)],
@@ -537,7 +537,7 @@ def windows(module: Any) -> list[Scenario]:
 
 
 def look_up(world: Any) -> Any:
-    """Ask for a key and go on holding its pool."""
+    """Look up a key and keep its pool."""
     world.found.append(world.users["a"])
 
 
@@ -562,12 +562,12 @@ def cap_keys(world: Any) -> Any:
 
 
 def new_key(world: Any) -> Any:
-    """Make one more key, which pays for a look at the old ones."""
+    """Make one more key. This also looks for old keys to forget."""
     world.users["b"].record(tokens=1, usd=1)
 
 
 def one_pool_a_key(world: Any) -> Any:
-    """Read the outcome; whoever found the key's pool found the same budget, while nobody deleted it."""
+    """Read the outcome. All threads that looked up the key found the same budget, unless it was deleted in between."""
     open_pools = {id(pool) for pool in world.found if not pool.closed}
     assert len(open_pools) <= 1, "one key has two budgets"
     assert not any(one._pool.closed and not one.completed for one in world.taken), "a call stays in a deleted key"
@@ -605,17 +605,17 @@ def keys(module: Any) -> list[Scenario]:
 
 
 def wait(world: World) -> Any:
-    """Wait for room for ever: a wake-up that is lost is a deadlock."""
+    """Wait for room without a time-out. A lost wake-up is then a deadlock."""
     return answered(lambda: world.taken.append(world.pool.reserve(tokens=HELD, usd=HELD, timeout=None)))
 
 
 def wait_a_while(world: World) -> Any:
-    """Wait until the time is over, which may be at any step."""
+    """Wait for room with a time-out, which may expire at any step."""
     return answered(lambda: world.taken.append(world.pool.reserve(tokens=HELD, usd=HELD, timeout=5)))
 
 
 def try_and_give_back(world: World) -> Any:
-    """Come late and do not wait: must not get past who waits, and hand on what it got before they did."""
+    """Reserve without waiting, and release. It must not overtake waiters, and its release must serve them."""
 
     def attempt() -> None:
         world.pool.reserve(tokens=HELD, usd=HELD).release()
@@ -624,10 +624,10 @@ def try_and_give_back(world: World) -> Any:
 
 
 def pass_by(world: World) -> Any:
-    """Spend what would fit, and hold that nobody waited meanwhile."""
+    """Spend an amount that fits, and check that it overtakes no waiter."""
     before = in_line(world)
     answer = record(world)
-    assert answer is not None or not before & in_line(world), "it got past one who waits; somebody stays behind"
+    assert answer is not None or not before & in_line(world), "it overtook a waiter, which stays in line"
     return answer
 
 
@@ -641,7 +641,7 @@ def wait_elsewhere(world: Any) -> Any:
 
 
 def spend_elsewhere(world: Any) -> Any:
-    """Spend a little beside the one who waits: a straight run, whatever others wait for."""
+    """Spend a little in a scope that the waiter does not need. This is a straight run."""
     return answered(lambda: world.other.record(tokens=5, usd=5))
 
 
@@ -651,12 +651,12 @@ def block_elsewhere(world: Any) -> Any:
 
 
 def wait_for_much(world: World) -> Any:
-    """Wait for more than there is until both reservations come back. It is never given."""
+    """Wait for an amount that fits only after both reservations have come back. It is never granted."""
     return answered(lambda: world.taken.append(world.pool.reserve(tokens=60, usd=60, timeout=None)))
 
 
 def use_up_above(world: World) -> Any:
-    """Spend what fits in the whole, and leave it with less than that one asks for: it would wait for ever."""
+    """Spend so much of the whole that the waiter can never fit. It would wait for ever if it were not refused."""
     return answered(lambda: world.root.record(tokens=90, usd=90))
 
 
@@ -674,7 +674,7 @@ def force_much(world: World) -> Any:
 
 
 def waits(module: Any) -> list[Scenario]:
-    """One waits, and something happens that ends its waiting."""
+    """One thread waits, and another does something that ends the wait."""
     enders: list[list[Operation]] = [
         [release],
         [commit_little],
@@ -702,7 +702,7 @@ def waits(module: Any) -> list[Scenario]:
 
 
 def queues(module: Any) -> list[Scenario]:
-    """Two wait, or one waits and another would like to pass."""
+    """Two threads wait, or one waits and another tries to overtake it."""
     return [
         scenario(module, [wait], [wait], [release, release_other], world=Full, serial=False),
         scenario(module, [wait_a_while], [wait], [release, release_other], world=Full, serial=False),

@@ -3,15 +3,15 @@
 `explore` runs a scenario again and again, each time under another schedule, until it has seen every schedule with at
 most `preemptions` switches away from a thread that could have gone on. A *step* is a place where another thread's work
 can make a difference: before every instruction of the watched code that reads or writes an attribute or an item, and
-before and after every operation of the lock. What one call of C code does is one step: `Family.change` publishes so.
-Between two steps a thread runs alone, and so every run with the same choices is the same run: a failure prints its
-schedule, and `replay` repeats it.
+before and after every operation of the lock. One call of C code is one step, however much it changes: `Family.change`
+publishes a change that way. Between two steps a thread runs alone, so the same choices always give the same run. A
+failure prints its schedule, and `replay` repeats it.
 
-How it works. The threads are real, and all but one wait for their baton. The one that runs asks the policy at each step
-who goes on, and hands the baton over itself. Steps inside the watched code come from the interpreter: from
-`sys.monitoring` from CPython 3.12 on (the callback is told every instruction and disables those that are no step), from
-`sys.settrace` with opcode events before (on 3.12.1 and 3.13.0 settrace loses some). Lock steps come from `ModelLock`,
-which the code under test gets in place of `threading.Lock`.
+How it works. The threads are real, and all but one wait for their baton. At each step, the running thread asks the
+policy which thread continues, and hands the baton over itself. The interpreter reports the steps inside the watched
+code. From CPython 3.12 on, it does so through `sys.monitoring`: the callback sees every instruction and disables those
+that are no step. Before 3.12, it does so through `sys.settrace` with opcode events (on 3.12.1 and 3.13.0 settrace loses
+some). Lock steps come from `ModelLock`, which the code under test gets in place of `threading.Lock`.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _ITEM_OPERATORS = {"[]"}  # BINARY_SUBSCR became a BINARY_OP in 3.14
 
 
 class Deadlock(AssertionError):
-    """Every thread that is left waits for a lock."""
+    """Every remaining thread waits for a lock."""
 
 
 class _Abandoned(BaseException):
-    """Ends the threads of a run that failed; never caught by the code under test, which catches Exception at most."""
+    """Ends the threads of a failed run. The code under test does not catch it: it catches Exception at most."""
 
 
 # ---------------------------------------------------------------- which instructions are steps
 
 
 def functions_of(*modules: types.ModuleType) -> list[types.CodeType]:
-    """Return the code of every function and method that the modules define, and of what stands inside of them."""
+    """Return the code of every function and method that the modules define, and of all functions nested in them."""
     found: list[types.CodeType] = []
     for module in modules:
         for thing in vars(module).values():
@@ -67,7 +67,7 @@ def functions_of(*modules: types.ModuleType) -> list[types.CodeType]:
 
 
 def steps_of(code: types.CodeType) -> set[int]:
-    """Return the offsets of its instructions that touch memory which threads may share."""
+    """Return the offsets of the instructions that touch memory which threads may share."""
     return {
         instruction.offset
         for instruction in dis.get_instructions(code)
@@ -77,7 +77,7 @@ def steps_of(code: types.CodeType) -> set[int]:
 
 
 class Watch:
-    """Calls back before each step of the watched code, in every thread that entered `watching`."""
+    """Calls a function before each step of the watched code, in every thread that entered `watching`."""
 
     def __init__(self, codes: Iterable[types.CodeType]) -> None:
         self.steps = {code: steps_of(code) for code in codes}
@@ -137,7 +137,7 @@ class Watch:
 
 
 class ModelLock:
-    """A lock whose waiting the scheduler sees. Without a run it is just taken and let go."""
+    """A lock whose waits the scheduler sees. Outside of a run it is a plain lock."""
 
     def __init__(self) -> None:
         self.holder: int | None = None
@@ -198,7 +198,7 @@ class Run:
         return self._index.get(threading.get_ident())
 
     def execute(self, bodies: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run the bodies to their end, and return their results; raise what the checks or a body raised."""
+        """Run the bodies to their end and return their results. Raise what a check or a body raised."""
         self.results = [None] * len(bodies)
         self._batons = [threading.Lock() for _ in bodies]
         for baton in self._batons:
@@ -220,17 +220,17 @@ class Run:
         return self.results
 
     def step(self) -> None:
-        """Let the policy say who goes on. Called by the thread that runs, before something that others may notice."""
+        """Let the policy choose the next thread. The running thread calls this before a step that others may notice."""
         me = self.me()
-        if me is None or self._inside:  # a thread of nobody's, or the check below
+        if me is None or self._inside:  # a thread outside of the run, or the check below
             return
         self._checked()
         self._hand_over(me, self._choose(me))
 
     def wait_for(self, lock: ModelLock, *, may_time_out: bool) -> bool:
-        """Wait until the lock may be free; return False if the time is over, which may be at any step.
+        """Wait until the lock may be free. Return False on a time-out, which may come at any step.
 
-        To go on waiting costs no preemption, and neither does the end of the time: both are choices of the policy.
+        Neither a longer wait nor a time-out counts as a preemption: both are choices of the policy.
         """
         me = self.me()
         assert me is not None
@@ -322,7 +322,7 @@ class DepthFirst:
     preemptions: int
     path: list[list[int]] = field(
         default_factory=list
-    )  # at each choice of the run what is left to try, the chosen last
+    )  # for each choice of the run, the threads left to try; the last is the chosen one
     depth: int = 0
     spent: int = 0
 
@@ -342,7 +342,7 @@ class DepthFirst:
         return chosen
 
     def advance(self) -> bool:
-        """Go to the next schedule; say whether there is one."""
+        """Go to the next schedule, and return whether there is one."""
         self.depth = self.spent = 0
         while self.path:
             self.path[-1].pop()
@@ -354,9 +354,9 @@ class DepthFirst:
 
 @dataclass
 class RandomPriorities:
-    """Each thread has a priority, and at a few random steps the running one falls behind all others ("PCT").
+    """Each thread has a priority. At a few random steps, the running thread gets the lowest priority ("PCT").
 
-    It finds a fault that needs d ordered switches with a known probability, in runs too long to try every schedule.
+    This finds a fault that needs d ordered switches with a known probability, in runs too long to try every schedule.
     Source: Burckhardt et al., A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010.
     """
 
@@ -375,12 +375,12 @@ class RandomPriorities:
 
 
 def replaying(schedule: Sequence[int]) -> Policy:
-    """Return the policy that repeats a printed schedule, and goes on with the running thread after its end."""
+    """Return a policy that repeats a printed schedule. After its end, the running thread continues."""
     left = iter(schedule)
 
     def policy(enabled: Sequence[int], me: int | None) -> int:
         chosen = next(left, me if me in enabled else enabled[0])
-        assert chosen in enabled, "the schedule is not one of this program"
+        assert chosen in enabled, "the schedule does not belong to this program"
         return chosen  # type: ignore[return-value]
 
     return policy
@@ -391,9 +391,9 @@ def replaying(schedule: Sequence[int]) -> Policy:
 
 @dataclass
 class Scenario:
-    """What to run: `setup` makes a fresh world, each body is a list of operations on it, `final` reads the outcome.
+    """What to run: `setup` makes a fresh world, each body is a list of operations on it, and `final` reads the outcome.
 
-    An operation returns something comparable. `check` is called with the world at every step.
+    An operation returns a comparable value. `check` is called with the world at every step.
     """
 
     name: str
@@ -401,10 +401,11 @@ class Scenario:
     bodies: Sequence[Sequence[Callable[[Any], Any]]]
     final: Callable[[Any], Any]
     check: Callable[[Any], object] = lambda _world: None
-    serial: bool = True  # whether each operation happens at one moment; waiting begins at one and ends at another
+    # Whether each operation takes effect at one moment. A wait begins at one moment and ends at another.
+    serial: bool = True
 
     def run(self, policy: Policy, watch: Watch) -> tuple[Any, list[int]]:
-        """Run once; return (outcome, schedule)."""
+        """Run once and return (outcome, schedule)."""
         world = self.setup()
         run = Run(policy, watch, lambda: self.check(world))
 
@@ -418,7 +419,7 @@ class Scenario:
         return (results, self.final(world)), run.schedule
 
     def serial_outcomes(self) -> list[Any]:
-        """Return the outcome of every order in which the operations could happen one after the other."""
+        """Return the outcome of every serial order of the operations."""
         outcomes: list[Any] = []
         for order in _merges([len(body) for body in self.bodies]):
             world = self.setup()
@@ -439,10 +440,10 @@ def _merges(lengths: list[int]) -> Iterator[list[int]]:
 
 
 def explore(scenario: Scenario, watch: Watch, preemptions: int = 2, limit: int | None = None) -> int:
-    """Run every schedule (at most `limit`); each outcome must be that of some serial order. Return how many there were.
+    """Run every schedule (at most `limit`) and return their number. Each outcome must be that of some serial order.
 
     Raises AssertionError with the schedule on the first outcome that no serial order has, on a failed check, on a
-    deadlock and on an exception that left an operation.
+    deadlock, and on an exception that escapes from an operation.
     """
     serial = scenario.serial_outcomes() if scenario.serial else None
     policy = DepthFirst(preemptions)
@@ -459,7 +460,7 @@ def explore(scenario: Scenario, watch: Watch, preemptions: int = 2, limit: int |
 
 
 def sample(scenario: Scenario, watch: Watch, runs: int, seed: int = 0, changes: int = 3, length: int = 120) -> int:
-    """Run under `runs` schedules of random priorities, for scenarios with too many to try them all."""
+    """Run under `runs` schedules with random priorities, for scenarios with too many schedules to try them all."""
     serial = scenario.serial_outcomes() if scenario.serial else None
     source = random.Random(seed)
     with watch:

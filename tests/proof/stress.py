@@ -1,10 +1,10 @@
-"""Races at full speed, where threads run at the same time: for CPython built without the GIL.
+"""Races at full speed between threads that run in parallel, for CPython built without the GIL.
 
     python tests/proof/stress.py --seconds 30          each race for that long, on every free-threaded CPython found
     python tests/proof/stress.py --here --seconds 30   on the interpreter that runs this, whatever it is
 
-The scheduler explores every interleaving of a few operations; this looks for what a model of memory might leave out.
-It exits 0 if every race held, or if there is no free-threaded CPython (and says so).
+The scheduler explores every interleaving of a few operations. This program looks for faults that the scheduler's model
+of memory cannot show. It exits 0 if every race passed, or if there is no free-threaded CPython (and says so).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBE = (
 
 
 def oversubscription() -> None:
-    """Threads fill a cap: exactly as much as fits is admitted."""
+    """Threads fill a cap: the pool admits exactly as much as fits."""
     pool = BudgetPool(token_cap=1000, usd_cap=1)
     admitted = run_together(
         *[lambda: sum(not caught(BudgetExceeded, pool.record, tokens=3, usd=0.003) for _ in range(200))] * THREADS
@@ -45,7 +45,7 @@ def oversubscription() -> None:
 
 
 def double_commit() -> None:
-    """Threads commit one reservation: one of them counts."""
+    """Threads commit one reservation: exactly one commit counts."""
     pool = BudgetPool(token_cap=10**6)
     reservations = [pool.reserve(tokens=10) for _ in range(100)]
 
@@ -57,7 +57,7 @@ def double_commit() -> None:
 
 
 def commit_against_release() -> None:
-    """A commit and a release of one reservation: one of them counts."""
+    """A commit and a release of one reservation race: exactly one of them counts."""
     pool = BudgetPool(token_cap=10**6)
     reservations = [pool.reserve(tokens=10) for _ in range(100)]
 
@@ -73,7 +73,7 @@ def commit_against_release() -> None:
 
 
 def reset_against_release() -> None:
-    """Resets among reservations and releases: no counter goes negative, nothing stays held."""
+    """Resets race with reservations and releases: no counter goes negative, and nothing stays held."""
     pool = BudgetPool(token_cap=10**6, usd_cap=10**6)
 
     def spend() -> None:
@@ -94,7 +94,7 @@ def reset_against_release() -> None:
 
 
 def snapshots() -> None:
-    """Snapshots while others write: each is one moment."""
+    """Threads take snapshots while others write: each snapshot shows one moment."""
     pool = BudgetPool(token_cap=10**9, usd_cap=10**9)
     going = True
 
@@ -119,7 +119,7 @@ def snapshots() -> None:
 
 
 def drops() -> None:
-    """Dropped reservations, made and reclaimed by several threads: all capacity is back."""
+    """Several threads drop and reclaim reservations: all capacity comes back."""
     pool = BudgetPool(token_cap=10**6)
 
     def drop() -> None:
@@ -132,11 +132,11 @@ def drops() -> None:
 
 
 def forks() -> None:
-    """A fork while others spend: the child's copy is whole, and refuses.
+    """A process forks while threads spend: the child's copy is consistent and refuses to spend.
 
-    Not without the GIL: there CPython 3.13 guards each object by a mutex of its own and does not free those mutexes in
-    a forked child. One that another thread was just being handed stays locked for ever, and the child hangs in the
-    first store to that object, in any program (seen in `PyMember_SetOne`, called from our hook).
+    This race does not run without the GIL. There CPython 3.13 guards each object by its own mutex and does not free
+    those mutexes in a forked child. A mutex that another thread was just acquiring stays locked for ever, and the child
+    hangs in its first store to that object, in any program (seen in `PyMember_SetOne`, called from our hook).
     """
     if not hasattr(os, "fork") or not _has_gil():
         return
@@ -162,7 +162,7 @@ def forks() -> None:
                         os._exit(not whole)
                     except BaseException:  # noqa: BLE001
                         os._exit(2)
-                assert os.waitpid(child, 0)[1] == 0, "the child found half a change, or could not go on"
+                assert os.waitpid(child, 0)[1] == 0, "the child found half a change, or could not continue"
         finally:
             going = False
 
@@ -170,7 +170,7 @@ def forks() -> None:
 
 
 def scopes() -> None:
-    """Children of one pool spend, and keys are made: the whole never oversells, and the tree is of one moment."""
+    """Children of one pool spend, and keys are made: the whole never oversells, and the tree shows one moment."""
     total = BudgetPool(token_cap=2000, usd_cap=2000)
     users = total.keyed(token_cap=900)
     children = [total.child(token_cap=700) for _ in range(2)]
@@ -199,7 +199,7 @@ def scopes() -> None:
 
 
 def five_scopes() -> None:
-    """Two chains of five below one whole, and a run below a join: each change is made in all scopes or in none."""
+    """Threads spend in two chains of five and below a join: each change is made in all scopes or in none."""
     total = BudgetPool(token_cap=3000, usd_cap=3000)
     chains = []
     for _ in range(2):
@@ -239,7 +239,7 @@ def five_scopes() -> None:
 
 
 def subscribers() -> None:
-    """Threads spend below subscribers and thresholds: each event is told once, and each share that is reached."""
+    """Threads spend below subscribers and thresholds: each event and each threshold is delivered once."""
     total = BudgetPool(token_cap=2000)
     users = [total.child() for _ in range(2)]
     told: list[int] = []
@@ -259,7 +259,7 @@ def subscribers() -> None:
 
 
 def one_waits_for_a_user() -> None:
-    """While one waits for its user's budget, others spend and wait, and keys are looked up and deleted."""
+    """One thread waits for a user's budget, while others spend, wait, look up keys and delete them."""
     total = BudgetPool(token_cap=10**6)
     ann, bob = total.child(token_cap=10), total.child(token_cap=10**6)
     users = total.keyed(token_cap=10**6)
@@ -293,7 +293,7 @@ def one_waits_for_a_user() -> None:
 
 
 def waiting() -> None:
-    """Threads wait for room in scopes that others fill and free: each is served or times out, and all comes back."""
+    """Threads wait for room in scopes that others fill and free: each is served or times out. Nothing stays held."""
     total = BudgetPool(token_cap=20)
     children = [total.child(token_cap=12) for _ in range(2)]
 
@@ -313,7 +313,7 @@ def waiting() -> None:
 
 
 def tasks_and_threads() -> None:
-    """Event loops in several threads and plain threads stand in one line."""
+    """Event loops in several threads, and plain threads, wait in one line."""
     pool = BudgetPool(token_cap=10)
 
     async def task(turn: int) -> None:
@@ -359,7 +359,7 @@ def _has_gil() -> bool:
 
 
 def stress(seconds: float) -> None:
-    """Run each race again and again for so many seconds."""
+    """Run each race repeatedly for that many seconds."""
     warnings.simplefilter("ignore")
     gil = _has_gil()
     print(f"CPython {sys.version.split()[0]}, GIL {'on' if gil else 'off'}, {os.cpu_count()} processors", flush=True)

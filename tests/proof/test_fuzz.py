@@ -1,4 +1,4 @@
-"""The fuzz targets hold on random bytes; with atheris they are searched (see `fuzz.py`)."""
+"""The fuzz targets pass on random bytes. With atheris they are searched further (see `fuzz.py`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from token_budget import _change, _ledger, _line, _money, _periods
 COUNTS = {"amounts": 3000, "operations": 2000, "families": 300}
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")  # a task that never began
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")  # from a task that never began
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_a_target_holds_on_random_bytes(name: str, full: bool) -> None:
     source = random.Random(name)

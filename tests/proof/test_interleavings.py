@@ -1,9 +1,10 @@
-"""P1 to P7 and P10 under every schedule: each outcome is that of a serial order, and every step finds whole pools.
+"""P1 to P7 and P10 under every schedule: each outcome is that of a serial order, and pools are consistent at each step.
 
-Without `--full`: every pair of operations with at most one preemption, and a random sample of the rest. With it: every
-schedule with at most two preemptions. Of one pool that is a preemption at any step. Of scopes, listeners, keys and
-waiting it is one at any step where others may notice it: operations of many steps only look and note under the lock
-(`planting.DECIDING`), and a switch there is like one before it. With at most one preemption those steps are tried too.
+Without `--full`, the tests run every pair of operations with at most one preemption, and a random sample of the rest.
+With `--full`, they run every schedule with at most two preemptions. On one pool, a preemption may come at any step.
+With scopes, listeners, keys and waiters, two preemptions come only at steps where other threads may notice them: long
+operations mostly decide and note under the lock (`planting.DECIDING`), and a switch there is like a switch before it.
+A single preemption is tried at those steps too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from planting import watched
 from scheduler import Scenario, Watch, explore, sample
 
 FULL_MINIMUM = 150_000
-# The longest of those with three threads have millions of schedules. `--full` runs so many of each and says so.
+# The longest scenarios with three threads have millions of schedules. `--full` stops after this many of each.
 LONGEST = 100_000
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PAIRS = [*scenarios.pairs(token_budget), *scenarios.children(token_budget)]
@@ -40,7 +41,7 @@ def watch() -> Watch:
 
 @pytest.fixture(scope="module")
 def noticed() -> Watch:
-    """What others may notice: see the module."""
+    """Watches only the steps that other threads may notice: see the module's docstring."""
     return Watch(watched(token_budget, deciding=False))
 
 
@@ -90,7 +91,7 @@ def test_listeners_windows_and_keys(
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("waiting", WAITS, ids=names(WAITS))
-def test_whatever_ends_a_waiting(
+def test_each_event_that_ends_a_wait(
     waiting: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]
 ) -> None:
     every_schedule(waiting, (watch, noticed), explored, full=full, runs=25)
@@ -98,14 +99,16 @@ def test_whatever_ends_a_waiting(
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("queue", QUEUES, ids=names(QUEUES))
-def test_two_that_wait(queue: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]) -> None:
+def test_two_threads_that_wait(
+    queue: Scenario, watch: Watch, noticed: Watch, full: bool, explored: dict[str, int]
+) -> None:
     every_schedule(queue, (watch, noticed), explored, full=full, runs=40)
 
 
 def every_schedule(
     scenario: Scenario, watches: tuple[Watch, Watch], explored: dict[str, int], *, full: bool, runs: int
 ) -> None:
-    """Explore with two preemptions where others may notice them and with one anywhere, or sample a few."""
+    """Explore with two preemptions where other threads may notice them and with one anywhere, or sample a few."""
     skip_drops(scenario)
     everything, noticed = watches
     count = sample(scenario, everything, runs=runs, length=400)
@@ -117,7 +120,7 @@ def every_schedule(
 
 def skip_drops(scenario: Scenario) -> None:
     if FREE_THREADED and "drop" in scenario.name:
-        pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
+        pytest.skip("without the GIL, an object that another thread made is finalised some time after its drop")
 
 
 def test_the_full_run_explores_as_many_schedules_as_promised(full: bool, explored: dict[str, int]) -> None:

@@ -1,9 +1,9 @@
 """P5 and P8 at every bytecode: an interrupt, a collection or a signal handler before each instruction of an operation.
 
-After each: nothing is lost, nothing leaks, nothing is settled or told twice, the lock is free and the pool goes on
-working (`worlds.py`). Each operation is done on a pool that stands alone, on one below two others with a window and
-subscribers, on the lowest of five, and on one that somebody waits for. Without `--full` a number of points of each
-operation is tried, evenly spread; with it every one.
+After each: nothing is lost, nothing leaks, nothing is settled or delivered twice, the lock is free, and the pool still
+works (`worlds.py`). Each operation runs on a pool that stands alone, on a pool below two others with a window and
+subscribers, on the lowest pool of five, and on a pool that has a waiter. Without `--full`, the tests try some evenly
+spread points of each operation. With `--full`, they try every point.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from worlds import (
 )
 
 CASES = [(kind, name) for kind in WORLDS for name in operations_of(kind)]
-CHOSEN = [  # for handlers and collections: what differs
+CHOSEN = [  # for handlers and collections: operations that differ most
     *("record", "record_forced", "block", "commit", "commit_over", "release", "reset", "reclaim", "tree", "set_window"),
     *("wait_granted", "wait_in_front", "async_wait_cancelled", "key_made", "key_deleted", "close", "fork", "detach"),
 ]
@@ -47,7 +47,7 @@ CHOSEN = [  # for handlers and collections: what differs
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen() -> Iterator[None]:
-    """Let a collection look at what a test made, and not at all of pytest."""
+    """Let a collection visit only what a test made, not all of pytest."""
     gc.collect()
     gc.freeze()
     yield
@@ -56,7 +56,7 @@ def frozen() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Collections only where a test asks for one; drops without their warning; Ctrl-C as in a program."""
+    """Collect garbage only where a test asks for it, silence warnings of drops, handle Ctrl-C as a program does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(_waiting, "_new_lock", HandLock)
     gc.disable()
@@ -70,12 +70,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def spread(total: int, points: int | None) -> range:
-    """Return so many of the points, evenly spread; None stands for all."""
+    """Return about this many of the points, evenly spread. None stands for all."""
     return range(0, total, 1 if points is None else max(1, total // points))
 
 
 def every_point(kind: str, name: str, points: Points, tried: int | None, package: Any = token_budget) -> set[str]:
-    """Do the operation once for each point that is tried, with the action there; return how it ended."""
+    """Run the operation once for each tried point, with the action there, and return the ways in which it ended."""
     ends = set()
     with points.watching():
         total = count(kind, name, points, package)
@@ -95,23 +95,23 @@ def every_point(kind: str, name: str, points: Points, tried: int | None, package
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_an_interrupt_before_any_instruction_breaks_nothing(kind: str, name: str, full: bool) -> None:
-    lost: list[Any] = []  # their types alone: an exception that is kept would keep the frames of the operation alive
+    lost: list[Any] = []  # only types: a kept exception would keep the frames of the operation alive
     before, sys.unraisablehook = sys.unraisablehook, lambda item: lost.append(item.exc_type)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine that was made and never awaited
+            warnings.simplefilter("ignore", RuntimeWarning)  # from a coroutine that was never awaited
             assert "interrupted" in every_point(kind, name, Points(codes_of(name)), None if full else 30)
     finally:
         sys.unraisablehook = before
-    # Delivered where Python code cannot raise it on (in a finaliser).
+    # These were raised in a finaliser, from which no exception can propagate.
     assert set(lost) <= {KeyboardInterrupt, RuntimeWarning}
 
 
-# ---------------------------------------------------------------- what would be noticed
+# ---------------------------------------------------------------- faults that these tests notice
 
 
 def impatient(lock: Any) -> Iterator[object]:
-    """Stand for `_family.taking`: where one thread would wait for itself for ever, let it go on and break something."""
+    """Replace `_family.taking`: a thread that would deadlock with itself goes on and breaks something."""
     return starmap(lock.acquire, repeat((True, 0.01)))
 
 
@@ -119,7 +119,7 @@ def impatient(lock: Any) -> Iterator[object]:
 @pytest.mark.parametrize("fault", faults.INTERRUPTED, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(fault: faults.Interrupted) -> None:
     if sys.version_info < (3, 11) and "inside" in fault.name:
-        pytest.skip("the lock of CPython 3.10 lets its own thread in once more")
+        pytest.skip("on CPython 3.10 the lock is reentrant")
     package = faults.planted(fault)
     planting.room(package, "_waiting")._new_lock = HandLock
     planting.room(package, "_family").taking = impatient
@@ -133,7 +133,7 @@ def test_a_planted_fault_is_found(fault: faults.Interrupted) -> None:
 
 
 def used_after_a_window_died(package: Any) -> int:
-    """Replace a window that records as it dies. Its clock and that of the next are in different periods."""
+    """Replace a window that records when it is finalised. The new window's clock is in another period."""
 
     class Dying(package.Window):  # type: ignore[misc]
         __slots__ = ()
@@ -147,13 +147,13 @@ def used_after_a_window_died(package: Any) -> int:
     return int(pool.snapshot().tokens_used)
 
 
-def test_a_finaliser_of_what_is_replaced_meets_a_whole_change() -> None:
+def test_the_finaliser_of_a_replaced_object_sees_a_whole_change() -> None:
     assert used_after_a_window_died(token_budget) == 11
     assert used_after_a_window_died(planting.planted(faults.NOT_KEPT)) != 11
 
 
 def test_a_change_in_two_halves_would_be_noticed() -> None:
-    """Break it on purpose: with a call between two stores, some interrupt cuts the change in half."""
+    """Break the code on purpose: with a call between two stores, some interrupt cuts the change in half."""
     halves = planting.planted(
         {
             "_pool.BudgetPool.record": (
@@ -172,7 +172,7 @@ def test_a_change_in_two_halves_would_be_noticed() -> None:
 
 
 def test_a_lock_taken_by_a_call_before_the_try_would_be_noticed() -> None:
-    """Break it on purpose: the plain spelling leaves the lock held at some interrupt."""
+    """Break the code on purpose: the plain way to take the lock leaves it held after some interrupt."""
     taken = "family.lock.acquire()\nfor _ in (None,):\n"
     plain = planting.planted({"_governed.Governed.snapshot": (("for _ in family.locked:\n", taken),)})
     points = Points(planting.watched(plain))
@@ -189,13 +189,13 @@ def test_a_lock_taken_by_a_call_before_the_try_would_be_noticed() -> None:
 
 
 def spends(does: str, world: World) -> None:
-    """Use the pool as a handler may, in the middle of whatever its thread does there."""
+    """Use the pool as a signal handler may, in the middle of an operation of the same thread."""
     pool, held = world.pool, world.held
     if does == "look":
         shown = pool.snapshot()
         assert shown.tokens_used * 10**9 == shown.usd_used_nanos or shown.usd_used_nanos > 500 * 10**9
         accounts = {account.numbers() for account in pool._chain}
-        assert len(accounts) == 1 or world.name == "reset", "half a change"  # a reset is of one scope alone
+        assert len(accounts) == 1 or world.name == "reset", "half a change"  # a reset changes one scope alone
     elif does == "record":
         pool.record(tokens=1, usd=1)
         world.extra += 1
@@ -224,7 +224,7 @@ def spends(does: str, world: World) -> None:
 def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
     def handler(_number: int, _frame: object) -> None:
         (world,) = world_of
-        world_of.clear()  # it was run
+        world_of.clear()  # the handler has run
         package = world.package
         try:
             spends(does, world)
@@ -232,7 +232,7 @@ def handler_that(world_of: list[World], does: str) -> Callable[..., None]:
             if does == "force":
                 world.extra -= 1
         except (package.BudgetExceeded, package.PoolClosed):
-            pass  # an overrun before, others that wait, or it is closed
+            pass  # the pool was overrun before, others wait, or it is closed
 
     return handler
 
@@ -246,7 +246,7 @@ def every_handler(kind: str, name: str, does: str, tried: int | None, package: A
             running = [world]
             signal.signal(signal.SIGINT, handler_that(running, does))
             ended = attempt(world, name, points, at)
-            assert not running, "the handler was not run"
+            assert not running, "the handler did not run"
             try:
                 check(world, name, ended if does == "look" else "interrupted")
             except AssertionError as error:
@@ -268,7 +268,7 @@ def test_a_signal_handler_before_any_instruction_may_use_the_pool(kind: str, nam
 
 @pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] in CHOSEN])
 def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, name: str, full: bool) -> None:
-    # As CPython does it from 3.12 on, where it looks for signals: in a straight run, under the lock, it never does.
+    # From 3.12 on, CPython collects only where it checks for signals, and so never under the lock in a straight run.
     points = Points(codes_of(name))
     with points.watching():
         total = count(kind, name, points)
@@ -281,7 +281,7 @@ def test_a_collection_before_any_instruction_frees_what_garbage_held(kind: str, 
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_a_collection_at_every_allocation_hangs_nothing(kind: str, name: str) -> None:
+def test_a_collection_at_every_allocation_never_deadlocks(kind: str, name: str) -> None:
     thresholds = gc.get_threshold()
     gc.enable()
     gc.set_threshold(1, 1, 1)

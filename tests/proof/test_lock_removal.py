@@ -1,4 +1,4 @@
-"""Each lock is needed: without any one of them the interleavings fail. No mutation tool takes locks away."""
+"""Each lock is needed: if any one is removed, the interleavings fail. No mutation tool removes locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAKING = re.compile(r"for \w+ in (?:family\.(?:locked|spending)|takes):\n")
 
 
 def locked_functions() -> list[str]:
-    """Return the name (``_module.Class.method``) of every function that takes the lock, found by its loop."""
+    """Return the name (``_module.Class.method``) of every function that takes the lock, which it does by a loop."""
     found = []
     for name in ROOMS:
         tree = ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def without_lock(name: str) -> Any:
 
 
 def likely(name: str, module: Any) -> list[Scenario]:
-    """Return the scenarios in which it is to be missed."""
+    """Return scenarios that should fail without the lock."""
     if name.endswith("_five"):
         return scenarios.deep_pairs(module)
     if name.startswith("_keyed"):
@@ -52,9 +52,9 @@ def likely(name: str, module: Any) -> list[Scenario]:
 
 
 @pytest.mark.usefixtures("model")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what goes wrong in a finaliser
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from an error in a finaliser
 @pytest.mark.parametrize("name", locked_functions())
-def test_no_lock_can_be_taken_away(name: str) -> None:
+def test_no_lock_can_be_removed(name: str) -> None:
     module = without_lock(name)
     room(module, "_family")._new_lock = room(module, "_waiting")._new_lock = ModelLock
     watch = Watch(watched(module))
@@ -67,7 +67,7 @@ def test_no_lock_can_be_taken_away(name: str) -> None:
     pytest.fail(f"{name} works without its lock, under every schedule of every pair")
 
 
-def test_every_operation_that_takes_the_lock_is_here() -> None:
+def test_the_list_of_operations_that_take_the_lock_is_complete() -> None:
     assert set(locked_functions()) == {
         *(f"_straight.{name}" for name in ("record", "reserve", "settle")),
         *(f"_straight._{name}_five" for name in ("record", "reserve", "settle")),

@@ -1,4 +1,4 @@
-"""The scheduler finds what it is there for: every planted fault, with at most one preemption, in under a second."""
+"""The scheduler finds every planted fault with at most one preemption, in under a second."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def scenario_of(fault: faults.Fault, module: Any) -> Scenario:
 
 
 @pytest.mark.usefixtures("model")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what goes wrong in a finaliser
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from an error in a finaliser
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
     if FREE_THREADED and any("drop" in name for name in fault.found_by):
-        pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
+        pytest.skip("without the GIL, an object that another thread made is finalised some time after its drop")
     module = faults.planted(fault)
     room(module, "_family")._new_lock = room(module, "_waiting")._new_lock = ModelLock
     started = time.perf_counter()
@@ -44,9 +44,9 @@ def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
-def test_there_is_no_alarm_where_the_fault_is_not(fault: faults.Fault, model: Any, full: bool) -> None:
+def test_the_same_scenario_passes_without_the_fault(fault: faults.Fault, model: Any, full: bool) -> None:
     if FREE_THREADED and any("drop" in name for name in fault.found_by):
-        pytest.skip("without the GIL an object that another thread made is finalised some time after its drop")
+        pytest.skip("without the GIL, an object that another thread made is finalised some time after its drop")
     assert explore(scenario_of(fault, model), Watch(watched(model)), preemptions=1, limit=None if full else 10) >= 2
 
 
@@ -96,7 +96,7 @@ def test_it_finds_that_token_budget_py_counts_a_racing_commit_twice(reference: A
 
 def test_it_finds_that_token_budget_py_goes_negative_when_reset_and_release_race(reference: Any) -> None:
     def reset(world: Any) -> Any:
-        # A release after a reset goes negative in any order; one that is under way must not.
+        # A release that begins after the reset goes negative in any order. A release under way must not.
         return world.pool.reset() if not world.held.completed else None
 
     with pytest.raises(AssertionError, match="negative"):

@@ -1,4 +1,4 @@
-"""The scheduler itself: it sees every schedule, it repeats one, it notices what it must."""
+"""The scheduler itself: it runs every schedule, repeats a given schedule, and notices every fault."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def test_without_a_preemption_nothing_is_lost_and_each_order_is_seen_once() -> N
 
 
 def test_the_number_of_schedules_is_the_number_that_counting_gives() -> None:
-    # Each body has two steps (it reads, it writes), and a thread can be left before either. With one preemption, by
-    # hand: the first thread (2 ways) goes through, or is left at one of its 2 steps, and the other then goes through.
+    # Each body has two steps (a read and a write), and a thread can be preempted before either. Counted by hand, with
+    # one preemption: the first thread (2 choices) runs to its end, or is preempted at one of its 2 steps and the other
+    # thread runs to its end.
     def count(bound: int) -> int:
         policy, runs = DepthFirst(bound), 0
         scene, eyes = scenario(Cell.add, Cell.add), watch()
@@ -87,11 +88,11 @@ def test_the_number_of_schedules_is_the_number_that_counting_gives() -> None:
 
     assert count(0) == 2
     assert count(1) == 2 + 2 * 2
-    # With two: after being left at step i, the other may be left again at one of its 2 steps.
+    # With two preemptions: after the first at step i, the other thread may be preempted at one of its 2 steps.
     assert count(2) == 2 + 2 * 2 + 2 * 2 * 2
 
 
-def test_a_lock_makes_it_right_under_every_schedule() -> None:
+def test_with_a_lock_every_schedule_gives_the_right_sum() -> None:
     assert explore(scenario(Cell.add_locked, Cell.add_locked), watch(), preemptions=3) > 10
     assert sample(scenario(*[Cell.add_locked] * 4), watch(), runs=50) == 50
 
@@ -142,7 +143,7 @@ def test_an_exception_of_an_operation_is_reported() -> None:
 
 
 def test_every_step_of_the_watched_code_is_seen() -> None:
-    # Some versions of CPython lose opcode events of sys.settrace; a step that is not seen is a race that is not tried.
+    # Some versions of CPython lose opcode events of sys.settrace. The scheduler would not try the races at lost steps.
     expected = len(steps_of(Cell.add.__code__))
     assert expected == 2
     eyes, cell = watch(), Cell()

@@ -1,4 +1,4 @@
-"""The stress program runs, finds interpreters, and says what it did."""
+"""The stress program runs, finds interpreters, and reports what it did."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """P10 for asyncio tasks: every await may take longer than usual, and every task may be cancelled at every await.
 
 detangle runs each scenario under thousands of different schedules on a simulated loop, with an injected cancellation at
-each await; after each step the pool must be consistent and nobody may wait whose turn it is.
+each await. After each step the pool must be consistent, and no task may wait when it is its turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scenario = Callable[[], Coroutine[Any, Any, None]]
 
 
 def watched(*pools: BudgetPool) -> None:
-    """Hold after every step: both counters agree, and the lock was let go with nobody's turn passed over."""
+    """Check after every step that the counters are consistent and that the head of each line has no room."""
     family, accounts = pools[0]._family, [pool._account for pool in pools]
 
     def consistent() -> bool:
@@ -30,11 +30,11 @@ def watched(*pools: BudgetPool) -> None:
         wake_complete(family, accounts)
         return all(0 <= account.tokens_reserved <= account.tokens_claimed for account in accounts)
 
-    detangle.invariant(consistent, "whenever the lock is let go, the head of the queue does not fit")
+    detangle.invariant(consistent, "whenever the lock is released, the head of the line does not fit")
 
 
 async def ended(*calls: Awaitable[Any]) -> None:
-    """Run tasks that may be cancelled at any await, and hold that only cancellations and refusals end them early."""
+    """Run tasks that may be cancelled at any await. Only cancellations and refusals may end them early."""
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(call) for call in calls]
     for task in tasks:
         detangle.inject_cancellation(task, points=4)
@@ -57,7 +57,7 @@ async def call(pool: BudgetPool, tokens: int, timeout: float | None = None) -> N
 
 
 async def in_line() -> None:
-    """Four over room for one."""
+    """Four tasks compete for room for one."""
     pool = BudgetPool(token_cap=10)
     watched(pool)
     await ended(*[call(pool, 6) for _ in range(4)])
@@ -73,7 +73,7 @@ async def with_time_outs() -> None:
 
 
 async def over_scopes() -> None:
-    """Users below a whole: each waits where it is blocked, and moves up."""
+    """Users below a whole: each task waits at the scope that blocks it, and then moves up."""
     total = BudgetPool(token_cap=10)
     ann, bob = total.child(token_cap=6), total.child(token_cap=8)
     watched(ann, bob, total)
@@ -82,7 +82,7 @@ async def over_scopes() -> None:
 
 
 async def while_caps_change() -> None:
-    """Caps fall and rise and spends come in between: some become hopeless, some have their turn."""
+    """Caps fall and rise, with spends in between: some waiters are refused as hopeless, and some are served."""
     pool = BudgetPool(token_cap=10)
     watched(pool)
 
@@ -99,7 +99,7 @@ async def while_caps_change() -> None:
 
 
 async def given_up_from_outside() -> None:
-    """wait_for around it, as programs do, with a time-out at the worst moment."""
+    """`asyncio.wait_for` around a wait, as programs write it, with a time-out at the worst moment."""
     pool = BudgetPool(token_cap=10)
     watched(pool)
 
@@ -115,7 +115,7 @@ async def given_up_from_outside() -> None:
 
 
 async def told_of_it() -> None:
-    """With a subscriber: whoever is cancelled, granted or refused, the events tell the whole story, each once."""
+    """A subscriber gets each event once, whether a task is cancelled, granted or refused."""
     pool = BudgetPool(token_cap=10)
     watched(pool)
     told: list[Any] = []
@@ -127,7 +127,7 @@ async def told_of_it() -> None:
 
 
 async def beside_one_who_waits() -> None:
-    """One waits for its user's budget while calls of another user come and go: nothing holds those up."""
+    """A task that waits for one user's budget never blocks calls of another user."""
     total = BudgetPool(token_cap=30)
     ann, bob = total.child(token_cap=6), total.child(token_cap=8)
     watched(ann, bob, total)
@@ -145,7 +145,7 @@ SCENARIOS = [in_line, with_time_outs, over_scopes, while_caps_change, given_up_f
 SCENARIOS += [beside_one_who_waits]
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a task that is cancelled before it has begun
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # from a task that is cancelled before it has begun
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_under_every_schedule_and_cancellation(scenario: Scenario, full: bool, explored: dict[str, int]) -> None:
     runs = 20_000 if full else 2_000
@@ -158,7 +158,7 @@ def test_under_every_schedule_and_cancellation(scenario: Scenario, full: bool, e
 def test_a_waiter_that_keeps_what_it_was_granted_when_cancelled_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Break it on purpose: the grant that races with a cancellation is not given back."""
+    """Break the code on purpose: a grant that races with a cancellation is not given back."""
     kept: list[Any] = []
 
     def forgetful(waiter: Any) -> None:

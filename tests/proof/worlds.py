@@ -1,7 +1,7 @@
-"""What interrupts, collections and handlers are tried on: pools, an operation on them, and what must hold after it.
+"""Where interrupts, collections and handlers are tried: pools, an operation on them, and what must hold after it.
 
-A `World` does one operation. `check` holds the promises after it ended somehow: nothing is lost, nothing leaks, nothing
-is settled or told twice, who waits is woken, and by the next operation at the latest nothing is left to be done.
+A `World` does one operation. `check` then checks the promises, however the operation ended: nothing is lost, nothing
+leaks, nothing is settled or delivered twice, and waiters are woken. Owed work is done by the end of the next operation.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from scenarios import wake_complete
 from scheduler import functions_of
 from support import counters
 
-BEFORE = 10  # what is used before each operation
-HELD = 20  # what is in flight
+BEFORE = 10  # used before each operation
+HELD = 20  # held by the call in flight
 
 
 class HandLock:
-    """Stands for the lock of a waiting thread's bell: to wait on it lets `meanwhile` happen."""
+    """Replaces the lock of a waiting thread's bell. A wait for it calls `meanwhile` first."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
@@ -48,7 +48,7 @@ class HandLock:
 
 
 class HandLoop:
-    """An event loop that runs nothing by itself: time passes when it is told to, and a wake-up is done at once."""
+    """An event loop that runs nothing by itself. Time passes only when a test says so, and wake-ups run at once."""
 
     def __init__(self) -> None:
         self.timers: list[Any] = []
@@ -63,7 +63,7 @@ class HandLoop:
         return False
 
     def call_soon(self, *_: Any, **__: Any) -> None:
-        pass  # nobody waits for the future by a callback
+        pass  # nobody adds a callback to the future
 
     def call_soon_threadsafe(self, callback: Callable[..., object]) -> None:
         callback()
@@ -81,7 +81,7 @@ class World:
     """A pool that has used 10 of 100 and holds 20 for `held`."""
 
     without: set[str] = set()  # operations that make no sense here
-    refuses: set[str] = set()  # operations that are refused here, and are not elsewhere
+    refuses: set[str] = set()  # operations that are refused only here
 
     def __init__(self, package: Any = token_budget) -> None:
         self.package = package
@@ -126,7 +126,7 @@ class World:
             self.users["a"]
 
     def finish(self) -> None:
-        """Undo what the operation was done among."""
+        """Undo the surroundings of the operation."""
         for waiter in self.behind:
             assert waiter.state is self.waiting.GRANTED, "the next in line was not served"
             assert waiter.bell._lock.rung, "the next in line was not woken"
@@ -135,7 +135,7 @@ class World:
             self.filler.release()
 
     def wait_behind(self, tokens: int) -> None:
-        """Let another wait for so much, who is behind."""
+        """Put a waiter for that many tokens in line, behind those that wait already."""
         reservation = room(self.package, "_reservation").new_reservation(self.pool, tokens, tokens * 10**9)
         waiter = self.waiting.Waiter(reservation, self.waiting.ThreadBell(), None, self.ledger.give_back)
         self.ledger.reserve(reservation, waiter)
@@ -194,13 +194,13 @@ class World:
         try:
             with self.kept as reservation:
                 reservation.commit(tokens=25, usd=25)
-        finally:  # the name outlives the block, and so whoever interrupts __exit__ leaves it in flight
+        finally:  # the name outlives the block, so an interrupt in __exit__ leaves it in flight
             self.kept.release()
 
     def settled(self) -> None:
         try:
             with self.held:
-                raise AssertionError("it was entered")
+                raise AssertionError("a settled reservation was entered")
         except self.package.ReservationClosed:
             self.held.commit()
 
@@ -237,7 +237,7 @@ class World:
             coroutine.send(None)
             self.filler.release()
             coroutine.throw(ValueError())
-        except StopIteration as stop:  # a handler has made room: it did not wait
+        except StopIteration as stop:  # a handler has made room, so it did not wait
             stop.value.release()
         finally:
             asyncio._set_running_loop(None)
@@ -287,20 +287,20 @@ class World:
         self.pool.reset()
 
     def reclaim(self) -> None:
-        self.held = None  # dropped outside of what is watched
+        self.held = None  # dropped outside of the watched code
         self.pool.record(tokens=5, usd=5)
 
-    # ---------------------------------------------------------------- what is told
+    # ---------------------------------------------------------------- events
 
     def listen(self) -> None:
-        """Write down what each scope tells. The callbacks are C functions, in which no interrupt is delivered."""
+        """Subscribe to each scope and keep the events. The callbacks are C functions, which no interrupt reaches."""
         for scope in (self.pool, *self.above):
             self.heard[scope] = []
             scope.subscribe(self.heard[scope].append)
         (self.above or [self.pool])[0].on_threshold(0.5, self.warned.append)
 
     def told_once(self) -> None:
-        """Hold that the events of each scope tell its whole story, each part once."""
+        """Check that each scope delivered every event exactly once."""
         for scope, events in self.heard.items():
             used = flying = over = due = 0
             armed = True
@@ -316,15 +316,15 @@ class World:
                         due, armed = due + 1, False
             told = Counter(event.kind for event in events)
             shown = counters(scope)
-            assert (used, flying) == (shown[0], shown[4]), f"an event was lost or told twice: {told}"
-            assert told["overrun"] == over, f"an overrun was lost or told twice: {told}"
-            assert told["refusal"] <= 3, "a refusal was told twice"  # of the operation, of a handler, of the check
+            assert (used, flying) == (shown[0], shown[4]), f"an event was lost or delivered twice: {told}"
+            assert told["overrun"] == over, f"an overrun was lost or delivered twice: {told}"
+            assert told["refusal"] <= 3, "a refusal was delivered twice"  # by the operation, a handler and the check
             if scope is self.root:
-                assert len(self.warned) == due, f"a threshold was told {len(self.warned)} times, not {due}"
+                assert len(self.warned) == due, f"a threshold fired {len(self.warned)} times, not {due}"
 
 
 def passes(event: Any) -> bool:
-    """Return whether a spend passed a cap: a commit of more than was held, or a record that was forced."""
+    """Return whether a spend passed a cap: a commit above its reservation, or a forced record."""
     if event.kind == "commit":
         return bool(event.tokens > 100)
     left = event.snapshot
@@ -333,7 +333,7 @@ def passes(event: Any) -> bool:
 
 @contextmanager
 def running(loop: HandLoop) -> Iterator[None]:
-    """Let the loop be the one that runs in this thread."""
+    """Make this loop the running loop of this thread."""
     asyncio._set_running_loop(loop)  # type: ignore[arg-type]
     try:
         yield
@@ -342,7 +342,7 @@ def running(loop: HandLoop) -> Iterator[None]:
 
 
 def stepped(coroutine: Any, loop: HandLoop, *meanwhile: Callable[[], object]) -> None:
-    """Run a coroutine to its end; each time that it waits, the next thing happens."""
+    """Run a coroutine to its end. Each time that it waits, do the next of these steps."""
     left = iter(meanwhile)
     asyncio._set_running_loop(loop)  # type: ignore[arg-type]
     try:
@@ -369,7 +369,7 @@ class Below(World):
 
 
 class Deep(World):
-    """The same on the lowest of five, where straight runs change five accounts. The first has a threshold."""
+    """The same on the lowest pool of five, where straight runs change five accounts. The first has a threshold."""
 
     def make(self) -> Any:
         pool = self.package.BudgetPool(token_cap=100, usd_cap=100)
@@ -381,7 +381,7 @@ class Deep(World):
 
 
 class Lined(World):
-    """The same on a pool with a subscriber, for which somebody waits who wants 75."""
+    """The same on a pool with a subscriber and a waiter that asks for 75."""
 
     without = {"detach", "fork"}
     refuses = {"record", "record_floats", "record_past_share", "reserve", "key_made"}
@@ -399,10 +399,10 @@ class Lined(World):
     def finish(self) -> None:
         (waiter,) = self.behind
         ended = waiter.state is not self.waiting.WAITING
-        if self.name in {"set_window", "key_caps"}:  # then it is woken to look when the period ends
-            assert waiter.bell._lock.rung >= ended, "who was served was not woken"
+        if self.name in {"set_window", "key_caps"}:  # these wake the waiter to learn when the period ends
+            assert waiter.bell._lock.rung >= ended, "a served waiter was not woken"
         else:
-            assert waiter.bell._lock.rung == ended, "who was served was not woken, or who was not served was"
+            assert waiter.bell._lock.rung == ended, "a served waiter was not woken, or an unserved waiter was"
         self.ledger.abandon(waiter)
         if self.filler is not None:
             self.filler.release()
@@ -485,7 +485,7 @@ def codes_of(name: str, package: Any = token_budget) -> list[types.CodeType]:
     own = getattr(World, name).__code__
     inner = [constant for constant in own.co_consts if isinstance(constant, types.CodeType)]
     # `reclaim` drops a reservation itself. An interrupt that is pending at that very moment is delivered at the entry
-    # of `__del__`, where Python code cannot catch it: the one point that is left out, and tests/README.md says so.
+    # of `__del__`, where Python code cannot catch it. That one point is left out, as tests/README.md says.
     return [*watched, *inner] if name == "reclaim" else [*watched, own, *inner]
 
 
@@ -499,7 +499,7 @@ def prepared(kind: str, name: str, package: Any = token_budget, *, littered: boo
 
 def garbage(pool: Any) -> None:
     """Leave two reservations in a cycle that only the collector can free."""
-    with suppress(Exception):  # others may wait
+    with suppress(Exception):  # refused if others wait
         cycle: list[Any] = [pool.reserve(tokens=1, usd=1), pool.reserve(tokens=1, usd=1)]
         cycle.append(cycle)
 
@@ -514,31 +514,32 @@ def count(kind: str, name: str, points: Points, package: Any = token_budget) -> 
 
 
 def attempt(world: World, name: str, points: Points, at: int) -> str:
-    """Do the operation with the action at one point; return how it ended.
+    """Run the operation with the action at one point, and return how it ended.
 
-    The operation runs as deep as in `count`: the finaliser of a reservation looks at each frame of its thread.
+    The operation runs at the same stack depth as in `count`. The depth changes the number of instructions: the
+    finaliser of a reservation visits each frame of its thread.
     """
     return handled(getattr(world, name), points, at)
 
 
 def is_free(pool: Any) -> bool:
-    """Tell whether nobody holds the lock; where it is an RLock, taking it in this thread would not tell."""
+    """Return whether the lock is free. Trying to take it would not show this: an RLock lets its own thread in."""
     return repr(pool._family.lock).startswith("<unlocked")
 
 
 def check(world: World, name: str, ended: str) -> None:
-    """Hold the promises after an operation that ended somehow."""
+    """Check the promises after an operation, however it ended."""
     pool = world.pool
     family = pool._family
     assert is_free(pool), "the lock is held"
-    assert family.owner == 0, "somebody stays inside"
+    assert family.owner == 0, "an operation is still marked as running"
     if name in {"fork", "detach"}:
         check_forked(world, name, ended)
         family = pool._family
     with suppress(Exception):  # the next operation; it may be refused
         pool.record(tokens=0)
     assert not family.owed, f"something stays owed: {list(family.owed)}"
-    assert not family.stirred, "a line stays to be looked at"
+    assert not family.stirred, "a line was not served"
     assert family.pending is family.owed, "the straight runs stay closed"
     wake_complete(family, {*pool._chain, family.root})
     check_keys(world, name, ended)
@@ -562,7 +563,7 @@ def check(world: World, name: str, ended: str) -> None:
 
 
 def check_usable(world: World) -> None:
-    """Hold that the pool goes on working: by its window, if it was given one, and to its caps."""
+    """Check that the pool still works: it follows its window, if it has one, and keeps to its caps."""
     pool = world.pool
     for scope in (*world.above, pool):
         if scope._account.window is not None:
@@ -579,18 +580,18 @@ def check_usable(world: World) -> None:
 
 
 def check_keys(world: World, name: str, ended: str) -> None:
-    """Hold that a key has one budget, which works."""
+    """Check that a key has one budget, and that it works."""
     if not name.startswith("key"):
         return
     a, account = world.users["a"], world.users._by_key["a"]
     assert a._account is account
     assert world.users["a"] is a, "one key has two pools"
-    assert not a.closed, "a key that was deleted in part"
+    assert not a.closed, "a key was deleted only in part"
     if name == "key_deleted" and ended == "done":
         assert len(world.users) == 1
     if name == "key_caps":
         caps = {pool.snapshot().token_cap for pool in (a, world.users["new"])}
-        assert len(caps) == 1, "half of a change of caps"
+        assert len(caps) == 1, "half a change of caps"
         assert caps <= ({90} if ended == "done" else {90, 100})
         assert (a._times is None) == all(one.window is None for one in a._chain), (
             "a key's pool does not know its window"
@@ -598,7 +599,7 @@ def check_keys(world: World, name: str, ended: str) -> None:
 
 
 def check_forked(world: World, name: str, ended: str) -> None:
-    """Hold that the copy refuses or was detached, one of the two, and detach it."""
+    """Check that the copy either refuses or was detached, and detach it."""
     forked = world.package.PoolForked
     try:
         world.pool.record(tokens=0)
@@ -607,8 +608,8 @@ def check_forked(world: World, name: str, ended: str) -> None:
         assert ended != "done" or name == "fork"
     world.pool.detach()
     if world.pool._family.spending is world.pool._family.locked and counters(world.pool)[4]:
-        world.root._family.fork()  # interrupted before the hook had begun
+        world.root._family.fork()  # the interrupt came before the fork hook had begun
         world.pool.detach()
     assert counters(world.pool)[1:] == (0, (BEFORE + world.extra) * 10**9, 0, 0), (
-        "the parent's calls hold something here"
+        "the parent's calls still hold something in the child"
     )
