@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shapes import SHAPES
-from support import counters
+from support import caught, counters
 from token_budget import BudgetExceeded, BudgetPool, BudgetTimeout, Reservation
 
 # ---------------------------------------------------------------- a coroutine
@@ -314,6 +314,17 @@ def test_under_trio_another_task_can_give_room(shape: str) -> None:
 
     trio.run(main)
     assert counters(pool) == (5, 0, 0, 0, 0)
+
+
+def test_a_thread_that_is_about_to_wait_inside_a_trio_task_is_warned() -> None:
+    trio = pytest.importorskip("trio")
+    pool = BudgetPool(token_cap=10)
+
+    async def main() -> None:
+        with pool.reserve(tokens=10), pytest.warns(RuntimeWarning, match="areserve"):
+            assert caught(BudgetTimeout, pool.reserve, tokens=1, timeout=0.001)
+
+    trio.run(main)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -142,7 +142,7 @@ class Family:
                 try:
                     if held:  # it is not where a finaliser's patience ended
                         if lock is not self.lock:
-                            self._refuse_torn()  # a handler forked while this thread waited for the lock
+                            self.refuse_torn()  # a handler forked while this thread waited for the lock
                         self.owner = me
                         self.pending = True
                         answer = work(*arguments)
@@ -158,6 +158,8 @@ class Family:
                     if held:
                         self.pending = self.owed
                         self.owner = 0
+                        if lock is not self.lock:  # a handler forked in here: in the child, this operation is over
+                            self.torn = False
                         lock.release()
         finally:
             if pays and (self.owed or self.stirred):
@@ -199,7 +201,7 @@ class Family:
                 return answer
             if self.torn:
                 self.torn = False
-                self._refuse_torn()
+                self.refuse_torn()
 
     def settle(self) -> None:
         """Look at the lines that were stirred, until none of them can be served."""
@@ -220,12 +222,15 @@ class Family:
         mine = teller()
         before = mine.busy
         calls_back = self not in before  # else the call of this that runs further out goes on with what is to be told
-        mine.busy = (*before, self) if calls_back else before
+        busy = mine.busy = (*before, self) if calls_back else before
         stopped: list[BaseException] = []
         try:  # around a call: on CPython 3.13 the end of a loop in here would not be covered
             self._pay(mine, calls_back, stopped)
         finally:
-            mine.busy = before
+            if mine.busy is busy:
+                mine.busy = before
+            elif calls_back:  # a callback switched to another greenlet of this thread, which is still calling back
+                mine.busy = tuple(one for one in mine.busy if one is not self)
         if calls_back and self.owed and any(one._teller is mine.me for one in self.owed.copy()):
             self.pay()  # a handler of this thread came in at the last look
         if stopped:
@@ -268,11 +273,16 @@ class Family:
 
         For finalisers, which may run where their thread holds another lock: so it waits for this one for a second at
         most, which is a thousand times what any straight run takes. Where somebody is inside, they look at what is owed
-        when they leave.
+        when they leave. What listeners are to hear of it is told by whoever comes next, since this thread may never
+        come here again.
         """
         while self.owner != threading.get_ident():
             debt = next(iter(self.debts()), None)
             if debt is None or debt._teller is not None:
+                mine = teller()
+                for telling in () if self in mine.busy else self.debts():
+                    if telling._teller is mine.me:
+                        telling._teller = _nobody
                 return
             seconds = 0.0 if self.owner else 1.0
             debt._pay(starmap(self.lock.acquire, ((True, seconds),)))
@@ -290,7 +300,7 @@ class Family:
         if not HERE[0]:
             notice_fork()
 
-    def _refuse_torn(self) -> NoReturn:
+    def refuse_torn(self) -> NoReturn:
         raise PoolForked(_forked(self.root.terms[2]))
 
     def fork(self, *, alone: bool = False) -> None:
@@ -308,7 +318,7 @@ class Family:
         owed = deque([debt for debt in self.owed.copy() if debt._teller is None or debt._teller() is teller()])
         pid = os.getpid()
         spending = starmap(_refuse_forked, repeat((name,)))
-        before, torn = self.lock, self.owner == threading.get_ident()
+        before, torn = self.lock, self.torn or self.owner == threading.get_ident()  # the hook runs twice
         # One straight run: whoever interrupts it finds all of the old or all of the new.
         self.lock = lock
         self.locked = locked

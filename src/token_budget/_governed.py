@@ -132,7 +132,8 @@ class Governed(Scope):
 
         Larger caps serve those who wait, at once. Smaller ones may be below what is used and reserved: then remaining
         is negative, nothing new fits, and calls in flight keep what they hold. With another window, what is used stays,
-        and the period is the one that the window's clock is in now.
+        and the period is the one that the window's clock is in now. To give a window takes time that grows with the
+        number of pools of the family that are alive.
 
         Raises:
             TypeError, ValueError: a bad cap or window (see the class); nothing was changed.
@@ -249,7 +250,7 @@ class Governed(Scope):
             _settings.unsubscribe(scope, item)
             mine = None if group is None else group()
             if mine is not None and isinstance(account, KeyAccount):
-                family.run(family.locked, PAY, mine._tidy, account.key)
+                family.run(family.locked, PAY, mine._tidy, account.key, item)
 
         return unsubscribe
 

@@ -13,7 +13,7 @@ from weakref import ref
 from token_budget import _settings
 from token_budget._account import Account, Calendar, Watch, current
 from token_budget._arguments import UNCHANGED
-from token_budget._family import PAY
+from token_budget._family import PAY, Register
 from token_budget._periods import begin_due, due
 from token_budget._scope import Scope
 from token_budget._window import Window, system_time
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Any
 
-    from token_budget._account import Threshold
+    from token_budget._account import Subscription, Threshold
     from token_budget._change import Change
     from token_budget._family import Family
 else:
@@ -64,6 +64,11 @@ def nobody() -> None:
     """Stand for the handle of a key that is forgotten: its account counts no more, also where it is still listed."""
 
 
+def _without_listener(change: Change, account: Account, item: object) -> None:
+    if account.watch is not None:
+        change.gate(account, watch=_settings.without_listener(account.watch, item))
+
+
 def unheld() -> None:
     """Stand for the handle of a key whose first pool is about to be handed out."""
 
@@ -95,6 +100,7 @@ class Group:
         "_calendar",
         "_caps",
         "_chain",
+        "_gone",
         "_kind",
         "_model",
         "_name",
@@ -122,6 +128,7 @@ class Group:
         self._watch: Watch | None = None  # who listens to every key
         self._by_key: dict[Hashable, KeyAccount] = {}
         self._own: dict[Hashable, Own] = {}  # of keys that are forgotten
+        self._gone = Register()  # the pools of deleted keys: a spend may still be forced there
         self._calendar = Calendar()  # of the keys that have the group's window
         self._rota: deque[KeyAccount] = deque()  # each of them once, and for a while some that are forgotten
         self._model = Scope()  # what handles are made after
@@ -137,7 +144,7 @@ class Group:
     def _scopes(self) -> list[Scope]:
         """Return the pools of keys that are alive, and what they are made after."""
         handles = [account.handle() for account in self._accounts()]
-        return [self._model, *[pool for pool in handles if pool is not None]]
+        return [self._model, *[pool for pool in handles if pool is not None], *self._gone]
 
     # ------------------------------------------------------------------ keys that come and go
 
@@ -270,11 +277,13 @@ class Group:
             self._own.pop(key, None)
         self._rota.append(account)
 
-    def _tidy(self, key: Hashable) -> None:
-        """Forget what was set on a forgotten key itself where all of that has ended."""
-        own = self._own.get(key)
+    def _tidy(self, key: Hashable, item: object) -> None:
+        """Under the lock: forget what listened to a key and has ended, also where the key was forgotten since."""
+        own, account = self._own.get(key), self._by_key.get(key)
         if own is not None and not own:
             self._own.pop(key, None)
+        if account is not None:
+            self._model._family.change(_without_listener, (account, item))
 
     def _fade(self, change: Change, account: KeyAccount, window: Window | None, now: float) -> bool:
         """Forget a key, unless something speaks for it. Return whether it is forgotten."""
@@ -303,6 +312,9 @@ class Group:
         if account is None and key not in self._own:
             raise KeyError(key)
         if account is not None:
+            pool = account.handle()
+            if pool is not None:
+                self._gone.add(pool)
             self._model._family.change(self._close, (account,))
             self._remove(account)
         self._own.pop(key, None)
@@ -360,15 +372,15 @@ class Group:
         for account in self._accounts():
             change.gate(account, watch=_settings.with_listeners(account.watch, subscribers, thresholds))
 
-    def _ignore(self, item: object) -> None:
+    def _ignore(self, item: Subscription | Threshold) -> None:
         """Forget what listens to all keys; nothing if it is not there."""
         family = self._model._family
         family.run(family.locked, PAY, family.change, self._without_listener, (item,))
 
-    def _without_listener(self, change: Change, item: object) -> None:
+    def _without_listener(self, change: Change, item: Subscription | Threshold) -> None:
+        change.set(item, "heard", False)  # noqa: FBT003 - for the pools of deleted keys
         if self._watch is not None:
             change.keep(self._watch)
             change.set(self, "_watch", _settings.without_listener(self._watch, item))
         for account in self._accounts():
-            if account.watch is not None:
-                change.gate(account, watch=_settings.without_listener(account.watch, item))
+            _without_listener(change, account, item)

@@ -37,10 +37,13 @@ def spend(scope: Scope, decide: Callable[..., Failure], *arguments: Any) -> None
     family = scope._family
     if not HERE[0]:  # `Family.check_fork`, without the call
         notice_fork()
+    lock = family.lock
     if scope._times is None and family.root.line is None:  # without a window, and nobody waits
         failure = family.run(family.spending, PAY, family.change, decide, (family, scope._chain, *arguments))
     else:
         failure = family.run(family.spending, PAY, decided, scope, due(scope._chain), decide, arguments)
+    if lock is not family.lock:
+        family.refuse_torn()  # a handler forked in the middle: the parent's call goes on, and this copy must not
     if failure is not None:
         raise failure()
 

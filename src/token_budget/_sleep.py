@@ -114,17 +114,26 @@ def outcome(waiter: Waiter) -> Reservation:
 
 
 def _warn_in_an_event_loop() -> None:
-    if "asyncio" in sys.modules:
-        import asyncio
+    if _running_trio() is not None or ("asyncio" in sys.modules and _asyncio_runs()):
+        warnings.warn(
+            "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
+            "runs meanwhile, and the one that would give room back may be among them. Use `async with "
+            "pool.areserve(...)`, or wait in a thread of its own",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
-        if asyncio._get_running_loop() is not None:
-            warnings.warn(
-                "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
-                "runs meanwhile, and the one that would give room back may be among them. Use `async with "
-                "pool.areserve(...)`, or wait in a thread of its own",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+
+def _asyncio_runs() -> bool:
+    import asyncio
+
+    return asyncio._get_running_loop() is not None
+
+
+def _running_trio() -> Any:
+    """Return trio if it runs the task that is running, else None."""
+    trio: Any = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
 
 
 class AsyncReserve(Base):
@@ -220,8 +229,8 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
 
 def _bell() -> Any:
     """Return a bell for the task that runs: of trio where trio runs it, else of asyncio."""
-    trio: Any = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    trio = _running_trio()
+    if trio is not None:
         return TrioBell(trio)
     import asyncio
 

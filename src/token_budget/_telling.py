@@ -50,8 +50,10 @@ class Telling(map):  # type: ignore[type-arg]
     def _pay(self, _takes: object) -> None:
         """Call back, unless it was done before. What the callback raises is logged, except for interrupts."""
         try:
-            next(self, None)
-        except Exception:
+            next(self)
+        except Exception as error:
+            if isinstance(error, StopIteration) and error.__traceback__.tb_next is None:  # type: ignore[union-attr]
+                return  # this map is used up: it was done before
             import logging
 
             logging.getLogger("token_budget").exception("a subscriber raised on %r", self.event)
