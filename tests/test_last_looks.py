@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shapes import waiting
 from support import caught, waiters
 from token_budget import BudgetOverrun, BudgetPool, PoolForked, Window, _lazy, _sleep
 from token_budget._account import Account
@@ -102,6 +103,21 @@ def test_an_event_that_comes_at_the_last_look_is_told_at_once() -> None:
     pool._family.pay()
     assert heard == ["event"]
     pool._family.owed.clear()
+
+
+def test_a_line_that_was_stirred_after_the_last_look_is_looked_at_by_whoever_pays() -> None:
+    pool = BudgetPool(token_cap=10)
+    family, held = pool._family, pool.reserve(tokens=10)
+    waiter = waiting(pool, tokens=4)
+    looks, family._serve = family._serve, lambda *_: False
+    held.release()  # as in a handler of this thread: the room is there, and nobody looks at the line any more
+    family._serve = looks
+    assert waiter.state == "waiting"
+    family.stirred.append(pool._account)
+    family.pay()
+    assert waiter.state == "granted"
+    assert not family.stirred
+    waiter.reservation.release()
 
 
 def test_a_thread_that_waits_in_the_copy_of_a_fork_is_woken_and_refused() -> None:
