@@ -19,7 +19,7 @@ import pytest
 from shapes import Clock
 from support import caught, waiters
 from test_forks import end_of
-from token_budget import BudgetPool, PoolForked, Window, _ledger
+from token_budget import BudgetPool, PoolForked, Window, _ledger, _line
 
 DAY = timedelta(days=1)
 
@@ -44,7 +44,7 @@ def test_an_operation_whose_signal_handler_forks_is_refused_in_the_child(
 ) -> None:
     pool = chain_of_six(10)
     family, children = pool._family, []
-    decide, change = _ledger.blocker, type(family).change
+    decide, change = _line.blocker, type(family).change
 
     def forking_decide(*arguments: Any) -> Any:
         if when.startswith("before"):

@@ -244,6 +244,29 @@ def test_an_owed_warning_does_not_stop_a_finaliser() -> None:
     reservation.release()
 
 
+def test_what_a_finaliser_has_paid_may_be_gone_when_it_strikes_it_off() -> None:
+    pool = BudgetPool(token_cap=10)
+    family, dropped = pool._family, pool.reserve(tokens=4)
+
+    class Faster:
+        """Just after it is paid, another thread, which paid it as well, takes it out of what is owed."""
+
+        _teller = None
+
+        def _pay(self, _takes: object) -> None:
+            pass
+
+        def _paid(self) -> bool:
+            family.owed.remove(self)
+            return True
+
+    family.owed += (Faster(), dropped)
+    family.pay_waiters()
+    assert dropped.completed  # it went on with what else is owed
+    assert not family.owed
+    assert pool.snapshot().tokens_reserved == 0
+
+
 def test_without_an_import_of_asyncio_the_pool_looks_for_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "asyncio")
     _sleep._warn_in_an_event_loop()

@@ -99,6 +99,14 @@ def test_the_text_of_a_reservation_says_what_became_of_it() -> None:
     assert repr(held) == "<Reservation in 'daily' tokens 0 | usd 0 | released>"
 
 
+def test_the_text_of_an_account_shows_its_numbers() -> None:
+    """For whoever looks into a pool; before CPython 3.14, also for the error of a deque that does not hold it."""
+    pool = BudgetPool(token_cap=10, name="daily")
+    pool.record(tokens=4)
+    assert repr(pool._account) == f"<Account {pool.snapshot()}>"
+    assert "4 / 10" in repr(pool._account)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_text_of_a_pool_says_who_waits_and_whether_it_is_closed(shape: str) -> None:
     asked, pool = SHAPES[shape](token_cap=10)

@@ -169,7 +169,7 @@ class KeyedPools(Group, Generic[Pool]):
                 break
         return family.run(family.locked, PAY, family.change, self._hand_out, (account,))
 
-    def _ignoring(self, item: object) -> Callable[[], None]:
+    def _ignoring(self, item: Subscription | Threshold) -> Callable[[], None]:
         """Return how to end a subscription. Whoever keeps it does not keep the group."""
         group = ref(self)
 
