@@ -43,7 +43,8 @@ def test_an_operation_whose_signal_handler_forks_is_refused_in_the_child(
     monkeypatch: pytest.MonkeyPatch, when: str, name: str
 ) -> None:
     pool = chain_of_six(10)
-    family, children = pool._family, []
+    family = pool._family
+    children: list[int] = []
     decide, change = _line.blocker, type(family).change
 
     def forking_decide(*arguments: Any) -> Any:

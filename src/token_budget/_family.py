@@ -158,8 +158,6 @@ class Family:
                     if held:
                         self.pending = self.owed
                         self.owner = 0
-                        if lock is not self.lock:  # a handler forked in here: in the child, this operation is over
-                            self.torn = False
                         lock.release()
         finally:
             if pays and (self.owed or self.stirred):

@@ -42,7 +42,8 @@ def spend(scope: Scope, decide: Callable[..., Failure], *arguments: Any) -> None
         failure = family.run(family.spending, PAY, family.change, decide, (family, scope._chain, *arguments))
     else:
         failure = family.run(family.spending, PAY, decided, scope, due(scope._chain), decide, arguments)
-    if lock is not family.lock:
+    if lock is not family.lock and family.torn:
+        family.torn = False
         family.refuse_torn()  # a handler forked in the middle: the parent's call goes on, and this copy must not
     if failure is not None:
         raise failure()

@@ -225,6 +225,7 @@ def detach(scope: Scope) -> None:
     """See `BudgetPool.detach`."""
     family = scope._family
     family.check_fork()
+    family.torn = False  # it speaks of an operation of the budget that this was a copy of
     family.run(family.locked, PAY, family.change, _detach, (family, scope))
 
 

@@ -311,7 +311,7 @@ FAULTS = [
         "a telling is told by two",
         "_telling.Telling._pay",
         ("reserve", "commit"),
-        (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),),
+        (("next(self)\n", "self.__reduce__()[1][0](self.event)\n"),),
         "Heard",
         beside=(
             (
@@ -375,7 +375,7 @@ INTERRUPTED = [
         "a callback that was called is called again by whoever comes next",
         ("below", "record"),
         "",
-        {"_telling.Telling._pay": (("next(self, None)\n", "self.__reduce__()[1][0](self.event)\n"),)},
+        {"_telling.Telling._pay": (("next(self)\n", "self.__reduce__()[1][0](self.event)\n"),)},
     ),
     Interrupted(
         "a release marks itself released by a store of its own, outside of the one call",
