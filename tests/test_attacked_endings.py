@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -20,6 +21,7 @@ from shapes import Clock
 from support import caught, waiters
 from test_forks import end_of
 from token_budget import BudgetPool, PoolForked, Window, _ledger, _line
+from token_budget._telling import Telling
 
 DAY = timedelta(days=1)
 
@@ -102,6 +104,27 @@ def test_after_a_fork_inside_an_operation_a_detached_copy_works(monkeypatch: pyt
     assert end_of(children[0]) == 0
 
 
+def test_an_operation_during_which_the_process_turned_into_a_fork_is_refused_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The same as above in this process, where coverage and mutation tools look too.
+    pool = chain_of_six(10)
+    family = pool._family
+    change = type(family).change
+
+    def forking(*arguments: Any) -> Any:
+        answer = change(*arguments)
+        family.fork()
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(family), "change", forking)
+        assert caught(PoolForked, pool.record, tokens=1)
+    assert not family.torn
+    pool.detach()
+    pool.record(tokens=1)
+
+
 # ---------------------------------------------------------------- the pools of deleted keys
 
 
@@ -158,17 +181,20 @@ def test_the_events_of_a_drop_for_a_waiter_are_told_by_whoever_comes_next() -> N
     pool = BudgetPool(token_cap=10)
     heard: list[tuple[str, int]] = []
     pool.subscribe(lambda event: heard.append((event.kind, threading.get_ident())))
+    telling: Any = Telling(len, ("",))  # what another thread, which lives, has still to tell
+    telling._teller = ref(pool)
     held = [pool.reserve(tokens=10)]
     with ThreadPoolExecutor(1) as workers:
         waiting = workers.submit(lambda: pool.reserve(tokens=10, timeout=60).release())
         while not waiters(pool):
             pass
+        pool._family.owed.append(telling)
         held.clear()  # the finaliser gives the room to the waiter; this thread does nothing more with the pool
         waiting.result(60)
         other = workers.submit(threading.get_ident).result()
     assert [kind for kind, _ in heard] == ["reserve", "drop", "reserve", "release"]
     assert {thread for _, thread in heard[1:]} == {other}
-    assert not pool._family.owed
+    assert list(pool._family.owed) == [telling]
 
 
 def test_a_callback_that_raises_stop_iteration_is_logged(caplog: pytest.LogCaptureFixture) -> None:

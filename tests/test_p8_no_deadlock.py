@@ -272,8 +272,8 @@ def test_if_a_waiting_threads_handler_forks_the_wait_is_refused_in_the_child_and
 
 def forked_in_c(pool: BudgetPool, patch: pytest.MonkeyPatch) -> None:
     """Let the process look like a fork that ran none of Python's hooks, to this pool's family alone."""
-    patch.setattr(_family, "families", {0: pool._family})
     patch.setattr(os, "getpid", lambda: -1)
+    patch.setattr(_family, "families", {0: pool._family, 1: BudgetPool()._family})  # the second is of this process
     _process.HERE[0] = 0  # the first operation that notices sets it again
 
 

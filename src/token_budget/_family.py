@@ -225,10 +225,9 @@ class Family:
         try:  # around a call: on CPython 3.13 the end of a loop in here would not be covered
             self._pay(mine, calls_back, stopped)
         finally:
-            if mine.busy is busy:
-                mine.busy = before
-            elif calls_back:  # a callback switched to another greenlet of this thread, which is still calling back
-                mine.busy = tuple(one for one in mine.busy if one is not self)
+            if mine.busy is not busy:  # a callback switched to another greenlet of this thread, which still calls back
+                before = tuple(one for one in mine.busy if one is not self or not calls_back)
+            mine.busy = before
         if calls_back and self.owed and any(one._teller is mine.me for one in self.owed.copy()):
             self.pay()  # a handler of this thread came in at the last look
         if stopped:
