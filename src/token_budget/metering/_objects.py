@@ -1,0 +1,53 @@
+"""Objects: any answer as a mapping of names to values, whether it is parsed JSON or an object of some SDK.
+
+What always holds: nothing is serialized, and no method of the object is called; only its attributes and properties are
+read. What raises while it is read counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_PLAIN = (str, bytes, bytearray, memoryview, int, float, complex, list, tuple, set, frozenset, type(None), type)
+
+
+def fields(x: object, properties: Iterable[str] = ()) -> Mapping[Any, Any] | None:
+    """Return ``x`` by name: a mapping as it is, an object by its attributes; None for what has no fields.
+
+    Args:
+        x: Parsed JSON, a pydantic model, a dataclass, a named tuple, any object.
+        properties: Names that are looked up on the object's class too, where they may be properties.
+    """
+    if type(x) is dict:
+        return x
+    if isinstance(x, Mapping):
+        return x
+    if isinstance(x, _PLAIN):
+        return _named_tuple(x)
+    found: dict[Any, Any] = {}
+    for kind in reversed(type(x).__mro__):
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            _take(x, name, found)
+    found.update(getattr(x, "__dict__", None) or {})
+    # What a pydantic model was given beyond its fields, such as a provider's own counts in an answer of OpenAI's SDK.
+    found.update(found.pop("__pydantic_extra__", None) or {})
+    for name in properties:
+        if name not in found and isinstance(getattr(type(x), name, None), property):
+            _take(x, name, found)
+    return found
+
+
+def _take(x: object, name: str, found: dict[Any, Any]) -> None:
+    try:
+        found[name] = getattr(x, name)
+    except Exception:  # noqa: BLE001 - a slot that was never set, or a property of somebody's class that fails
+        return
+
+
+def _named_tuple(x: object) -> Mapping[Any, Any] | None:
+    names = getattr(x, "_fields", None)
+    if isinstance(x, tuple) and isinstance(names, tuple):
+        return dict(zip(names, x, strict=False))
+    return None
