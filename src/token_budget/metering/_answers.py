@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from token_budget.metering._counts import (
+    COUNT_NAMES,
     INPUT,
+    NOTHING,
     OUTPUT,
     READ,
+    SEARCHES,
     WRITE,
     Counts,
     UnknownUsage,
@@ -43,6 +46,7 @@ _AROUND = (
     "body",  # a batch's line
     "context_wrapper",  # openai-agents: the sum of a run
     "messages",  # LangGraph's state
+    "_state",  # pydantic-ai's results, whose `usage` was a method before 2.0
     "raw_responses",
     "generations",  # LangChain's LLMResult
     "llm_output",
@@ -50,9 +54,12 @@ _AROUND = (
 )
 _MODEL = ("model", "modelVersion", "model_version", "model_name", "modelId", "model_id")
 _TIER = ("service_tier", "serviceTier")
+_TIER_INSIDE = ("usage", "usageMetadata", "usage_metadata", "response_metadata")
+_OTHER_USAGE = frozenset(_USAGE) - {"usage"}
+_AROUND_NAMES = frozenset(_AROUND)
 _PROPERTIES = frozenset((*_USAGE, *_AROUND, *_MODEL, *_TIER))
 _DEEPEST = 6
-_WHOLE_TYPES = ("message", "ai", "AIMessageChunk")
+_WHOLE_TYPES = ("message", "ai", "AIMessageChunk")  # LangChain's chunks are parts of a sum
 _WHOLE_OBJECTS = ("chat.completion", "response", "list")
 
 
@@ -86,38 +93,37 @@ def follow(event: object, so_far: Found | None, provider: str | None = None) -> 
         UnknownUsage: the event's counts are no counts.
     """
     found = _look(event, provider, 0)
-    if found is None or so_far is None:
-        return found or so_far
-    view = fields(event, _PROPERTIES) or {}
-    later = _overlay(view, found.counts, so_far.counts) if view.get("type") == "message_delta" else found.counts
+    if found is None:
+        return so_far
+    delta = (fields(event) or {}).get("type") == "message_delta"
+    if so_far is None:
+        return None if delta and not found.counts[INPUT] else found
+    later = _overlay(found.counts, so_far.counts) if delta else found.counts
     return Found(later, found.model or so_far.model, found.service_tier or so_far.service_tier)
 
 
-def _overlay(event: Mapping[Any, Any], later: Counts, earlier: Counts) -> Counts:
+def _overlay(later: Counts, earlier: Counts) -> Counts:
     """Return the earlier counts with those of a ``message_delta`` over them. A 0 there says that nothing is said."""
-    told = list(map(_either, later, earlier))
+    told = [one or other for one, other in zip(later, earlier, strict=True)]
     fresh = later[INPUT] - later[READ] - later[WRITE] or earlier[INPUT] - earlier[READ] - earlier[WRITE]
     told[INPUT] = fresh + told[READ] + told[WRITE]
     return tuple(told)  # type: ignore[return-value]
-
-
-def _either(later: int, earlier: int) -> int:
-    return later or earlier
 
 
 # ---------------------------------------------------------------- one answer
 
 
 def _look(x: object, provider: str | None, depth: int) -> Found | None:
-    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
-        return _look_through(x, provider, depth)
-    view = fields(x, _PROPERTIES)
-    if view is None or depth > _DEEPEST:
+    view = x if type(x) is dict else fields(x, _PROPERTIES)
+    if depth > _DEEPEST:
         return None
+    if view is None:
+        return _look_through(x, provider, depth) if isinstance(x, (list, tuple)) else None
     here = _here(view, provider)
-    if here is not None:
-        here = _amended(view, here)
-        return Found(here, _model(view), _tier(view)) if here[INPUT] or here[OUTPUT] else None
+    if here[INPUT] or here[OUTPUT]:
+        return Found(_amended(view, here), _model(view), _tier(view))
+    if _AROUND_NAMES.isdisjoint(view):
+        return None
     for name in _AROUND:
         inner = view.get(name)
         if inner is None or isinstance(inner, str):
@@ -128,32 +134,33 @@ def _look(x: object, provider: str | None, depth: int) -> Found | None:
     return None
 
 
-def _here(view: Mapping[Any, Any], provider: str | None) -> Counts | None:
+def _here(view: Mapping[Any, Any], provider: str | None) -> Counts:
     """Return the counts that stand in this object itself, or right below it in one of the names for a usage."""
+    usage = view.get("usage")
+    if type(usage) is dict and _OTHER_USAGE.isdisjoint(view):
+        return counts(usage, provider)
     best: Counts | None = None
-    for name in _USAGE:
-        value = view.get(name)
-        if value is None:
-            continue
-        usage = fields(value)
-        if usage is None:
-            continue
-        if name == "x_groq":
-            usage = fields(usage.get("usage")) or {}
-        best = larger(best, counts(usage, provider))
-    return counts(view, provider) if best is None else best
+    if usage is not None or not _OTHER_USAGE.isdisjoint(view):
+        for name in _USAGE:
+            value = view.get(name)
+            inner = None if value is None else fields(value)
+            if inner is not None:
+                found = counts((fields(inner.get("usage")) or {}) if name == "x_groq" else inner, provider)
+                best = found if best is None else larger(best, found)
+    if best is None:
+        return NOTHING if COUNT_NAMES.isdisjoint(view) else counts(view, provider)
+    return best
 
 
 def _amended(view: Mapping[Any, Any], found: Counts) -> Counts:
     """Return the counts with what only the answer around the usage tells."""
-    told = list(found)
-    if view.get("object") == "list" and not told[INPUT]:
+    if view.get("object") == "list" and not found[INPUT]:
         # Embeddings have no output: a total alone, as Voyage tells it, is input.
-        told[INPUT], told[OUTPUT] = told[OUTPUT], 0
+        return (found[OUTPUT], 0, *found[READ:])  # type: ignore[return-value]
     output = view.get("output")
-    if isinstance(output, list):
-        told[8] = max(told[8], sum(map(_is_search, output)))
-    return tuple(told)  # type: ignore[return-value]
+    if isinstance(output, list) and (searches := sum(map(_is_search, output))) > found[SEARCHES]:
+        return (*found[:SEARCHES], searches)  # type: ignore[return-value]
+    return found
 
 
 def _is_search(item: object) -> bool:
@@ -161,25 +168,30 @@ def _is_search(item: object) -> bool:
     view = fields(item) or {}
     if view.get("type") != "web_search_call":
         return False
-    return (fields(view.get("action")) or {}).get("type", "search") == "search"
+    action = fields(view.get("action")) or {}
+    return bool(action.get("type", "search") == "search")
 
 
 def _model(view: Mapping[Any, Any]) -> str | None:
-    return _text(view, _MODEL) or _text(fields(view.get("response_metadata")) or {}, _MODEL)
-
-
-def _tier(view: Mapping[Any, Any]) -> str | None:
-    for place in (view, fields(view.get("usage")), fields(view.get("response_metadata"))):
-        if place is not None and (tier := _text(place, _TIER)) is not None:
-            return tier
-    return _text(fields(view.get("serviceTier")) or {}, ("type",))  # Bedrock
-
-
-def _text(view: Mapping[Any, Any], keys: Iterable[str]) -> str | None:
-    for key in keys:
+    for key in _MODEL:
         value = view.get(key)
         if isinstance(value, str) and value:
             return str(value)
+    inner = fields(view.get("response_metadata"))
+    return None if inner is None else _model(inner)
+
+
+def _tier(view: Mapping[Any, Any]) -> str | None:
+    for key in _TIER:
+        value = view.get(key)
+        if isinstance(value, str) and value:
+            return str(value)
+        if value is not None and isinstance(tier := (fields(value) or {}).get("type"), str):  # Bedrock
+            return str(tier)
+    for key in _TIER_INSIDE:
+        inner = fields(view.get(key))
+        if inner is not None and (found := _tier(inner)) is not None:
+            return found
     return None
 
 
@@ -190,23 +202,28 @@ def _look_through(items: Iterable[object], provider: str | None, depth: int) -> 
     """Return what a list tells: the last of a stream's events, the sum of whole answers."""
     total: Found | None = None
     stream: Found | None = None
+    cut = False
     for item in items:
-        if _is_whole(item):
+        kind = _kind(item)
+        if kind == "whole":
             total = _sum(total, _look(item, provider, depth + 1))
         else:
             stream = follow(item, stream, provider)
-    return _sum(total, stream)
+            cut = kind == "message_start" or (cut and kind != "message_delta")
+    return None if cut else _sum(total, stream)
 
 
-def _is_whole(item: object) -> bool:
-    """Tell whether an item of a list is an answer of its own (or, of LangChain's chunks, a part that is to be added)."""
+def _kind(item: object) -> object:
+    """Return "whole" for an answer of its own and for a part that is to be added; else the type of the event."""
     view = fields(item) or {}
-    return (
-        view.get("type") in _WHOLE_TYPES
+    kind = view.get("type")
+    whole = (
+        kind in _WHOLE_TYPES
         or view.get("object") in _WHOLE_OBJECTS
         or view.get("kind") == "response"  # pydantic-ai
-        or "response_id" in view  # openai-agents
+        or ("response_id" in view and "output" in view)  # openai-agents
     )
+    return "whole" if whole else kind
 
 
 def _sum(one: Found | None, other: Found | None) -> Found | None:

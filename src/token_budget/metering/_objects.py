@@ -25,14 +25,16 @@ def fields(x: object, properties: Iterable[str] = ()) -> Mapping[Any, Any] | Non
         return x
     if isinstance(x, _PLAIN):
         return _named_tuple(x)
-    found: dict[Any, Any] = {}
-    for kind in reversed(type(x).__mro__):
+    found: dict[Any, Any] = dict(getattr(x, "__dict__", None) or {})
+    for kind in type(x).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            _take(x, name, found)
-    found.update(getattr(x, "__dict__", None) or {})
-    # What a pydantic model was given beyond its fields, such as a provider's own counts in an answer of OpenAI's SDK.
-    found.update(found.pop("__pydantic_extra__", None) or {})
+            if name not in found and not name.startswith("__"):
+                _take(x, name, found)
+    # What a pydantic model was given beyond its fields: a provider's own counts, in an answer of OpenAI's SDK.
+    extra = getattr(x, "__pydantic_extra__", None)
+    if type(extra) is dict:
+        found.update(extra)
     for name in properties:
         if name not in found and isinstance(getattr(type(x), name, None), property):
             _take(x, name, found)
