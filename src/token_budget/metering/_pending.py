@@ -1,0 +1,381 @@
+"""Pending: one call, from the moment at which it is examined to the moment at which it is settled.
+
+What always holds: a call that holds something is settled exactly once, and the first to settle it wins, from whatever
+thread, finaliser or signal handler. Settling raises nothing: it comes after the answer. One that is dropped unsettled is
+charged in full.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from token_budget._errors import BudgetOverrun, PoolClosed
+from token_budget.contract import Pool
+from token_budget.metering._ask import Ask
+from token_budget.metering._charge import Charge, Held, logger
+from token_budget.metering._decision import Policies, least
+from token_budget.metering._refusals import ModelBlocked, RunStopped
+from token_budget.metering._report import CallRecord, Status
+from token_budget.metering._run import Run
+from token_budget.metering._usage import Usage
+
+FEWEST_OUTPUT_TOKENS = 256  # of `cap_output="fit"`
+UNSEEN_TOKENS = 256  # of `broken="seen"`: what a provider may have made and not sent
+NOTHING = Usage()
+_NO_CONTEXT: Mapping[str, Any] = {}
+
+
+class Terms:
+    """What a meter was told: how its calls are priced, bounded, waited for and settled."""
+
+    __slots__ = (
+        "broken",
+        "callbacks",
+        "cap_output",
+        "charge",
+        "default_output",
+        "lenient",
+        "policies",
+        "pool",
+        "prices",
+        "timeout",
+    )
+    pool: Pool | None
+    prices: Any
+    policies: Policies
+    default_output: int
+    cap_output: Any
+    broken: str
+    lenient: bool
+    timeout: float | None
+    charge: Charge
+    callbacks: tuple[Callable[[CallRecord], object], ...]
+
+    def charge_of(self, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+        """Return what a call is charged to: the meter's pool, those of the runs, and its own."""
+        if pools:
+            return Charge(self._all(run, pools))
+        return self.charge if run is None else run._charge(self.pool)
+
+    def charge_to_record(self, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+        """Return what a call that was made is booked in: the same, also where some of it is closed."""
+        return Charge(self._all(run, pools), to_record=True)
+
+    def _all(self, run: Run | None, pools: tuple[Pool, ...]) -> list[Pool]:
+        own = [] if self.pool is None else [self.pool]
+        return [*(own if run is None else run._all_pools(self.pool)), *pools]
+
+    def tell(self, run: Run | None, record: CallRecord) -> None:
+        """Book a call in its runs, and tell whoever listens. Raise nothing."""
+        if run is not None:
+            run._book(record)
+        for callback in self.callbacks:
+            try:
+                callback(record)
+            except Exception:  # noqa: BLE001 - a listener's trouble is not the caller's
+                logger().exception("a subscriber of the meter raised")
+
+    def refused(self, run: Run | None, ask: Ask, error: BaseException) -> None:
+        """Note that a call was refused before it was sent."""
+        if run is not None or self.callbacks:
+            self.tell(run, record_of(ask, run, ask.model, NOTHING, 0, 0.0, "refused", type(error).__name__))
+
+
+def begin(
+    terms: Terms, ask: Ask, run: Run | None, pools: tuple[Pool, ...] = (), context: Mapping[str, Any] | None = None
+) -> Pending:
+    """Examine a call. It holds nothing yet.
+
+    Raises:
+        RunStopped, ModelBlocked, UnknownModel, LoopDetected: it is refused.
+        PoolClosed: a pool that it counts against is closed.
+    """
+    try:
+        if run is not None:
+            run._check_open()
+        if terms.policies:
+            check_policies(terms, ask, run, context)
+        nanos = terms.prices.nanos(ask.model, ask.worst, provider=ask.provider, service_tier=ask.service_tier)
+        charge = charge_or_refuse(terms, run, pools)
+        limit = None
+        if terms.cap_output and not ask.limited and ask.worst.output_tokens:
+            limit = terms.default_output
+            if terms.cap_output == "fit":
+                limit, nanos = fit(terms, ask, charge, nanos)
+        if run is not None:
+            run._admit(ask)
+    except Exception as error:
+        terms.refused(run, ask, error)
+        raise
+    return Pending(terms, ask, run, charge, nanos, limit)
+
+
+def check_policies(terms: Terms, ask: Ask, run: Run | None, context: Mapping[str, Any] | None) -> None:
+    """Raise ModelBlocked where a policy denies the model in this context."""
+    said = _NO_CONTEXT if run is None else run._context
+    pattern = terms.policies.denies(ask.model, {**said, **context} if context else said)
+    if pattern is not None:
+        raise ModelBlocked(f"a policy denies model {ask.model!r} here (pattern {pattern!r})")
+
+
+def charge_or_refuse(terms: Terms, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+    """Return what a call is charged to. Raise RunStopped where a run ended just now."""
+    try:
+        return terms.charge_of(run, pools)
+    except PoolClosed:
+        if run is not None:
+            run._check_open()
+        raise
+
+
+def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
+    """Lower the worst case of a call to what is left: return the limit of output tokens and the price.
+
+    The limit is between 256 and the meter's ``default_output``; the ask is changed to it.
+    """
+    snapshots = charge.snapshots()
+    dollars_left = least(one.usd_remaining_nanos for one in snapshots)
+    tokens_left = least(one.tokens_remaining for one in snapshots)
+
+    def worst(limit: int) -> Usage:
+        return replace(ask.worst, output_tokens=limit * ask.choices)
+
+    def price(usage: Usage) -> int:
+        return int(terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier))
+
+    def fits(limit: int) -> bool:
+        usage = worst(limit)
+        within = tokens_left is None or usage.input_tokens + usage.output_tokens <= tokens_left
+        return within and (dollars_left is None or price(usage) <= dollars_left)
+
+    most = terms.default_output
+    if most <= FEWEST_OUTPUT_TOKENS or fits(most):
+        return most, nanos
+    low, high = FEWEST_OUTPUT_TOKENS, most  # `high` does not fit; `low` is taken in any case
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    ask.worst = worst(low)
+    return low, price(ask.worst)
+
+
+class Pending:
+    """One call: examined, then held, then settled once."""
+
+    __slots__ = ("_charge", "_once", "_started", "ask", "nanos", "output_limit", "overrun", "run", "status", "terms")
+
+    def __init__(
+        self, terms: Terms, ask: Ask, run: Run | None, charge: Charge, nanos: int, output_limit: int | None
+    ) -> None:
+        self._once: list[Held] = []  # what is held; who takes it out settles it
+        self._started = 0.0
+        self._charge = charge
+        self.terms = terms
+        self.ask = ask
+        self.run = run
+        self.nanos = nanos  # of the worst case
+        self.output_limit = output_limit  # what the request must be told, or None
+        self.status: Status | None = None  # how it ended
+        self.overrun: BudgetOverrun | None = None  # what the commit said
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the worst case."""
+        worst = self.ask.worst
+        return worst.input_tokens + worst.output_tokens
+
+    @property
+    def open(self) -> bool:
+        """Whether it holds something that is to be settled."""
+        return bool(self._once)
+
+    # ------------------------------------------------------------------ holding
+
+    def hold(self) -> None:
+        """Hold the worst case in all pools, or in none. The thread may wait.
+
+        Raises:
+            BudgetExceeded: it does not fit, or no room came in time.
+            RunStopped: the run was stopped, also while it waited.
+            BudgetUnavailable: a pool cannot answer (and the meter was not told to let such calls pass).
+            PoolClosed, PoolForked: as the pool says.
+        """
+        terms = self.terms
+        try:
+            held = self._charge.reserve(self.tokens, self.nanos, terms.timeout, lenient=terms.lenient)
+        except Exception as error:
+            self._refused(error)
+            raise
+        self._once.append(held)
+        self._started = time.perf_counter()
+
+    async def ahold(self) -> None:
+        """Do what `hold` does; the task waits, and not the thread."""
+        terms = self.terms
+        try:
+            held = await self._charge.areserve(self.tokens, self.nanos, terms.timeout, lenient=terms.lenient)
+        except Exception as error:
+            self._refused(error)
+            raise
+        self._once.append(held)
+        self._started = time.perf_counter()
+
+    def _refused(self, error: Exception) -> None:
+        """Note a refusal; raise RunStopped in its place where the run's end is why."""
+        if isinstance(error, PoolClosed) and self.run is not None:
+            try:
+                self.run._check_open()
+            except RunStopped as stopped:
+                self.terms.refused(self.run, self.ask, stopped)
+                raise stopped from error
+        self.terms.refused(self.run, self.ask, error)
+
+    # ------------------------------------------------------------------ settling
+
+    def settle(self, reading: Any) -> None:
+        """Commit what the answer says that it cost (a `Reading`). What cannot be priced is charged in full."""
+        held = self._take("settled")
+        if held is not None:
+            self._commit(held, *self._bill(reading))
+
+    def charge(self) -> None:
+        """Commit the worst case: nobody knows what the call cost."""
+        held = self._take("charged")
+        if held is not None:
+            self._commit(held, self.ask.model, self.ask.worst, self.nanos)
+
+    def seen(self, output_tokens: int) -> None:
+        """Commit what was seen of a broken stream: its input, that much output and 256 tokens more.
+
+        That is never more than the worst case; with ``broken="full"`` it is the worst case.
+        """
+        usage = self._glimpse(output_tokens)
+        if usage is None:
+            self.charge()
+            return
+        held = self._take("seen")
+        if held is not None:
+            self._commit(held, self.ask.model, usage, self._price(self.ask.model, usage))
+
+    def release(self) -> None:
+        """Give everything back: nothing was sent, or nothing is billed."""
+        held = self._take("released")
+        if held is not None:
+            held.release()
+            self._tell(self.ask.model, NOTHING, 0)
+
+    async def asettle(self, reading: Any) -> None:
+        """Do what `settle` does, without blocking the event loop."""
+        held = self._take("settled")
+        if held is not None:
+            await self._acommit(held, *self._bill(reading))
+
+    async def acharge(self) -> None:
+        """Do what `charge` does, without blocking the event loop."""
+        held = self._take("charged")
+        if held is not None:
+            await self._acommit(held, self.ask.model, self.ask.worst, self.nanos)
+
+    async def aseen(self, output_tokens: int) -> None:
+        """Do what `seen` does, without blocking the event loop."""
+        usage = self._glimpse(output_tokens)
+        if usage is None:
+            await self.acharge()
+            return
+        held = self._take("seen")
+        if held is not None:
+            await self._acommit(held, self.ask.model, usage, self._price(self.ask.model, usage))
+
+    async def arelease(self) -> None:
+        """Do what `release` does, without blocking the event loop."""
+        held = self._take("released")
+        if held is not None:
+            await held.arelease()
+            self._tell(self.ask.model, NOTHING, 0)
+
+    def __del__(self) -> None:
+        """Charge what nobody settled: a stream that was dropped is billed all the same."""
+        if getattr(self, "_once", None):
+            self.charge()
+
+    # ------------------------------------------------------------------ inside
+
+    def _take(self, status: Status) -> Held | None:
+        """Return what is held to the first who asks; None to everybody else."""
+        try:
+            held = self._once.pop()
+        except IndexError:
+            return None
+        self.status = status
+        return held
+
+    def _commit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
+        self.overrun = held.commit(usage.input_tokens + usage.output_tokens, nanos)
+        self._tell(model, usage, nanos)
+
+    async def _acommit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
+        self.overrun = await held.acommit(usage.input_tokens + usage.output_tokens, nanos)
+        self._tell(model, usage, nanos)
+
+    def _bill(self, reading: Any) -> tuple[str | None, Usage, int]:
+        """Return the model, the usage and the price of an answer; of the worst case if there is no telling."""
+        ask = self.ask
+        try:
+            usage = reading.usage
+            tier = reading.service_tier or ask.service_tier
+            for model in dict.fromkeys((reading.model or ask.model, ask.model)):
+                try:
+                    nanos = self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=tier)
+                except LookupError:
+                    continue
+                return model, usage, nanos
+        except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
+            logger().warning("an answer of model %r cannot be priced: %s", ask.model, type(error).__name__)
+        self.status = "charged"
+        return ask.model, ask.worst, self.nanos
+
+    def _price(self, model: str | None, usage: Usage) -> int:
+        """Return the price of a part of the worst case."""
+        ask = self.ask
+        return int(self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=ask.service_tier))
+
+    def _glimpse(self, output_tokens: int) -> Usage | None:
+        """Return the usage of a stream of which that much was seen; None if that is the worst case."""
+        worst = self.ask.worst
+        output = output_tokens + UNSEEN_TOKENS
+        if self.terms.broken != "seen" or output >= worst.output_tokens:
+            return None
+        return replace(worst, output_tokens=output)
+
+    def _tell(self, model: str | None, usage: Usage, nanos: int) -> None:
+        run, terms, status = self.run, self.terms, self.status
+        if (run is not None or terms.callbacks) and status is not None:
+            seconds = time.perf_counter() - self._started
+            terms.tell(run, record_of(self.ask, run, model, usage, nanos, seconds, status, None))
+
+
+def record_of(
+    ask: Ask,
+    run: Run | None,
+    model: str | None,
+    usage: Usage,
+    nanos: int,
+    seconds: float,
+    status: Status,
+    error: str | None,
+) -> CallRecord:
+    return CallRecord(
+        operation=ask.operation,
+        provider=ask.provider,
+        model=model,
+        usage=usage,
+        usd_nanos=nanos,
+        seconds=seconds,
+        status=status,
+        run=None if run is None else run._name,
+        user=None if run is None else run._user,
+        error=error,
+    )

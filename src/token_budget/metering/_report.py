@@ -1,0 +1,157 @@
+"""What a run has spent: CallRecord, told after each call, and Ledger, the sums of one run.
+
+What always holds: the sums are exact integers over all calls; of the calls themselves the latest 1,000 are kept. An
+entry may come from any thread, from a finaliser or a signal handler, also one that interrupts the ledger itself: it is
+put on a deque, which is one step, and whoever has the ledger books it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from token_budget._money import to_usd, usd_text
+from token_budget.metering._usage import Usage
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+KEPT = 1000
+
+Status = Literal["settled", "charged", "seen", "released", "refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """One call, as it ended.
+
+    ``status`` is "settled" (the usage of the answer), "charged" (the worst case, in full), "seen" (what was seen of a
+    broken stream), "released" (nothing was sent, or the provider refused it) or "refused" (before it was sent).
+    """
+
+    operation: str
+    provider: str | None
+    model: str | None
+    usage: Usage
+    usd_nanos: int
+    seconds: float  # from the moment at which the call had its room
+    status: Status
+    run: str | None = None
+    user: str | None = None
+    error: str | None = None  # the type of the refusal
+
+    @property
+    def usd(self) -> Decimal:
+        """What it cost, in dollars, exactly."""
+        from decimal import Decimal
+
+        return Decimal(self.usd_nanos).scaleb(-9)
+
+    @property
+    def tokens(self) -> int:
+        """Input and output together."""
+        return self.usage.input_tokens + self.usage.output_tokens
+
+
+class Sums:
+    """Calls, tokens and nanodollars."""
+
+    __slots__ = ("calls", "input_tokens", "nanos", "output_tokens")
+
+    def __init__(self) -> None:
+        self.calls = self.input_tokens = self.output_tokens = self.nanos = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums, ready for JSON."""
+        return {
+            "call_count": self.calls,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "tokens": self.input_tokens + self.output_tokens,
+            "usd": to_usd(self.nanos),
+            "usd_nanos": self.nanos,
+        }
+
+
+class Ledger:
+    """The calls of one run."""
+
+    __slots__ = ("_booking", "_calls", "_dearest", "_entries", "_lock", "_models", "_refused", "_total")
+
+    def __init__(self) -> None:
+        self._entries: deque[CallRecord] = deque()  # what is not booked yet
+        self._lock = threading.RLock()
+        self._booking = False  # under the lock: a finaliser inside of `_book` finds it True
+        self._total = Sums()
+        self._models: dict[str, Sums] = {}
+        self._calls: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._dearest: dict[str, Any] | None = None
+        self._refused = 0
+
+    def add(self, record: CallRecord) -> None:
+        """Count a call. It waits for nobody."""
+        self._entries.append(record)
+        while self._entries and self._lock.acquire(blocking=False):
+            try:
+                if self._booking:
+                    return  # this thread is at it, and books the rest
+                self._book()
+            finally:
+                self._lock.release()
+
+    def report(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        with self._lock:
+            if not self._booking:
+                self._book()
+            return {
+                **self._total.to_dict(),
+                "refused": self._refused,
+                "by_model": {model: sums.to_dict() for model, sums in list(self._models.items())},
+                "most_expensive": None if self._dearest is None else dict(self._dearest),
+                "calls": [dict(call) for call in list(self._calls)],
+            }
+
+    def _book(self) -> None:
+        self._booking = True
+        try:
+            while self._entries:
+                self._take(self._entries.popleft())
+        finally:
+            self._booking = False
+
+    def _take(self, record: CallRecord) -> None:
+        if record.status == "refused":
+            self._refused += 1
+        if record.status in {"refused", "released"}:
+            return
+        usage, model = record.usage, record.model or "unknown"
+        sums = self._models.get(model)
+        if sums is None:
+            sums = self._models[model] = Sums()
+        for one in (self._total, sums):
+            one.calls += 1
+            one.input_tokens += usage.input_tokens
+            one.output_tokens += usage.output_tokens
+            one.nanos += record.usd_nanos
+        call = {
+            "model": record.model,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "usd": to_usd(record.usd_nanos),
+            "usd_nanos": record.usd_nanos,
+            "running_usd": to_usd(self._total.nanos),
+            "status": record.status,
+        }
+        self._calls.append(call)
+        if self._dearest is None or record.usd_nanos > self._dearest["usd_nanos"]:
+            self._dearest = call
+
+
+def dollars(nanos: int) -> str:
+    """Return dollars for a line of text: four decimals of small amounts, two of round ones."""
+    if nanos % 10**7 == 0:
+        return f"${nanos / 10**9:,.2f}"
+    return f"${nanos / 10**9:,.4f}" if nanos >= 10**6 else f"${usd_text(nanos)}"
