@@ -64,6 +64,8 @@ LAYER = {
     "metering/_estimate.py": 21,
     "metering/_media.py": 21,
     "metering/_routes.py": 22,
+    "metering/_body.py": 22,
+    "metering/_input.py": 22,
     "metering/_requests.py": 23,
     "metering/_charge.py": 24,
     "metering/_decision.py": 24,

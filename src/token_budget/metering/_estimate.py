@@ -15,7 +15,7 @@ _DIGITS = string.digits.encode()
 _BLANKS = b" \t\r\n"
 _ASCII_LEFT = bytes(set(range(128)) - {*_LETTERS, *_DIGITS, *_BLANKS})
 _DENSE_LEADS = bytes((0xE0, 0xE1, 0xD4, 0xD5, 0xD6))  # Indic, Ethiopic, Khmer, Georgian, Armenian, some of Hebrew
-_SEPARATE = 2000  # characters from which a text is judged alone: a blob of base64 does not hide behind prose
+_SEPARATE = 8000  # characters from which long texts are judged one by one: base64 does not hide behind prose
 
 # hundredths of a token
 _LETTER, _DENSE_LETTER, _PUNCTUATION, _BLANK, _HIGH, _DENSE_LEAD = 40, 75, 65, 5, 70, 100
@@ -60,16 +60,12 @@ def text_tokens(text: str | bytes, model: str | None = None) -> int:
 def pieces_tokens(pieces: list[str], model: str | None = None) -> int:
     """Return about how many tokens the strings and keys of a body are; what stands between them in JSON counts too."""
     digit, percent = weights(model)
-    hundredths = 0
-    short = pieces
-    if max(map(len, pieces), default=0) > _SEPARATE:
-        short = []
-        for piece in pieces:
-            if len(piece) > _SEPARATE:
-                hundredths += _hundredths(piece.encode("utf-8", "surrogatepass"), digit)
-            else:
-                short.append(piece)
-    hundredths += _hundredths('":'.join(short).encode("utf-8", "surrogatepass"), digit)
+    text = '":'.join(pieces)
+    if len(text) <= _SEPARATE:
+        return -(-_hundredths(text.encode("utf-8", "surrogatepass"), digit) * percent // 10_000)
+    long = [piece for piece in pieces if len(piece) > _SEPARATE // 4]
+    rest = '":'.join([piece for piece in pieces if len(piece) <= _SEPARATE // 4])
+    hundredths = sum(_hundredths(one.encode("utf-8", "surrogatepass"), digit) for one in [rest, *long])
     return -(-hundredths * percent // 10_000)
 
 

@@ -1,9 +1,9 @@
 """Media: about how many tokens an image, a recording, a document or a reference in a request is.
 
-What always holds: media are counted by their kind and size and never as text by their base64, but only where the request
-says what they are (a data URL, a MIME type or a format) and their data looks like base64; anything else is text. The figures
-for images are the vendors' own, by model, and the largest that one image can cost; all others are estimates. A reference
-(an id, a URL) stands for what nobody can see from here: 3,000 tokens, 30,000 for a recording or a film.
+What always holds: media are counted by their kind and size and never as text by their base64, but only where the
+request says what they are (a data URL, a MIME type or a format) and their data looks like base64; anything else is text.
+The figures for images are the vendors' own, by model, and the largest that one image can cost; all others are estimates.
+A reference (an id, a URL) stands for what nobody can see from here: 3,000 tokens, 30,000 for a recording or a film.
 """
 
 from __future__ import annotations
@@ -216,6 +216,14 @@ def _reference(node: dict[str, Any], value: Any, model: str | None, found: Media
     return True
 
 
+def _remembered(_node: dict[str, Any], value: Any, model: str | None, found: Media) -> bool:
+    """Read the id of what a model said before."""
+    if not isinstance(value, dict) or "id" not in value:
+        return False
+    _refer(found, None, model)
+    return True
+
+
 def _file(_node: dict[str, Any], value: Any, model: str | None, found: Media) -> bool:
     """Read the content of a file: a data URL, else a PDF in base64."""
     return isinstance(value, str) and _data(value, "pdf", model, found)
@@ -234,6 +242,7 @@ _READERS: dict[str, Callable[[dict[str, Any], Any, str | None, Media], bool]] = 
     "video_url": _addressed("video"),
     "document_url": _addressed("pdf"),
     "input_audio": _addressed("audio"),
+    "audio": _remembered,
     "data": _labelled,
     "source": _source,
     "file_id": _reference,

@@ -1,0 +1,119 @@
+"""Input: the tokens of all that a request holds, and a guess of what its provider adds.
+
+What always holds: every string, key and number of a body is counted, but for media, which are counted by their kind;
+the body is walked without recursion.
+
+What a provider adds by itself is not in a body, so a guess is held for it: 8,000 tokens for a conversation or a prompt
+that the provider keeps, 32,000 for a cache that the request names, 8,000 for each use of a tool that runs on the
+provider's side. What it really was is known from the answer. Images that OpenAI's tool ``image_generation`` makes are
+billed apart and stand in no usage: nothing is held for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from token_budget.metering._estimate import pieces_tokens
+from token_budget.metering._media import KEYS, Media, take
+
+CONVERSATION = 8_000
+CACHE = 32_000
+TOOL_USE = 8_000
+USES = 3  # of a tool on the provider's side that has no `max_uses`
+_MOST_USES = 1000
+
+_A_MESSAGE = 4
+_TOOLS = 500  # what a provider writes around tools
+_START = 8
+_MESSAGES = ("messages", "input", "contents", "chat_history", "requests")
+
+_SEARCH_TOOLS = frozenset({"googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval"})
+_HOSTED_TOOLS = frozenset({"urlContext", "url_context", "codeExecution", "code_execution", "fileSearch", "file_search"})
+_HOSTED = ("web_fetch", "code_execution", "file_search", "code_interpreter", "mcp", "x_search", "tool_search")
+
+
+class Input:
+    """What one body brings to a model."""
+
+    __slots__ = ("audio", "cached", "hour", "searches", "tokens")
+
+    def __init__(self, fields: dict[str, Any], body: bytes, model: str | None, estimate: str) -> None:
+        media = Media()
+        ids = {name: count for name in ("input", "prompt") if (count := _token_ids(fields.get(name)))}
+        texts = {name: value for name, value in fields.items() if name not in ids} if ids else fields
+        pieces = collected(texts, model, media)
+        self.cached = "cache_control" in pieces or "cachePoint" in pieces
+        self.hour = self.cached and "1h" in pieces
+        self.audio = media.audio
+        self.searches, others = _tool_uses(fields)
+        tokens = len(body) - media.characters if estimate == "bytes" else pieces_tokens(pieces, model)
+        tokens += sum(ids.values()) + media.tokens + (self.searches + others) * TOOL_USE
+        self.tokens = tokens + _around(fields)
+
+
+def collected(value: object, model: str | None, media: Media) -> list[str]:
+    """Return all keys, strings and numbers inside a value of JSON, but for media, which are added to ``media``."""
+    pieces: list[str] = []
+    add, add_all = pieces.append, pieces.extend
+    stack: list[Any] = [value]
+    push_all, pop = stack.extend, stack.pop
+    while stack:
+        node = pop()
+        kind = type(node)
+        if kind is str:
+            add(node)
+        elif kind is dict:
+            add_all(node)
+            push_all(node.values() if KEYS.isdisjoint(node) else take(node, model, media))
+        elif kind is list:
+            push_all(node)
+        else:
+            add(str(node))
+    return pieces
+
+
+def _token_ids(value: object) -> int:
+    """Return how many tokens an input is that is given as ids of tokens, or as lists of them; 0 if it is text."""
+    if not isinstance(value, list):
+        return 0
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return len(value)
+    if kinds == {list} and all(set(map(type, one)) <= {int} for one in value):
+        return sum(map(len, value))
+    return 0
+
+
+def _around(fields: dict[str, Any]) -> int:
+    """Return the tokens that the provider adds: around messages and tools, and from what it keeps."""
+    tokens = _START
+    for name in _MESSAGES:
+        value = fields.get(name)
+        if isinstance(value, list):
+            tokens += len(value) * _A_MESSAGE
+    if fields.get("tools") or fields.get("functions") or fields.get("toolConfig"):
+        tokens += _TOOLS
+    if fields.get("previous_response_id") or fields.get("conversation") or isinstance(fields.get("prompt"), dict):
+        tokens += CONVERSATION
+    if fields.get("cachedContent") or fields.get("cached_content"):
+        tokens += CACHE
+    return tokens
+
+
+def _tool_uses(fields: dict[str, Any]) -> tuple[int, int]:
+    """Return how often tools on the provider's side may run: web searches, and others."""
+    searches = others = 0
+    if fields.get("web_search_options") or fields.get("search_parameters") or fields.get("plugins"):
+        searches = USES
+    tools = fields.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if not isinstance(tool, dict):
+            continue
+        most, kind = tool.get("max_uses"), tool.get("type")
+        uses = min(most, _MOST_USES) if type(most) is int and most >= 0 else USES
+        name = kind if isinstance(kind, str) else ""
+        if name.startswith("web_search") or not _SEARCH_TOOLS.isdisjoint(tool):
+            searches += uses
+        elif name.startswith(_HOSTED) or not _HOSTED_TOOLS.isdisjoint(tool):
+            others += uses
+    return searches, others
