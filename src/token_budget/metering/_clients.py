@@ -1,0 +1,278 @@
+"""Where the hook is put: on the HTTP client inside an SDK's client, on one that is made here, or on the classes.
+
+What always holds: a client keeps its own transport, proxies, limits and subclass; only its `send` is another one. The
+hook on the classes is put on once and stays: taking it off again would take off what others have put over it. It does
+nothing outside of a run and of a `Meter.patch` block. A client that would spend unseen is refused (`TypeError`), or
+refuses by itself what goes by other ways than HTTP (`Unmetered`).
+
+An SDK keeps its HTTP client under a private name. So `wrap` looks for it, and says what to write where it finds none.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from token_budget._money import shown_type
+from token_budget.metering._refusals import Unmetered
+from token_budget.metering._refused import HTTP_LIBRARIES
+from token_budget.metering._run import current_run
+from token_budget.metering._send import asend, send
+
+Client = TypeVar("Client")
+
+_METER = "_token_budget_meter"  # the attribute of an HTTP client that is metered
+_HOOKED = "_token_budget_class"  # the attribute of the classes that are made here
+
+_patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
+_lock = threading.Lock()
+
+_WRITE_THIS = (
+    "write http_client=meter.http_client(openai.DefaultHttpxClient), as the SDK takes it, or use budget_run(...)"
+)
+_LANGCHAIN = (
+    "LangChain gives one HTTP client to all models of the process, so metering this one would meter the others: use "
+    "budget_run(...), or give it a client of its own: ChatOpenAI(http_client=meter.http_client(openai.DefaultHttpxClient))"
+)
+
+# What a client can open that is no HTTP: the attributes that lead there.
+_SOCKETS = ("realtime", "live", "beta", "responses", "aio", "sideband", "forks", "translations", "music")
+
+
+# ---------------------------------------------------------------- one client
+
+
+def wrap(meter: Any, client: Client) -> Client:
+    """Put the hook on the HTTP clients inside of an SDK's client; return the client.
+
+    Raises:
+        TypeError: No HTTP client is found in it, or it is one that is shared.
+        ValueError: It is metered by another meter already.
+    """
+    found = _http_clients(client)
+    if not found:
+        raise TypeError(f"no HTTP client of httpx or httpx2 is found in {shown_type(client)}: {_WRITE_THIS}")
+    for one in found:
+        _check(meter, one)
+    for one in found:
+        _hook(meter, one)
+    if meter.unmetered == "refuse":
+        _refuse_sockets(client)
+    return client
+
+
+def http_client(meter: Any, base_class: Any, **arguments: Any) -> Any:
+    """Return a new HTTP client that is metered.
+
+    Raises:
+        TypeError: It is no client of httpx or httpx2.
+    """
+    client = base_class(**arguments) if callable(base_class) else None
+    if not _is_http_client(client):
+        name = getattr(base_class, "__qualname__", None) or shown_type(base_class)
+        raise TypeError(f"http_client takes a class of httpx or httpx2 clients, such as httpx.Client, not {name}")
+    _hook(meter, client)
+    return client
+
+
+def _http_clients(client: Any) -> list[Any]:
+    """Return the HTTP clients inside of an SDK's client.
+
+    Raises:
+        TypeError: It is shared with other clients, or goes by other ways.
+    """
+    if any(kind.__module__.partition(".")[0].startswith("langchain") for kind in type(client).__mro__):
+        raise TypeError(_LANGCHAIN)
+    if _is_http_client(client):
+        return [client]
+    google = getattr(client, "_api_client", None)
+    if google is not None:
+        _keep_to_httpx(google)
+    mistral = getattr(client, "sdk_configuration", None)
+    found = [
+        getattr(client, "_client", None),  # openai, anthropic, groq
+        getattr(google, "_httpx_client", None),
+        getattr(google, "_async_httpx_client", None),
+        getattr(mistral, "client", None),
+        getattr(mistral, "async_client", None),
+    ]
+    return [one for one in found if _is_http_client(one)]
+
+
+def _is_http_client(client: object) -> bool:
+    """Return whether it is a client of httpx or httpx2. A library that is not imported has none."""
+    libraries = [sys.modules[name] for name in HTTP_LIBRARIES if name in sys.modules]
+    return any(isinstance(client, (library.Client, library.AsyncClient)) for library in libraries)
+
+
+def _check(meter: Any, client: Any) -> None:
+    if any(kind.__module__.partition(".")[0].startswith("langchain") for kind in type(client).__mro__):
+        raise TypeError(_LANGCHAIN)
+    if vars(client).get(_METER, meter) is not meter:
+        raise ValueError("the HTTP client is metered by another meter already: give each meter a client of its own")
+    if "send" in vars(client):
+        raise TypeError(
+            f"the send() of this {type(client).__name__} was replaced, so it cannot be metered: {_WRITE_THIS}"
+        )
+
+
+def _hook(meter: Any, client: Any) -> None:
+    """Make a client's class one whose `send` is metered. Does nothing if it is that already."""
+    setattr(client, _METER, meter)
+    if not hasattr(type(client), _HOOKED):
+        client.__class__ = _hooked_class(type(client))
+
+
+def _hooked_class(kind: Any) -> Any:
+    """Return the subclass of a client's class whose `send` is metered; it is made once."""
+    for made in kind.__subclasses__():
+        if _HOOKED in vars(made):
+            return made
+    if _is_async(kind):
+
+        async def hooked(self: Any, request: Any, **options: Any) -> Any:
+            own = functools.partial(kind.send, self)
+            return await asend(own, getattr(self, _METER), current_run(), request, options)
+
+    else:
+
+        def hooked(self: Any, request: Any, **options: Any) -> Any:  # type: ignore[misc]
+            own = functools.partial(kind.send, self)
+            return send(own, getattr(self, _METER), current_run(), request, options)
+
+    body = {"send": hooked, _HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), body)
+
+
+def _is_async(kind: type) -> bool:
+    return any(base.__name__ == "AsyncClient" and base.__module__.startswith(HTTP_LIBRARIES) for base in kind.__mro__)
+
+
+# ---------------------------------------------------------------- other ways than HTTP
+
+
+def _keep_to_httpx(google: Any) -> None:
+    """Let google-genai's async client use its httpx client, and not aiohttp, which it prefers where it is installed.
+
+    Raises:
+        TypeError: It uses requests, with a client certificate.
+    """
+    by_certificate = getattr(google, "_use_google_auth_sync", None)
+    if by_certificate is not None and by_certificate():
+        raise TypeError(
+            "google-genai uses requests with a client certificate: give it httpx_client=meter.http_client(...)"
+        )
+    if getattr(google, "_async_httpx_client", None) is not None:
+        google._use_aiohttp = _never
+
+
+def _never() -> bool:
+    return False
+
+
+def _refuse_sockets(resource: Any) -> None:
+    """Make an SDK's client, or a part of it, refuse to open websockets: what goes over them is not seen.
+
+    It gets a subclass of its class, so that the copies that it makes of itself (`with_options`) refuse too.
+    """
+    kind = type(resource)
+    if kind.__module__.partition(".")[0] in {"openai", "google"} and _HOOKED not in vars(kind):
+        resource.__class__ = _deaf_class(kind)
+
+
+def _deaf_class(kind: Any) -> Any:
+    """Return the subclass of a class of an SDK that opens no websockets; it is made once."""
+    for made in kind.__subclasses__():
+        if _HOOKED in vars(made):
+            return made
+    body: dict[str, Any] = {_HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    body.update({name: _part(kind, name) for name in _SOCKETS if hasattr(kind, name)})
+    if hasattr(kind, "connect"):
+        body["connect"] = _refuse_to_connect
+    return type(kind.__name__, (kind,), body)
+
+
+def _part(kind: Any, name: str) -> property:
+    """Return the property of a part of a client that opens no websockets either."""
+
+    def part(self: Any) -> Any:
+        found = getattr(super(_deaf_class(kind), self), name)
+        _refuse_sockets(found)
+        return found
+
+    return property(part)
+
+
+def _refuse_to_connect(self: Any, *_args: Any, **_options: Any) -> NoReturn:
+    name = type(self).__name__
+    raise Unmetered(f"what {name}.connect() costs cannot be seen; Meter(unmetered='allow') lets it pass uncounted")
+
+
+# ---------------------------------------------------------------- all clients
+
+
+def patch_classes() -> None:
+    """Put the hook on the classes of httpx and httpx2, where they are installed and it is not on already."""
+    import importlib
+
+    for name in HTTP_LIBRARIES:
+        try:
+            library = importlib.import_module(name)
+        except ImportError:
+            continue
+        with _lock:
+            for kind in (library.Client, library.AsyncClient):
+                if _HOOKED not in vars(kind.send):
+                    kind.send = _patched(kind.send, is_async=kind is library.AsyncClient)
+
+
+def _patched(original: Any, *, is_async: bool) -> Any:
+    """Return a `send` that is metered where a run or a `Meter.patch` block is open, and else the original at once."""
+    if is_async:
+
+        async def hooked(self: Any, request: Any, **options: Any) -> Any:
+            run = current_run()
+            if run is None and not _patching:
+                return await original(self, request, **options)
+            meter = _meter_of(run)
+            if meter is None:  # the block was left just now
+                return await original(self, request, **options)
+            return await asend(functools.partial(original, self), meter, run, request, options)
+
+    else:
+
+        def hooked(self: Any, request: Any, **options: Any) -> Any:  # type: ignore[misc]
+            run = current_run()
+            if run is None and not _patching:
+                return original(self, request, **options)
+            meter = _meter_of(run)
+            if meter is None:  # the block was left just now
+                return original(self, request, **options)
+            return send(functools.partial(original, self), meter, run, request, options)
+
+    functools.update_wrapper(hooked, original)
+    setattr(hooked, _HOOKED, True)
+    return hooked
+
+
+def _meter_of(run: Any) -> Any:
+    """Return the meter of a call through the classes: that of the `Meter.patch` block, or else the run's."""
+    try:
+        return _patching[-1]
+    except IndexError:
+        return None if run is None else run.meter
+
+
+@contextmanager
+def patch(meter: Any) -> Iterator[Any]:
+    """Meter the calls of all clients of the process, in all threads, until the block is left."""
+    patch_classes()
+    _patching.append(meter)
+    try:
+        yield meter
+    finally:
+        _patching.remove(meter)
