@@ -68,26 +68,30 @@ class Catalogue:
         self._module = module
         self._snapshot = module.get_snapshot()
 
-    def find(self, provider: str | None, name: str) -> Any:
-        """Return the model of that (plain) name at a provider, or at whichever has it; None if there is none."""
+    def find(self, provider: str | None, name: str) -> tuple[str, Any] | None:
+        """Return the model of that (plain) name at a provider, or at whichever has it, and who that is."""
         providers = self._snapshot.providers
         if provider is not None:
             where = self._module.find_provider_by_id(providers, provider)
         else:
             where = next((each for each in providers if each.model_match and each.model_match.is_match(name)), None)
-        return None if where is None else where.find_model(name, all_providers=providers)
+        if where is None:
+            return None
+        model = where.find_model(name, all_providers=providers)
+        return None if model is None else (where.id, model)
 
-    def priced(self, model: Any, tier: str, provider: str | None, clock: Callable[[], float]) -> Priced:
+    def priced(self, model: Any, tier: str, provider: str, clock: Callable[[], float]) -> Priced:
         """Return the rates of a model in a tier (as `tier_name` gives it), which follow the clock if they change."""
 
         def read(now: float) -> tuple[float, Priced]:
             return (now // _SECONDS + 1) * _SECONDS, self.priced_at(model, tier, provider, _moment(now))
 
-        if any(_may_change(constraint, _moment(clock())) for constraint in _constraints(model)):
-            return Timed(read, clock)
-        return self.priced_at(model, tier, provider, _moment(clock()))
+        now = clock()
+        found = self.priced_at(model, tier, provider, _moment(now))
+        changes = any(_may_change(constraint, _moment(now)) for constraint in _constraints(model))
+        return Timed(read, clock) if changes and not isinstance(found, Unpriced) else found
 
-    def priced_at(self, model: Any, tier: str, provider: str | None, at: datetime.datetime) -> Priced:
+    def priced_at(self, model: Any, tier: str, provider: str, at: datetime.datetime) -> Priced:
         """Return the rates that hold at a moment."""
         standard = _sheets(model.get_prices(at))
         if isinstance(standard, str):
@@ -106,7 +110,10 @@ class Catalogue:
         if self._snapshot.from_auto_update:
             day: datetime.date = self._snapshot.timestamp.date()
             return day
-        installed = _moment(Path(self._module.__file__).stat().st_mtime).date()
+        try:
+            installed = _moment(Path(self._module.__file__).stat().st_mtime).date()
+        except OSError:  # in a bundle there are no files
+            return None
         models = (model for provider in self._snapshot.providers for model in provider.models)
         starts = (getattr(constraint, "start_date", None) for model in models for constraint in _constraints(model))
         return max((start for start in starts if start is not None and start <= installed), default=None)

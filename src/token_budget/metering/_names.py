@@ -89,7 +89,7 @@ _VENDORS = {
 }
 _OWN_MARKS = (":ft:", "/ft:", ":ft-", "tunedmodels/", "/endpoints/", "custom-model/", "provisioned-model/")
 _ARNS = ("foundation-model", "inference-profile")  # those that end in the name of a model
-_DEEPEST = 6  # prefixes that are taken off one name: "vertex_ai/publishers/google/models/..." has four
+_DEEPEST = 4  # prefixes that are taken off one name
 
 Name = tuple["str | None", str]  # the provider, None: whichever; and what the model is called there
 

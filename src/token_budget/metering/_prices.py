@@ -11,12 +11,13 @@ What always holds:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from token_budget._money import shown_type, to_tokens, usd_text
 from token_budget.metering._catalogue import Catalogue, load
 from token_budget.metering._names import MAX_NAME, Patterns, is_own, names, plain, provider_of
 from token_budget.metering._rates import Free, Unpriced
-from token_budget.metering._table import STANDARD, UNKNOWN_TIER, line, tier_name
+from token_budget.metering._table import STANDARD, line, tier_name
 from token_budget.metering._usage import Usage
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import datetime  # noqa: ICN001  # as at run time, where `_lazy` gives the name its meaning
     import decimal
     import typing
-    from collections.abc import Callable, Mapping
 
     from token_budget.metering._rates import Priced
     from token_budget.metering._table import Line
@@ -32,7 +32,6 @@ else:
     from token_budget._lazy import datetime, decimal, typing
 
 _GENERATION = 1024  # prices found that one generation keeps
-_LONGEST_KEY = 64  # characters of a provider or tier that is kept
 _ADVICE = "give it a line in Prices({...}), an alias or a fallback"
 
 
@@ -71,9 +70,10 @@ class Prices:
         TypeError: the table is no dict, or something in it is not of the types above.
         ValueError: a rate is negative, not finite or too large, all rates of a line are 0, or aliases go in a circle.
 
-    >>> prices = Prices({"gpt-5*": ("1.25", 10)}, catalogue=False)
-    >>> prices.quote("gpt-5-2025-08-07", 1000, 500)
-    Decimal('0.00625')
+    ```python
+    prices = Prices({"gpt-5*": ("1.25", 10), "my-llama": "free"}, catalogue=False)
+    assert prices.quote("gpt-5-2025-08-07", input_tokens=1000, output_tokens=500) == Decimal("0.00625")
+    ```
     """
 
     __slots__ = ("__weakref__", "_aliases", "_clock", "_fallback", "_lines", "_list", "_old", "_patterns", "_young")
@@ -112,7 +112,7 @@ class Prices:
 
         Args:
             model: The model's name, as the request or the answer says it.
-            usage: The tokens of the answer.
+            usage: The tokens of one answer. A step looks at its input, so that of several together costs more.
             provider: Who served it (``openai``, ``anthropic``, ``google``, ...), if that is known.
             service_tier: As the request or the answer says it. None, ``auto`` and ``default`` are the standard one.
             at: When, for prices of the list that change; now if not given. One without a time zone is in UTC.
@@ -170,7 +170,7 @@ class Prices:
         key = (model, provider)
         found = self._young.get(key) or self._old.get(key)
         if found is None:
-            found = self._own(model, provider, STANDARD, None)
+            found = self._own(model, plain(provider or "") or None, STANDARD, None)
             self._keep(key, found)
         return not isinstance(found, Unpriced)
 
@@ -189,18 +189,15 @@ class Prices:
 
     def _found(self, model: str | None, provider: str | None, service_tier: str | None) -> Priced:
         """Return the rates that hold now, and keep them where `nanos` looks."""
-        if isinstance(service_tier, str) and len(service_tier) > _LONGEST_KEY:
-            return self._found(model, provider, UNKNOWN_TIER)
-        if isinstance(provider, str) and len(provider) > _LONGEST_KEY:
-            return self._found(model, None, service_tier)
         key = (model, provider, service_tier)
         found = self._old.get(key) or self._priced(model, provider, service_tier, None)
-        if model is None or len(model) <= MAX_NAME:
-            self._keep(key, found)
+        self._keep(key, found)
         return found
 
-    def _keep(self, key: object, found: Priced) -> None:
+    def _keep(self, key: tuple[str | None, ...], found: Priced) -> None:
         """Keep it among the young; when those are many they become the old, and the old are forgotten."""
+        if any(part is not None and len(part) > MAX_NAME for part in key):
+            return
         young = self._young
         if len(young) >= _GENERATION:
             self._old, self._young = young, {}
@@ -210,17 +207,17 @@ class Prices:
     def _priced(
         self, model: str | None, provider: str | None, service_tier: str | None, at: datetime.datetime | None
     ) -> Priced:
-        tier = tier_name(service_tier)
-        found = self._own(model, provider, tier, at)
+        tier, where = tier_name(service_tier), plain(provider or "") or None
+        found = self._own(model, where, tier, at)
         if self._fallback is None or not isinstance(found, Unpriced):
             return found
-        return self._fallback if isinstance(self._fallback, Free) else self._fallback.priced(tier, provider)
+        return self._fallback if isinstance(self._fallback, Free) else self._fallback.priced(tier, where)
 
     def _own(self, model: str | None, provider: str | None, tier: str, at: datetime.datetime | None) -> Priced:
         """Return the price of the model apart from the fallback, or that it has none."""
-        if not isinstance(model, str) or not model.strip():
+        if model is None or not model.strip():
             return Unpriced("the request names no model, so there is no price for it")
-        name, where = plain(model), plain(provider or "") or None
+        name = plain(model)
         if len(model) > MAX_NAME:
             return Unpriced(f"there is no price for model {name!r:.120}: the name is too long")
         found = self._line(name)
@@ -229,8 +226,8 @@ class Prices:
             for other in (name, *(short for _, short in names(name, None))):
                 found = found or self._line(other)
         if found is None:
-            return self._listed(name, where, tier, at)
-        return found if isinstance(found, Free) else found.priced(tier, provider_of(name, where))
+            return self._listed(name, provider, tier, at)
+        return found if isinstance(found, Free) else found.priced(tier, provider_of(name, provider))
 
     def _line(self, name: str) -> Line | Free | None:
         """Return the line of the table for exactly that name, else that of a pattern."""
@@ -260,12 +257,13 @@ class Prices:
         if isinstance(known, str):
             return Unpriced(f"{reason}; {known}" if known else reason)
         for where, short in names(name, provider):
-            model = known.find(where, short)
-            if model is not None:
+            one = known.find(where, short)
+            if one is not None:
+                seller, model = one
                 if at is None:
-                    found = known.priced(model, tier, where or provider, self._clock)
+                    found = known.priced(model, tier, seller, self._clock)
                 else:
-                    found = known.priced_at(model, tier, where or provider, at)
+                    found = known.priced_at(model, tier, seller, at)
                 if not isinstance(found, Unpriced):
                     return found
                 reason = f"{found.reason}: {_ADVICE}"
@@ -274,8 +272,6 @@ class Prices:
 
 def _by_name(given: Mapping[str, typing.Any] | None, what: str) -> dict[str, typing.Any]:
     """Return a dict of a user's by plain names."""
-    from collections.abc import Mapping
-
     if given is None:
         return {}
     if not isinstance(given, Mapping):

@@ -143,6 +143,8 @@ def _sheets(given: Any, who: str, inherit: Mapping[str, Fraction] | None = None)
         steps = _mapping(given.pop("steps", {}), f"{who}: steps")
     base = sheet(given, who, inherit=inherit)
     starts = {_start(key, who): value for key, value in steps.items()}
+    if len(starts) < len(steps):
+        raise ValueError(f"{who}: one step is given twice")
     sheets = Sheets(
         base, {start: sheet(value, f"{who}: step {start}", inherit=base) for start, value in starts.items()}
     )
