@@ -1,7 +1,14 @@
 """Estimate: about how many tokens a text is, without a tokenizer, by kinds of bytes.
 
-What always holds: it is an estimate and no bound, meant to be a little too high; one token a byte is the bound, since every
-token of a vocabulary that is made of bytes stands for at least one. The text is read by `bytes.translate`, in C.
+What always holds: it is an estimate and no bound, meant to be a little too high. One token a byte is the bound, since a
+token of a vocabulary that is made of bytes stands for one at least. The text is read by `bytes.translate`, in C.
+
+Held against OpenAI's o200k and cl100k it is not under for prose, code, JSON, CSV and logs in English, Chinese, Spanish,
+Hindi, Arabic, French, Portuguese, Russian, Japanese and German. It is under by more than a tenth for:
+
+* words of random letters (0.6 of the truth), runs of blank lines and control characters;
+* Tifinagh, Javanese, Yi, braille, and scripts beyond the basic plane, as cuneiform (0.65 to 0.75);
+* with cl100k alone: Odia, rare Chinese signs, Hangul that is no words, runs of mathematical signs (0.8 to 0.9).
 """
 
 from __future__ import annotations
@@ -14,11 +21,13 @@ _LETTERS = string.ascii_letters.encode()
 _DIGITS = string.digits.encode()
 _BLANKS = b" \t\r\n"
 _ASCII_LEFT = bytes(set(range(128)) - {*_LETTERS, *_DIGITS, *_BLANKS})
-_DENSE_LEADS = bytes((0xE0, 0xE1, 0xD4, 0xD5, 0xD6))  # Indic, Ethiopic, Khmer, Georgian, Armenian, some of Hebrew
+_INDIC = b"\xe0"  # the first byte of a sign: Indic, Thai, Lao, Tibetan
+_DENSE = b"\xe1\xd4\xd5\xd6\xdc\xdd\xde\xdf\xc9\xca"  # Ethiopic, Khmer, Georgian; Armenian; Syriac to N'Ko; phonetic
 _SEPARATE = 8000  # characters from which long texts are judged one by one: base64 does not hide behind prose
 
 # hundredths of a token
-_LETTER, _DENSE_LETTER, _PUNCTUATION, _BLANK, _HIGH, _DENSE_LEAD = 40, 75, 65, 5, 70, 100
+_LETTER, _DENSE_LETTER, _PUNCTUATION, _BLANK, _LINE, _HIGH = 40, 75, 65, 5, 40, 70
+_INDIC_MORE, _DENSE_MORE = 30, 80  # beside what each byte above 127 counts
 _WORDLESS = 20  # letters to a blank from which a text has no words: hex, base64, minified
 
 _ONE_BY_ONE = (
@@ -84,6 +93,7 @@ def _hundredths(data: bytes, digit: int) -> int:
     punctuation = len(rest) - len(high)
     letter = _LETTER if letters <= _WORDLESS * blanks else _DENSE_LETTER
     total = letters * letter + digits * digit + punctuation * _PUNCTUATION + blanks * _BLANK + len(high) * _HIGH
+    total += data.count(b"\n") * _LINE
     if high:
-        total += (len(high) - len(high.translate(None, _DENSE_LEADS))) * (_DENSE_LEAD - _HIGH)
+        total += high.count(_INDIC) * _INDIC_MORE + (len(high) - len(high.translate(None, _DENSE))) * _DENSE_MORE
     return total

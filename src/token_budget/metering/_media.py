@@ -1,9 +1,10 @@
 """Media: about how many tokens an image, a recording, a document or a reference in a request is.
 
 What always holds: media are counted by their kind and size and never as text by their base64, but only where the
-request says what they are (a data URL, a MIME type or a format) and their data looks like base64; anything else is text.
-The figures for images are the vendors' own, by model, and the largest that one image can cost; all others are estimates.
-A reference (an id, a URL) stands for what nobody can see from here: 3,000 tokens, 30,000 for a recording or a film.
+request says what they are (a data URL, a MIME type or a format) and their data looks like base64; anything else is
+text. The figures for images are the vendors' own, by model, and the largest that one image can cost; all others are
+estimates. A reference (an id, a URL) stands for what nobody can see from here: 3,000 tokens, 30,000 for a recording or
+a film.
 """
 
 from __future__ import annotations

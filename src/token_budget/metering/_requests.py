@@ -137,8 +137,8 @@ def read(
 def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
     """Return the body with at most ``limit`` tokens of output an answer; a smaller limit that it has already stays.
 
-    A shape without such a field (embeddings, transcriptions, Bedrock's ``invoke`` of other models than Claude) comes back
-    as it is.
+    A shape without such a field (embeddings, transcriptions, Bedrock's ``invoke`` of other models than Claude) comes
+    back as it is.
 
     Raises:
         Unmetered: The body cannot be read, or cannot be written again.

@@ -19,8 +19,8 @@ Kind = Literal["metered", "free", "unmetered", "unknown"]
 class Route:
     """Where a request goes.
 
-    ``metered``: its body is read and its cost is held. ``free``: it costs nothing by the token. ``unmetered``: it spends
-    in a way that nobody can bound before. ``unknown``: not on the list.
+    ``metered``: its body is read and its cost is held. ``free``: it costs nothing by the token. ``unmetered``: it
+    spends in a way that nobody can bound before. ``unknown``: not on the list.
     """
 
     kind: Kind
@@ -199,7 +199,7 @@ def _by_tail(provider: str | None, before: list[str], tail: str) -> Route | None
 
 
 def _is_version(before: list[str], *, known: bool) -> bool:
-    """Return whether an API starts after this part: ``v1``, ``v1beta``, ``openai``; a vendor's may start at its root."""
+    """Return whether an API starts after this part: ``v1``, ``v1beta``, ``openai``; a vendor's may at its root."""
     if not before:
         return known
     part = before[0]
