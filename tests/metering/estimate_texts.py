@@ -85,7 +85,7 @@ def log(language: str) -> str:
         f"2026-11-{pick.randrange(1, 29):02} {pick.randrange(24):02}:{pick.randrange(60):02}:07,"
         f"{pick.randrange(1000):03} "
         f"{pick.choice(['INFO', 'WARNING', 'ERROR'])} [worker-{pick.randrange(32)}] app.orders.service: "
-        f"{' '.join(pick.choice(told) for _ in range(7))} order_id={pick.randrange(10**6)} took={pick.randrange(900)}ms "
+        f"{' '.join(pick.choice(told) for _ in range(7))} order={pick.randrange(10**6)} took={pick.randrange(900)}ms "
         f"ip=10.{pick.randrange(256)}.{pick.randrange(256)}.{pick.randrange(256)}"
         for _ in range(20)
     )

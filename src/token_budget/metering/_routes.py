@@ -155,7 +155,7 @@ def provider_of(host: str) -> str | None:
     host = host.lower().rstrip(".")
     if host == "api.openai.com" or host.endswith(".api.openai.com"):
         return "openai"
-    if host.startswith("bedrock-") and ".amazonaws.com" in host:
+    if "bedrock" in host and host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return "aws"
     found = _HOSTS.get(host)
     return found or next((provider for domain, provider in _DOMAINS if host.endswith(domain)), None)
