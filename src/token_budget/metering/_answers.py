@@ -36,6 +36,10 @@ _USAGE = (
     "amazon-bedrock-invocationMetrics",
 )
 _AROUND = (
+    # First the sums over a run, before the answers that they are the sums of.
+    "_state",  # pydantic-ai's results, whose `usage` was a method before 2.0
+    "context_wrapper",  # openai-agents
+    "raw_responses",
     "message",  # Anthropic's message_start, LangChain's generation
     "response",  # OpenAI's response.completed, a batch's line
     "metadata",  # Bedrock's stream
@@ -44,10 +48,7 @@ _AROUND = (
     "data",  # the stream events of Mistral's SDK
     "result",  # Cloudflare, the results of Anthropic's batches
     "body",  # a batch's line
-    "context_wrapper",  # openai-agents: the sum of a run
     "messages",  # LangGraph's state
-    "_state",  # pydantic-ai's results, whose `usage` was a method before 2.0
-    "raw_responses",
     "generations",  # LangChain's LLMResult
     "llm_output",
     "response_metadata",

@@ -155,7 +155,7 @@ _NAMES: Table = {
 COUNT_NAMES = frozenset(_NAMES)
 NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 # Beside one of these, `cache_read_input_tokens` is a part of the input: LiteLLM, Databricks, our own dict.
-_CACHE_INSIDE = ("prompt_tokens", "reasoning_output_tokens")
+_CACHE_INSIDE = ("prompt_tokens", "reasoning_output_tokens", "cache_creation_1h_input_tokens", "audio_input_tokens")
 _MODALITIES = {
     "promptTokensDetails": AUDIO_IN,
     "prompt_tokens_details": AUDIO_IN,

@@ -116,4 +116,4 @@ def made(counts: Counts) -> Usage:
 
 def counts_of(usage: Usage) -> Counts:
     """Return the counts of a usage, in the order of its fields."""
-    return tuple(getattr(usage, name) for name in _SETTERS)  # type: ignore[return-value]
+    return tuple(getattr(usage, name) for name in _SETTERS)
