@@ -35,8 +35,8 @@ _WRITE_THIS = (
     "write http_client=meter.http_client(openai.DefaultHttpxClient), as the SDK takes it, or use budget_run(...)"
 )
 _LANGCHAIN = (
-    "LangChain gives one HTTP client to all models of the process, so metering this one would meter the others: use "
-    "budget_run(...), or give it a client of its own: ChatOpenAI(http_client=meter.http_client(openai.DefaultHttpxClient))"
+    "LangChain gives one HTTP client to all models of the process, so metering one would meter them all: "
+    "use budget_run(...), or give it its own: ChatOpenAI(http_client=meter.http_client(openai.DefaultHttpxClient))"
 )
 
 # What a client can open that is no HTTP: the attributes that lead there.
@@ -135,14 +135,12 @@ def _hooked_class(kind: Any) -> Any:
     if _is_async(kind):
 
         async def hooked(self: Any, request: Any, **options: Any) -> Any:
-            own = functools.partial(kind.send, self)
-            return await asend(own, getattr(self, _METER), current_run(), request, options)
+            return await asend(self, kind.send, getattr(self, _METER), current_run(), request, options)
 
     else:
 
         def hooked(self: Any, request: Any, **options: Any) -> Any:  # type: ignore[misc]
-            own = functools.partial(kind.send, self)
-            return send(own, getattr(self, _METER), current_run(), request, options)
+            return send(self, kind.send, getattr(self, _METER), current_run(), request, options)
 
     body = {"send": hooked, _HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), body)
@@ -241,7 +239,7 @@ def _patched(original: Any, *, is_async: bool) -> Any:
             meter = _meter_of(run)
             if meter is None:  # the block was left just now
                 return await original(self, request, **options)
-            return await asend(functools.partial(original, self), meter, run, request, options)
+            return await asend(self, original, meter, run, request, options)
 
     else:
 
@@ -252,7 +250,7 @@ def _patched(original: Any, *, is_async: bool) -> Any:
             meter = _meter_of(run)
             if meter is None:  # the block was left just now
                 return original(self, request, **options)
-            return send(functools.partial(original, self), meter, run, request, options)
+            return send(self, original, meter, run, request, options)
 
     functools.update_wrapper(hooked, original)
     setattr(hooked, _HOOKED, True)

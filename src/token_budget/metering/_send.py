@@ -107,11 +107,12 @@ class _Call:
         )
 
 
-def send(original: Send, meter: Any, run: Run | None, request: Any, options: dict[str, Any]) -> Any:
+def send(client: Any, original: Send, meter: Any, run: Run | None, request: Any, options: dict[str, Any]) -> Any:
     """Send a request through a sync client, metered.
 
     Args:
-        original: The client's own `send`.
+        client: The client.
+        original: Its own `send`, unbound.
         meter: The meter of the client, or of the run.
         run: The current run.
         request: The request.
@@ -121,10 +122,12 @@ def send(original: Send, meter: Any, run: Run | None, request: Any, options: dic
         BudgetExceeded, Refusal: It is refused, and was not sent (see `_refused`).
     """
     found = _route(request)
-    if found is None:
-        return original(request, **options)
+    if found is None or client.is_closed:
+        return original(client, request, **options)
     body: Any = getattr(request, "_content", None)
     if body is None and found.kind == "metered":
+        if not hasattr(request.stream, "__iter__"):  # a body for an async client: the client's own error
+            return original(client, request, **options)
         body = request.read()
     try:
         call = _examine(meter, run, request, found, body, options)
@@ -133,14 +136,14 @@ def send(original: Send, meter: Any, run: Run | None, request: Any, options: dic
     except Exception as error:  # noqa: BLE001 - a refusal, which reaches the caller as it is
         return refuse(request, error)
     if call is None:
-        return original(request, **options)
+        return original(client, request, **options)
     pending = call.pending
     try:
-        response = original(call.leave(), **_streamed(options, pending.ask))
+        response = original(client, call.leave(), **_streamed(options, pending.ask))
         outcome = call.judge(response)
         if outcome is not None:
             _settle(pending, outcome)
-        elif not options.get("stream"):
+        if pending.ask.stream and not options.get("stream"):
             _read(response)
     except BaseException as error:
         _settle(pending, _after(error))
@@ -150,13 +153,17 @@ def send(original: Send, meter: Any, run: Run | None, request: Any, options: dic
     return response
 
 
-async def asend(original: AsyncSend, meter: Any, run: Run | None, request: Any, options: dict[str, Any]) -> Any:
+async def asend(
+    client: Any, original: AsyncSend, meter: Any, run: Run | None, request: Any, options: dict[str, Any]
+) -> Any:
     """Do what `send` does, through an async client; the task waits for room, and not the thread."""
     found = _route(request)
-    if found is None:
-        return await original(request, **options)
+    if found is None or client.is_closed:
+        return await original(client, request, **options)
     body: Any = getattr(request, "_content", None)
     if body is None and found.kind == "metered":
+        if not hasattr(request.stream, "__aiter__"):
+            return await original(client, request, **options)
         body = await request.aread()
     try:
         call = _examine(meter, run, request, found, body, options)
@@ -165,14 +172,14 @@ async def asend(original: AsyncSend, meter: Any, run: Run | None, request: Any, 
     except Exception as error:  # noqa: BLE001 - as in `send`
         return refuse(request, error)
     if call is None:
-        return await original(request, **options)
+        return await original(client, request, **options)
     pending = call.pending
     try:
-        response = await original(call.leave(), **_streamed(options, pending.ask))
+        response = await original(client, call.leave(), **_streamed(options, pending.ask))
         outcome = call.judge(response)
         if outcome is not None:
             await _asettle(pending, outcome)
-        elif not options.get("stream"):
+        if pending.ask.stream and not options.get("stream"):
             await _aread(response)
     except BaseException as error:
         await _asettle(pending, _after(error))

@@ -1,8 +1,9 @@
 """The body of an answer on its way to the caller: it settles its call at the event that tells the usage.
 
 What always holds: the call is settled before the caller gets the bytes that tell what it cost. A body that is broken
-off, cut, never read or collected is charged in full (or what was seen of it, with ``broken="seen"``). Settling raises
-nothing, so what the caller sees is what the transport gave or raised.
+off, cut or never read is charged in full (or what was seen of it, with ``broken="seen"``); one that is collected is
+charged in full by its call's own finaliser. Settling raises nothing, so what the caller sees is what the transport gave
+or raised.
 """
 
 from __future__ import annotations
@@ -70,10 +71,6 @@ class _Body:
                 await pending.aseen(self._watch.seen())
             else:
                 await pending.acharge()
-
-    def __del__(self) -> None:
-        if "_watch" in self.__dict__:
-            self._broken()
 
 
 class _SyncBody(_Body):

@@ -96,7 +96,7 @@ class Watch:
             self._decode(encoding)
 
     def _decode(self, encoding: bytes) -> None:
-        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
+        if encoding in {b"gzip", b"deflate"}:
             self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip and zlib, by their first bytes
         else:
             self._mode, self.strip = _OPAQUE, False
@@ -126,7 +126,7 @@ class Watch:
         elif self._mode == _BODY:
             self._read_body(kept)
             kept = b""  # the caller has it
-        return kept
+        return kept if self.strip else b""
 
     def so_far(self) -> _shapes.Reading | None:
         """Return the usage of all that has passed by, if the provider told it; None if it did not."""
@@ -275,10 +275,8 @@ def _is_final(event: dict[str, Any], choices: int) -> bool:
         return kind.endswith(_ENDS)
     if event.get("choices") == [] or event.get("done") is True:
         return True
-    answers = event.get("choices") or event.get("candidates")
-    return (
-        choices == 1 and bool(answers) and any(one.get("finish_reason") or one.get("finishReason") for one in answers)
-    )
+    answers = event.get("choices") or event.get("candidates") or ()
+    return choices == 1 and any(one.get("finish_reason") or one.get("finishReason") for one in answers)
 
 
 def _text_bytes(value: Any) -> int:
