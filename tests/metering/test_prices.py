@@ -518,8 +518,8 @@ def test_names_without_end_take_no_memory_without_end() -> None:
     prices = own({"known-*": (1, 1)})
 
     def flood(start: int) -> None:
-        for number in range(start, start + 5000):
-            prices.nanos(f"known-{number}", IN, service_tier=f"{number}" * 3)
+        for number in range(start, start + 1500):
+            prices.nanos(f"known-{number}", IN, service_tier=f"{number}" if number % 20 == 0 else None)
             prices.knows(f"unknown-{number}")
             with pytest.raises(UnknownModel):
                 prices.nanos(f"unknown-{number}" + "x" * 300 * (number % 3), IN, provider=f"host{number}" * 50)
@@ -531,6 +531,7 @@ def test_names_without_end_take_no_memory_without_end() -> None:
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     flood(10_000)
+    flood(15_000)
     gc.collect()
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()

@@ -55,7 +55,6 @@ PREFIXES = {
     "openai": "openai",
     "openrouter": "openrouter",
     "perplexity": "perplexity",
-    "publishers": "google",
     "together": "together",
     "together_ai": "together",
     "vertex": "google",
@@ -128,10 +127,10 @@ def names(name: str, provider: str | None) -> list[Name]:
 
 def _without_prefix(name: str) -> tuple[str | None, str]:
     if name.startswith("arn:"):
-        kind, _, model = name.rpartition(":")[2].partition("/") if "/" not in name else name.partition("/")
+        kind, _, model = name.partition("/")
         return ("aws", model) if kind.rpartition(":")[2] in _ARNS else (None, name)
-    if name.startswith("projects/") and "/publishers/" in name:
-        return "google", name.partition("/publishers/")[2].replace("/models/", "/", 1)
+    if name.startswith(("projects/", "publishers/")) and "publishers/" in name:
+        return "google", name.partition("publishers/")[2].replace("/models/", "/", 1)
     for sign in "/:":
         head, _, rest = name.partition(sign)
         if rest and head in PREFIXES:
