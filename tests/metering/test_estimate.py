@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 import pytest
-from estimate_texts import OTHER_SCRIPTS, PROSE, kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimate_texts import OTHER_SCRIPTS, PROSE, kinds
 from token_budget.metering import _estimate
 from token_budget.metering._estimate import pieces_tokens, text_tokens, weights
 

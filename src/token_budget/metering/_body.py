@@ -63,6 +63,25 @@ def _dumped(fields: dict[str, Any]) -> bytes:
         return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
 
 
+def with_field(body: bytes, fields: dict[str, Any], name: str, value: object) -> bytes:
+    """Return a body with a field set; every other byte stays where the field is new.
+
+    Args:
+        body: the body.
+        fields: the object that it is, in which the field is set too.
+        name: of the field.
+        value: for it.
+
+    Raises:
+        Unmetered: It cannot be written again.
+    """
+    is_new = name not in fields and bool(fields)
+    fields[name] = value
+    if not is_new:
+        return written(fields)
+    return body.rstrip()[:-1] + f',"{name}":'.encode() + json.dumps(value).encode() + b"}"
+
+
 def value_at(fields: dict[str, Any], path: Path) -> Any:
     """Return the value at a path; None if there is none."""
     value: Any = fields

@@ -11,6 +11,7 @@ billed apart and stand in no usage: nothing is held for them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from token_budget.metering._estimate import pieces_tokens
@@ -22,6 +23,7 @@ TOOL_USE = 8_000
 USES = 3  # of a tool on the provider's side that has no `max_uses`
 _MOST_USES = 1000
 
+_MARKS = frozenset({"cache_control", "cachePoint", "prompt_cache_breakpoint"})  # of what a cache shall keep
 _A_MESSAGE = 4
 _TOOLS = 500  # what a provider writes around tools
 _START = 8
@@ -30,6 +32,25 @@ _MESSAGES = ("messages", "input", "contents", "chat_history", "requests")
 _SEARCH_TOOLS = frozenset({"googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval"})
 _HOSTED_TOOLS = frozenset({"urlContext", "url_context", "codeExecution", "code_execution", "fileSearch", "file_search"})
 _HOSTED = ("web_fetch", "code_execution", "file_search", "code_interpreter", "mcp", "x_search", "tool_search")
+
+
+@functools.lru_cache(maxsize=256)
+def _writes_cache(model: str) -> bool:
+    """Return whether a model of OpenAI's writes its input to a cache without being asked, for a fee: since gpt-5.6."""
+    major, _, minor = model.lower().rpartition("/")[2].removeprefix("gpt-").partition("-")[0].partition(".")
+    return (
+        "gpt-" in model.lower()
+        and major.isdecimal()
+        and (int(major[:9]), int(minor[:9]) if minor.isdecimal() else 0) >= (5, 6)
+    )
+
+
+def caches_unasked(fields: dict[str, Any], model: str | None) -> bool:
+    """Return whether the input may be billed as written to a cache although nothing in it is marked."""
+    if model is None or not _writes_cache(model):
+        return False
+    options = fields.get("prompt_cache_options")
+    return not (isinstance(options, dict) and options.get("mode") == "explicit")
 
 
 class Input:
@@ -42,7 +63,7 @@ class Input:
         ids = {name: count for name in ("input", "prompt") if (count := _token_ids(fields.get(name)))}
         texts = {name: value for name, value in fields.items() if name not in ids} if ids else fields
         pieces = collected(texts, model, media)
-        self.cached = "cache_control" in pieces or "cachePoint" in pieces
+        self.cached = not _MARKS.isdisjoint(pieces)
         self.hour = self.cached and "1h" in pieces
         self.audio = media.audio
         self.searches, others = _tool_uses(fields)

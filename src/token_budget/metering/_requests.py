@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from token_budget.metering._ask import Ask
-from token_budget.metering._body import LARGEST, Path, drop, parsed, put, value_at, whole, written
+from token_budget.metering._body import LARGEST, Path, drop, parsed, put, value_at, whole, with_field, written
 from token_budget.metering._estimate import pieces_tokens, text_tokens
-from token_budget.metering._input import Input, collected
+from token_budget.metering._input import Input, caches_unasked, collected
 from token_budget.metering._media import AUDIO_A_SECOND, Media, audio_seconds
 from token_budget.metering._refusals import Unmetered
 from token_budget.metering._routes import Route
@@ -68,6 +68,7 @@ _MARKS: dict[str, tuple[frozenset[str], ...]] = {
     "anthropic-complete": (frozenset({"model"}), frozenset({"prompt"})),
     "cohere-chat": (frozenset({"model", "messages"}),),
 }
+_CACHING = frozenset({"openai-chat", "openai-responses", "openai-compact"})
 _MODEL_ONLY = (frozenset({"model"}),)
 _BILLED_STREAMS = frozenset({"mistral", "groq", "x-ai", "perplexity", "together", "fireworks"})  # usage unasked
 
@@ -111,7 +112,7 @@ def read(
     output *= choices
     if output > LARGEST:
         raise Unmetered("the request asks for more than 10**12 tokens of output")
-    tier = fields.get("service_tier")
+    written_to_cache = given.cached or (route.shape in _CACHING and caches_unasked(fields, model))
     return Ask(
         operation=route.operation,
         provider=route.provider,
@@ -119,7 +120,7 @@ def read(
         worst=Usage(
             input_tokens=given.tokens,
             output_tokens=output,
-            cache_creation_input_tokens=given.tokens if given.cached else 0,
+            cache_creation_input_tokens=given.tokens if written_to_cache else 0,
             cache_creation_1h_input_tokens=given.tokens if given.hour else 0,
             audio_input_tokens=given.audio,
             audio_output_tokens=output if _speaks(fields) else 0,
@@ -128,7 +129,7 @@ def read(
         limited=limited,
         choices=choices,
         stream=route.stream or _streams(route, fields),
-        service_tier=tier if isinstance(tier, str) else None,
+        service_tier=_tier(fields),
         retried=retried,
         body=body,
     )
@@ -149,9 +150,12 @@ def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
     paths = _LIMITS[route.shape]
     there = [path for path in paths if value_at(fields, path) is not None]
     if not there:
+        chosen = _field(route, fields)
+        if len(chosen) == 1 and not any(path[0] in fields for path in paths):
+            return with_field(body, fields, chosen[0], limit)
         for path in paths:  # those that are null
             drop(fields, path)
-        put(fields, _field(route, fields), limit)
+        put(fields, chosen, limit)
         return written(fields)
     above = [path for path in there if not 0 <= whole(value_at(fields, path), path[-1]) <= limit]
     for path in above:
@@ -159,15 +163,18 @@ def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
     return written(fields) if above else body
 
 
-def with_stream_usage(route: Route, _host: str, body: bytes) -> bytes | None:
+def with_stream_usage(route: Route, _host: str, body: bytes, *, api_version: str | None = None) -> bytes | None:
     """Return the body asking for the usage at the end of a stream; None if there is nothing to ask for.
 
-    Who reads the answer must take the extra chunk out again. Providers that send usage unasked are left alone.
+    Who reads the answer must take the extra chunk out again. Providers that send usage unasked are left alone, and so
+    is Azure where the URL says an ``api_version`` that refuses the question.
 
     Raises:
         Unmetered: The body cannot be read, or cannot be written again.
     """
     if route.shape not in {"openai-chat", "openai-completions"} or route.provider in _BILLED_STREAMS:
+        return None
+    if route.provider == "azure" and api_version is not None and api_version < "2024-09-01":
         return None
     fields = parsed(body)
     options = fields.get("stream_options")
@@ -175,8 +182,7 @@ def with_stream_usage(route: Route, _host: str, body: bytes) -> bytes | None:
         return None
     if options is not None and options.get("include_usage") is True:
         return None
-    fields["stream_options"] = {**(options or {}), "include_usage": True}
-    return written(fields)
+    return with_field(body, fields, "stream_options", {**(options or {}), "include_usage": True})
 
 
 # ---------------------------------------------------------------- the output
@@ -244,6 +250,15 @@ def _speaks(fields: dict[str, Any]) -> bool:
     """Return whether the answer may be audio."""
     wanted = fields.get("modalities") or value_at(fields, ("generationConfig", "responseModalities")) or ()
     return isinstance(wanted, list) and any(str(one).lower() == "audio" for one in wanted)
+
+
+def _tier(fields: dict[str, Any]) -> str | None:
+    """Return the service tier that is asked for; Anthropic's fast mode is one too, and Bedrock wraps its own."""
+    if fields.get("speed") == "fast":
+        return "fast"
+    tier = fields.get("service_tier") or fields.get("serviceTier")
+    tier = tier.get("type") if isinstance(tier, dict) else tier
+    return tier if isinstance(tier, str) else None
 
 
 def _streams(route: Route, fields: dict[str, Any]) -> bool:
