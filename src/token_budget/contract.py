@@ -5,6 +5,7 @@ A `Meter` takes anything that keeps this contract. The meaning of each method is
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol, SupportsIndex
@@ -67,7 +68,9 @@ class Pool(Protocol):
         """Hold an amount, or raise BudgetExceeded. It waits for room up to ``timeout`` seconds."""
         ...
 
-    async def areserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0, timeout: float | None = None) -> HeldAmount:
+    def areserve(
+        self, *, tokens: SupportsIndex = 0, usd: Amount = 0, timeout: float | None = None
+    ) -> Awaitable[HeldAmount]:
         """Do what `reserve` does; the task waits, and not the thread."""
         ...
 

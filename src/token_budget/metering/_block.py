@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import types  # noqa: TC003 - annotations resolve at run time
+import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from token_budget._arguments import checked_caps, checked_name
@@ -91,7 +92,8 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         self._guards = {"calls_per_minute": calls_per_minute, "growth": growth, "repeats": repeats}
         Guards(**self._guards)
         self._name = checked
-        self._caps = {"token_cap": token_cap, "usd_cap": usd_cap}
+        self._token_cap = token_cap
+        self._usd_cap = usd_cap
         self._pool = pool
         self._meter = meter
         self._user = user
@@ -131,13 +133,13 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         self.__exit__(kind, error, traceback)
 
     def _new(self, outer: Run | None) -> Run:
-        meter = self._meter if self._meter is not None else outer._meter if outer is not None else Meter()
+        meter = self._meter if self._meter is not None else outer._meter if outer is not None else _default_meter()
         above: Any = self._pool if self._pool is not None else outer._pool if outer is not None else meter.pool
         others: list[Pool] = [] if self._user is None or isinstance(self._user, str) else [self._user]
         if isinstance(above, BudgetPool):
-            pool = above.child(name=self._name, **self._caps)
+            pool = above.child(self._token_cap, self._usd_cap, name=self._name)
         else:  # none, or one of a store, which has no children here: it is charged beside a budget of the run's own
-            pool = BudgetPool(name=self._name, **self._caps)
+            pool = BudgetPool(self._token_cap, self._usd_cap, name=self._name)
             others += [] if above is None else [above]
         user = self._user if self._user is None or isinstance(self._user, str) else self._user.name
         return Run(
@@ -150,6 +152,12 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
             user=user,
             context=self._context,
         )
+
+
+@cache
+def _default_meter() -> Meter:
+    """Return the meter of runs that were given none."""
+    return Meter()
 
 
 def _patch_classes() -> None:

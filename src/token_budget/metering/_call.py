@@ -5,7 +5,7 @@ For what the hooks cannot see (boto3, gRPC, a model of one's own), and for worst
 
 from __future__ import annotations
 
-import types  # noqa: TC003 - annotations resolve at run time
+import types
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -17,7 +17,7 @@ from token_budget.metering._ask import Ask
 from token_budget.metering._charge import logger
 from token_budget.metering._pending import Pending, Terms, begin
 from token_budget.metering._run import Off, _metering_off, current_run
-from token_budget.metering._shapes import Reading, read
+from token_budget.metering._shapes import Reading, UnknownUsage, read
 from token_budget.metering._usage import Usage
 
 
@@ -111,6 +111,14 @@ class Call:
         self._off.open = False
         return pending.overrun
 
+    async def asettle(self, answer: object) -> BudgetOverrun | None:
+        """Do what `settle` does, without blocking the event loop on the pool of a store."""
+        pending = self._entered()
+        reading = _reading(answer)
+        await (pending.acharge() if reading is None else pending.asettle(reading))
+        self._off.open = False
+        return pending.overrun
+
     def release(self) -> None:
         """Give the room back: nothing was sent.
 
@@ -182,7 +190,8 @@ def _reading(answer: object) -> Reading | None:
     try:
         return read(answer)
     except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
-        logger().warning("an answer is charged in full, for its usage cannot be read: %s", error)
+        why = str(error) if isinstance(error, UnknownUsage) else type(error).__name__  # the first shows names of fields
+        logger().warning("an answer is charged in full, for its usage cannot be read: %s", why)
         return None
 
 
@@ -204,19 +213,19 @@ def decorated(function: Callable[..., Any], call: Callable[[tuple[Any, ...], dic
     if any(iscoroutinefunction(one) for one in kinds):
 
         @wraps(function)
-        async def metered(*args: Any, **kwargs: Any) -> Any:
+        async def ametered(*args: Any, **kwargs: Any) -> Any:
             async with call(args, kwargs) as block:
                 answer = await function(*args, **kwargs)
-                block.settle(answer)
+                await block.asettle(answer)
                 return answer
 
-    else:
+        return ametered
 
-        @wraps(function)
-        def metered(*args: Any, **kwargs: Any) -> Any:
-            with call(args, kwargs) as block:
-                answer = function(*args, **kwargs)
-                block.settle(answer)
-                return answer
+    @wraps(function)
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        with call(args, kwargs) as block:
+            answer = function(*args, **kwargs)
+            block.settle(answer)
+            return answer
 
     return metered

@@ -131,7 +131,7 @@ class Charge:
         for pool in self.pools:
             try:
                 pool.record(tokens=tokens, usd=usd, force=True)
-            except BudgetOverrun as error:
+            except BudgetOverrun as error:  # noqa: PERF203 - every pool is told, whatever the others say
                 first = first or error.with_traceback(None)
             except (PoolForked, BudgetUnavailable, OSError) as error:
                 failure = failure or (pool, error)
@@ -146,7 +146,14 @@ class Charge:
         return [pool.snapshot() for pool in self._scopes()]
 
     def closed(self) -> bool:
-        """Return whether one of the pools is closed."""
+        """Return whether one of the pools is closed.
+
+        Raises:
+            PoolForked: in a forked child.
+        """
+        for pool in self.pools:
+            if isinstance(pool, BudgetPool):
+                _check_fork(pool)
         return any(pool.closed for pool in self.pools)
 
     def _scopes(self) -> list[Any]:
@@ -217,7 +224,7 @@ class Held:
             try:
                 if part is not None:
                     part.release()
-            except Exception as error:  # noqa: BLE001 - as `commit`
+            except Exception as error:  # noqa: BLE001, PERF203 - as `commit`
                 _kept(pool, error)
 
     async def arelease(self) -> None:
@@ -226,7 +233,7 @@ class Held:
             try:
                 if part is not None:
                     await part.arelease()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001, PERF203
                 _kept(pool, error)
 
 
@@ -243,6 +250,14 @@ def _as_one(pools: list[BudgetPool], *, to_record: bool) -> BudgetPool:
     accounts = dict.fromkeys(account for pool in (longest, *rest) for account in pool._chain[:-1])
     joined._bind(longest._family, (Account(None, None, None, None), *accounts, first))
     return joined
+
+
+def _check_fork(pool: BudgetPool) -> None:
+    """Raise PoolForked in a forked child."""
+    family = pool._family
+    family.check_fork()
+    if family.spending is not family.locked:  # it refuses, and raises
+        next(family.spending)
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from token_budget._money import shown_type, to_usd
 from token_budget._snapshot import BudgetSnapshot
+from token_budget.metering._names import names, plain
 
 Reason = Literal["budget_exceeded", "model_blocked", "unknown_model", "loop", "stopped", "unreachable"]
 
@@ -95,12 +96,15 @@ def _wait(scope: BudgetSnapshot, tokens: int, nanos: int) -> float | None:
         (tokens, scope.tokens_used, scope.tokens_reserved, scope.token_cap),
         (nanos, scope.usd_used_nanos, scope.usd_reserved_nanos, scope.usd_cap_nanos),
     ]
-    asked = [(units, used, held, cap) for units, used, held, cap in axes if units and cap is not None]
-    if all(used + held + units <= cap for units, used, held, cap in asked):
+    # What is asked, what is free once nothing is in flight, what is free now, what is free in a new period.
+    asked = [
+        (units, cap - used, cap - used - held, cap) for units, used, held, cap in axes if units and cap is not None
+    ]
+    if all(units <= now for units, _, now, _ in asked):
         return _FITS
-    if all(used + units <= cap for units, used, held, cap in asked):
+    if all(units <= later for units, later, _, _ in asked):
         return 0.0
-    if scope.resets_at is None or any(units > cap for units, used, held, cap in asked):
+    if scope.resets_at is None or any(units > whole for units, _, _, whole in asked):
         return None
     return max(0.0, (scope.resets_at - datetime.datetime.now(datetime.timezone.utc)).total_seconds())
 
@@ -116,14 +120,8 @@ class Policies:
         Raises:
             TypeError: it is none of both.
         """
-        pairs = (policies,) if _is_pair(policies) else tuple(policies) if isinstance(policies, Iterable) else (None,)
-        for pair in pairs:
-            if not _is_pair(pair):
-                raise TypeError(
-                    'policies are pairs such as ({"plan": "free"}, ["gpt-5*"]): what the context says, and patterns of '
-                    f"the models that are denied then; not {shown_type(pair)}"
-                )
-        self._pairs = tuple((dict(wanted), tuple(pattern.lower() for pattern in denied)) for wanted, denied in pairs)
+        several = policies if isinstance(policies, (tuple, list)) and not _is_pair(policies) else (policies,)
+        self._pairs = tuple(_checked(pair) for pair in several)
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
@@ -132,11 +130,11 @@ class Policies:
         """Return the pattern that denies a model in this context; None if there is none."""
         from fnmatch import fnmatchcase
 
-        names = _names(model)
+        meant = _names(model)
         for wanted, denied in self._pairs:
             if all(key in context and _says(context[key], value) for key, value in wanted.items()):
                 for pattern in denied:
-                    if any(fnmatchcase(name, pattern) for name in names):
+                    if any(fnmatchcase(name, pattern) for name in meant):
                         return pattern
         return None
 
@@ -146,10 +144,19 @@ def _says(said: Any, wanted: Any) -> bool:
 
 
 def _names(model: str | None) -> set[str]:
-    """Return a model's name with and without what stands before it: ``openai/gpt-5``, ``ft:gpt-5:org``."""
-    name = (model or "").lower()
-    bare = name.rpartition("/")[2].removeprefix("ft:")
-    return {name, bare}
+    """Return a model's name with and without what stands before it: ``openai/gpt-5``, ``us.anthropic.claude-...``."""
+    name = plain(model or "")
+    found = {name, *(meant for _, meant in names(name, None))}
+    return found | {one.rpartition("/")[2].removeprefix("ft:") for one in found}
+
+
+def _checked(pair: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    if not _is_pair(pair):
+        raise TypeError(
+            'policies are pairs such as ({"plan": "free"}, ["gpt-5*"]): what the context says, and patterns of the '
+            f"models that are denied then; not {shown_type(pair)}"
+        )
+    return dict(pair[0]), tuple(plain(pattern) for pattern in pair[1])
 
 
 def _is_pair(pair: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 from token_budget._money import shown_type
@@ -82,7 +83,7 @@ class Guards:
 
     def _examine_growth(self, tokens: int, share: float, calls: int) -> None:
         inputs = [*self._inputs, tokens][-calls:]
-        rises = all(later > earlier for earlier, later in zip(inputs, inputs[1:], strict=False))
+        rises = all(later > earlier for earlier, later in pairwise(inputs))
         if len(inputs) == calls and rises and inputs[-1] >= inputs[0] * (1 + share):
             raise LoopDetected(
                 f"loop: the input grew from {inputs[0]:,} to {tokens:,} tokens over {calls} calls in a row "

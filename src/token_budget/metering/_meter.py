@@ -16,7 +16,7 @@ from token_budget._money import shown_type, to_nanos, to_tokens
 from token_budget.contract import Amount, BudgetUnavailable, Pool
 from token_budget.metering._ask import Ask
 from token_budget.metering._call import Call, ask_for, checked_pools, decorated
-from token_budget.metering._charge import Charge, logger
+from token_budget.metering._charge import Charge
 from token_budget.metering._decision import Decision, Policies, Reason, weigh
 from token_budget.metering._pending import Pending, Terms, begin, charge_or_refuse, check_policies, fit, record_of
 from token_budget.metering._prices import Prices
@@ -97,15 +97,15 @@ class Meter:
         terms.pool = next(iter(checked_pools(pool)), None)
         terms.prices = _checked_prices(prices)
         terms.default_output = to_tokens(default_output, "default_output")
-        terms.cap_output = _one_of(cap_output, "cap_output", False, True, "fit")
+        terms.cap_output = _one_of(cap_output, "cap_output", *(False, True, "fit"))
         terms.broken = _one_of(broken, "broken", "full", "seen")
         terms.lenient = _one_of(on_error, "on_error", "block", "allow") == "allow"
         terms.timeout = checked_timeout(timeout)
         terms.policies = Policies(policies)
         terms.charge = Charge(checked_pools(pool))
         terms.callbacks = ()
-        self._unmetered = _one_of(unmetered, "unmetered", "refuse", "allow")
-        self._estimate = _one_of(estimate, "estimate", "typical", "bytes")
+        self._unmetered: Literal["refuse", "allow"] = _one_of(unmetered, "unmetered", "refuse", "allow")
+        self._estimate: Literal["typical", "bytes"] = _one_of(estimate, "estimate", "typical", "bytes")
 
     # ------------------------------------------------------------------ what it is
 
@@ -125,12 +125,12 @@ class Meter:
         return self._terms.default_output
 
     @property
-    def unmetered(self) -> str:
+    def unmetered(self) -> Literal["refuse", "allow"]:
         """Whether requests that cannot be bounded are refused or let through."""
         return self._unmetered
 
     @property
-    def estimate(self) -> str:
+    def estimate(self) -> Literal["typical", "bytes"]:
         """How the input of a request is estimated."""
         return self._estimate
 
@@ -265,7 +265,7 @@ class Meter:
             nanos = terms.prices.nanos(ask.model, ask.worst)
             charge = charge_or_refuse(terms, run, pools)
             if charge.closed():
-                raise PoolClosed("the pool is closed")
+                return Decision(allowed=False, reason="stopped", usd_nanos=nanos)
             if terms.cap_output == "fit" and not ask.limited:
                 _, nanos = fit(terms, ask, charge, nanos)
             if run is not None:
@@ -307,7 +307,8 @@ class Meter:
         if not isinstance(model, str):
             raise TypeError(f"model must be a str, not {shown_type(model)}")
         pools, nanos = checked_pools(pool), None if usd is None else to_nanos(usd)
-        terms, run, late = self._terms, current_run(), None
+        terms, run = self._terms, current_run()
+        late: UnknownUsage | UnknownModel | None = None
         try:
             reading = _reading(answer, input_tokens, output_tokens, usd)
         except UnknownUsage as error:

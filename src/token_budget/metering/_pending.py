@@ -1,8 +1,8 @@
 """Pending: one call, from the moment at which it is examined to the moment at which it is settled.
 
 What always holds: a call that holds something is settled exactly once, and the first to settle it wins, from whatever
-thread, finaliser or signal handler. Settling raises nothing: it comes after the answer. One that is dropped unsettled is
-charged in full.
+thread, finaliser or signal handler. Settling raises nothing: it comes after the answer. One that is dropped unsettled
+is charged in full.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Terms:
         for callback in self.callbacks:
             try:
                 callback(record)
-            except Exception:  # noqa: BLE001 - a listener's trouble is not the caller's
+            except Exception:  # noqa: BLE001, PERF203 - a listener's trouble is not the caller's
                 logger().exception("a subscriber of the meter raised")
 
     def refused(self, run: Run | None, ask: Ask, error: BaseException) -> None:

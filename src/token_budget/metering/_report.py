@@ -130,7 +130,8 @@ class Ledger:
         usage, model = record.usage, record.model or "unknown"
         sums = self._models.get(model)
         if sums is None:
-            sums = self._models[model] = Sums()
+            model = model if len(self._models) < KEPT else "others"
+            sums = self._models.setdefault(model, Sums())
         for one in (self._total, sums):
             one.calls += 1
             one.input_tokens += usage.input_tokens

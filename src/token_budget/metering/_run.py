@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -86,8 +87,8 @@ class Run:
         self._pools: tuple[Pool, ...] = (pool, *others)
         self._guards = guards
         self._user = user
-        inherited = {} if outer is None else outer._context
-        self._context = {**inherited, **({} if user is None else {"user": user}), **(context or {})}
+        inherited: Mapping[str, Any] = {} if outer is None else outer._context
+        self._context: Mapping[str, Any] = {**inherited, **({} if user is None else {"user": user}), **(context or {})}
         self._ledger = Ledger()
         self._charges: dict[int, tuple[Pool | None, Charge]] = {}
         self._started = time.monotonic()
@@ -165,27 +166,20 @@ class Run:
             raise TypeError(
                 "a generator's body runs in its caller's context: open the run inside of it, or bind a function"
             )
+        called: Any = function
         if any(iscoroutinefunction(one) for one in kinds):
 
-            async def bound(*args: Any, **kwargs: Any) -> Any:
-                before = _current.get()
-                _current.set(self)
-                try:
-                    return await function(*args, **kwargs)  # type: ignore[call-arg, misc]
-                finally:
-                    _current.set(before)
+            async def abound(*args: Any, **kwargs: Any) -> Any:
+                with self._here():
+                    return await called(*args, **kwargs)
 
-        else:
+            return wraps(called)(abound)  # type: ignore[return-value]
 
-            def bound(*args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
-                before = _current.get()
-                _current.set(self)
-                try:
-                    return function(*args, **kwargs)  # type: ignore[call-arg]
-                finally:
-                    _current.set(before)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            with self._here():
+                return called(*args, **kwargs)
 
-        return _as(function, bound)
+        return wraps(called)(bound)
 
     # ------------------------------------------------------------------ what it has done
 
@@ -264,6 +258,16 @@ class Run:
         for run in self.around:
             run._ledger.add(record)
 
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Make it the current run of this task or thread for a while."""
+        before = _current.get()
+        _current.set(self)
+        try:
+            yield
+        finally:
+            _current.set(before)
+
     def _open(self, *, for_all: bool) -> Run | None:
         """Make it the current run. Return which was it before.
 
@@ -274,8 +278,8 @@ class Run:
             with _opening:
                 if _for_all and _for_all[-1] not in self.around:
                     raise RuntimeError(
-                        f"run {_for_all[-1]._name!r} takes all threads (threads=True) until it ends: two such runs must "
-                        "stand one inside the other"
+                        f"run {_for_all[-1]._name!r} takes all threads (threads=True) until it ends: two such runs "
+                        "must stand one inside the other"
                     )
                 _for_all.append(self)
         before = _current.get()
@@ -293,10 +297,3 @@ class Run:
         here = _current.get()
         if here is not None and self in here.around:
             _current.set(before)
-
-
-def _as(function: Callable[P, T], bound: Callable[..., Any]) -> Callable[P, T]:
-    try:
-        return wraps(function)(bound)
-    except AttributeError:  # pragma: no cover - `wraps` takes anything
-        return bound
