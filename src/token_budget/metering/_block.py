@@ -117,10 +117,12 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         """End the run."""
         here = _current.get()
         around = () if here is None else here.around
-        mine = [entry for entry in self._open if entry[0] in around] or self._open
+        begun = [*self._open]
+        mine = [entry for entry in begun if entry[0] in around] or begun  # in another context (a generator's): the last
         if mine:
+            run, before = mine[-1]
             self._open.remove(mine[-1])
-            mine[-1][0]._end(mine[-1][1])
+            run._end(before)
 
     async def __aenter__(self) -> Run:
         """Do what ``__enter__`` does; never suspends."""

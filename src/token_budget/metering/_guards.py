@@ -78,7 +78,7 @@ class Guards:
             return None
         key = _digest(ask)
         if self._seen.get(key, 0) >= self.repeats:
-            raise LoopDetected(f"loop: the same request for the {self.repeats + 1}th time (repeats={self.repeats})")
+            raise LoopDetected(f"loop: the same request, {self.repeats + 1} times (repeats={self.repeats})")
         return key
 
     def _examine_growth(self, tokens: int, share: float, calls: int) -> None:

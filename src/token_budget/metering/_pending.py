@@ -25,6 +25,9 @@ from token_budget.metering._usage import Usage
 FEWEST_OUTPUT_TOKENS = 256  # of `cap_output="fit"`
 UNSEEN_TOKENS = 256  # of `broken="seen"`: what a provider may have made and not sent
 NOTHING = Usage()
+# What each open call holds, by its id. It is kept from here, so that the collector, which finalises a circle of objects
+# in any order, cannot find it before the call that settles it.
+_held: dict[int, Held] = {}
 _NO_CONTEXT: Mapping[str, Any] = {}
 
 
@@ -165,12 +168,11 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
 class Pending:
     """One call: examined, then held, then settled once."""
 
-    __slots__ = ("_charge", "_once", "_started", "ask", "nanos", "output_limit", "overrun", "run", "status", "terms")
+    __slots__ = ("_charge", "_started", "ask", "nanos", "output_limit", "overrun", "run", "status", "terms")
 
     def __init__(
         self, terms: Terms, ask: Ask, run: Run | None, charge: Charge, nanos: int, output_limit: int | None
     ) -> None:
-        self._once: list[Held] = []  # what is held; who takes it out settles it
         self._started = 0.0
         self._charge = charge
         self.terms = terms
@@ -190,7 +192,7 @@ class Pending:
     @property
     def open(self) -> bool:
         """Whether it holds something that is to be settled."""
-        return bool(self._once)
+        return id(self) in _held
 
     # ------------------------------------------------------------------ holding
 
@@ -209,7 +211,7 @@ class Pending:
         except Exception as error:
             self._refused(error)
             raise
-        self._once.append(held)
+        _held[id(self)] = held
         self._started = time.perf_counter()
 
     async def ahold(self) -> None:
@@ -220,7 +222,7 @@ class Pending:
         except Exception as error:
             self._refused(error)
             raise
-        self._once.append(held)
+        _held[id(self)] = held
         self._started = time.perf_counter()
 
     def _refused(self, error: Exception) -> None:
@@ -298,18 +300,16 @@ class Pending:
 
     def __del__(self) -> None:
         """Charge what nobody settled: a stream that was dropped is billed all the same."""
-        if getattr(self, "_once", None):
+        if id(self) in _held:
             self.charge()
 
     # ------------------------------------------------------------------ inside
 
     def _take(self, status: Status) -> Held | None:
         """Return what is held to the first who asks; None to everybody else."""
-        try:
-            held = self._once.pop()
-        except IndexError:
-            return None
-        self.status = status
+        held = _held.pop(id(self), None)
+        if held is not None:
+            self.status = status
         return held
 
     def _commit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
