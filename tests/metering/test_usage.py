@@ -99,6 +99,13 @@ class Slots:
         self.usage, self.choices, self.model = usage, (), "gpt-4o"
 
 
+class SlotsAndDict:
+    __slots__ = ("__dict__", "__weakref__", "model")
+
+    def __init__(self, usage: object) -> None:
+        self.model, self.usage = "gpt-4o", usage
+
+
 class OneSlot:
     __slots__ = "usage"  # noqa: PLC0205 - it is legal, and no iterable of names
 
@@ -130,6 +137,7 @@ NamedAnswer = collections.namedtuple("NamedAnswer", ["usage", "model"])  # noqa:
 OBJECTS: dict[str, Any] = {
     "a namespace": lambda usage: SimpleNamespace(usage=usage),
     "slots": Slots,
+    "slots and a dict": SlotsAndDict,
     "one slot": OneSlot,
     "properties": Properties,
     "a pydantic model's extra": Extra,

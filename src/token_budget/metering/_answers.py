@@ -23,6 +23,7 @@ from token_budget.metering._counts import (
     counts,
     larger,
     names,
+    tool_counts,
 )
 from token_budget.metering._objects import fields
 
@@ -42,6 +43,7 @@ _AROUND = (
     "raw_responses",
     "message",  # Anthropic's message_start, LangChain's generation
     "response",  # OpenAI's response.completed, a batch's line
+    "interaction",  # the stream events of Gemini's interactions
     "metadata",  # Bedrock's stream
     "meta",  # Cohere
     "delta",  # Cohere's stream
@@ -158,6 +160,9 @@ def _amended(view: Mapping[Any, Any], found: Counts) -> Counts:
     if view.get("object") == "list" and not found[INPUT]:
         # Embeddings have no output: a total alone, as Voyage tells it, is input.
         return (found[OUTPUT], 0, *found[READ:])  # type: ignore[return-value]
+    tools = view.get("tool_usage")
+    if tools is not None:
+        return add(found, tool_counts(fields(tools) or {}))
     output = view.get("output")
     if isinstance(output, list) and (searches := sum(map(_is_search, output))) > found[SEARCHES]:
         return (*found[:SEARCHES], searches)  # type: ignore[return-value]

@@ -12,6 +12,7 @@ of what comes out:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -53,6 +54,8 @@ _BILLED_INPUT = 17  # Cohere bills less than it processes
 _BILLED_OUTPUT = 18
 _UNMEASURED = 19  # pydantic-ai: how many answers told nothing
 _ROWS = 20
+_NO_WRITES = [0] * (REASONING - WRITE)
+_NO_MORE = [0] * (_ROWS - _TOOL_INPUT)
 
 _KEPT: Table = {"ephemeral_1h_input_tokens": WRITE_1H, "ephemeral_5m_input_tokens": _WRITE_5M}
 _INPUT_DETAILS: Table = {
@@ -93,6 +96,8 @@ _NAMES: Table = {
     "reasoning_tokens": _REASONING_BESIDE,
     "citation_tokens": _CITATIONS,
     "num_search_queries": SEARCHES,
+    "connector_tokens": _TOOL_INPUT,  # Mistral's conversations
+    "connectors": {"web_search": SEARCHES},
     "tool_calls_details": {"search_web": {"invocation": SEARCHES}},
     # OpenAI responses and realtime, openai-agents, LangChain, pydantic-ai, Anthropic
     "input_tokens": INPUT,
@@ -127,6 +132,12 @@ _NAMES: Table = {
     "thoughts_token_count": _THOUGHTS,
     "cachedContentTokenCount": READ,
     "cached_content_token_count": READ,
+    # Gemini's interactions: whether the output includes the thoughts, the total says
+    "total_input_tokens": INPUT,
+    "total_output_tokens": OUTPUT,
+    "total_thought_tokens": REASONING,
+    "total_cached_tokens": READ,
+    "total_tool_use_tokens": _TOOL_INPUT,
     # Bedrock: Converse, and what it adds to the streams of InvokeModel
     "inputTokens": INPUT,
     "outputTokens": OUTPUT,
@@ -165,8 +176,18 @@ _MODALITIES = {
     "candidates_tokens_details": AUDIO_OUT,
     "responseTokensDetails": AUDIO_OUT,
     "response_tokens_details": AUDIO_OUT,
+    "input_tokens_by_modality": AUDIO_IN,
+    "tool_use_tokens_by_modality": AUDIO_IN,
+    "output_tokens_by_modality": AUDIO_OUT,
 }
-_MODALITY_COUNT: Table = {"tokenCount": INPUT, "token_count": INPUT}
+_MODALITY_COUNT: Table = {"tokenCount": INPUT, "token_count": INPUT, "tokens": INPUT}
+_HAS_MODALITIES = frozenset(("promptTokenCount", "prompt_token_count", "total_input_tokens"))
+_TOOLS: Table = {
+    "image_gen": {"input_tokens": INPUT, "output_tokens": OUTPUT, "cached_tokens": READ},
+    "web_search": {"num_requests": SEARCHES},
+}
+# The iterations of an answer of Anthropic that are not in its sums.
+_APART = ("compaction", "advisor_message")
 _XAI = ("x-ai", "xai")
 
 
@@ -181,19 +202,36 @@ def counts(usage: Mapping[Any, Any], provider: str | None = None) -> Counts:
     if n[_BILLED_INPUT] or n[_BILLED_OUTPUT]:
         n[INPUT], n[OUTPUT] = n[_BILLED_INPUT], n[_BILLED_OUTPUT]
         n[READ] = 0  # of the processed, which can be more than the billed
-    if "promptTokenCount" in usage or "prompt_token_count" in usage:
+    if not _HAS_MODALITIES.isdisjoint(usage):
         _collect_audio(usage, n)
     if n[_UNMEASURED]:
         keys = names(usage)
         raise UnknownUsage(f"some of the answers told no usage, in the sum with the keys {', '.join(keys)}", keys)
-    if any(n[WRITE:REASONING]) or any(n[_TOOL_INPUT:]) or n[READ] > n[INPUT]:
+    if n[READ] > n[INPUT] or n[WRITE:REASONING] != _NO_WRITES or n[_TOOL_INPUT:] != _NO_MORE:
         _settle_input(usage, n)
         _settle_output(usage, n)
     if n[REASONING] > n[OUTPUT] or (provider in _XAI and not n[_TOTAL] and "prompt_tokens" in usage):
         n[OUTPUT] += n[REASONING]
     if n[AUDIO_IN] > n[INPUT]:  # noqa: PLR1730 - as in `_collect`
         n[INPUT] = n[AUDIO_IN]
-    n[OUTPUT] = max(n[OUTPUT], n[AUDIO_OUT], n[_TOTAL] - n[INPUT])
+    if n[AUDIO_OUT] > n[OUTPUT]:  # noqa: PLR1730
+        n[OUTPUT] = n[AUDIO_OUT]
+    if n[_TOTAL] > n[INPUT] + n[OUTPUT]:
+        n[OUTPUT] = n[_TOTAL] - n[INPUT]
+    iterations = usage.get("iterations")
+    if iterations is not None:
+        _add_iterations(iterations, n)
+    return tuple(n[:_TOTAL])  # type: ignore[return-value]
+
+
+def tool_counts(tools: Mapping[Any, Any]) -> Counts:
+    """Return what the tools of an OpenAI response used, which its usage leaves out.
+
+    Raises:
+        UnknownUsage: as `counts`.
+    """
+    n = [0] * _ROWS
+    _collect(tools, _TOOLS, n)
     return tuple(n[:_TOTAL])  # type: ignore[return-value]
 
 
@@ -204,7 +242,7 @@ def larger(one: Counts, other: Counts) -> Counts:
 
 def add(one: Counts, other: Counts) -> Counts:
     """Return the counts of two answers together."""
-    return tuple(a + b for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
+    return tuple(map(operator.add, one, other))
 
 
 def names(keys: Mapping[Any, Any]) -> tuple[str, ...]:
@@ -251,10 +289,17 @@ def _collect_audio(usage: Mapping[Any, Any], n: list[int]) -> None:
         parts = usage.get(key)
         for part in parts if isinstance(parts, (list, tuple)) else ():
             one = fields(part) or {}
-            if one.get("modality") == "AUDIO":
+            if one.get("modality") in {"AUDIO", "audio"}:
                 count = [0] * _ROWS
                 _collect(one, _MODALITY_COUNT, count)
                 n[row] += count[INPUT]
+
+
+def _add_iterations(iterations: object, n: list[int]) -> None:
+    for iteration in iterations if isinstance(iterations, (list, tuple)) else ():
+        one = fields(iteration) or {}
+        if one.get("type") in _APART:
+            n[:_TOTAL] = map(operator.add, n[:_TOTAL], counts(one))
 
 
 def _settle_input(usage: Mapping[Any, Any], n: list[int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from token_budget._money import to_tokens
+from token_budget._money import MAX_TOKENS, to_tokens
 from token_budget.metering._answers import find
 from token_budget.metering._counts import Counts, add
 
@@ -55,7 +55,9 @@ class Usage:
     def __post_init__(self) -> None:
         """Turn every count into a plain int, or refuse it."""
         for name, set_count in _SETTERS.items():
-            set_count(self, to_tokens(getattr(self, name), name))
+            count = getattr(self, name)
+            if type(count) is not int or not 0 <= count <= MAX_TOKENS:
+                set_count(self, to_tokens(count, name))
 
     @classmethod
     def from_response(cls, x: object, *, provider: str | None = None) -> Usage:
