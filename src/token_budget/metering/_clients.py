@@ -105,7 +105,7 @@ def _http_clients(client: Any) -> list[Any]:
 
 def _is_http_client(client: object) -> bool:
     """Return whether it is a client of httpx or httpx2. A library that is not imported has none."""
-    libraries = [sys.modules[name] for name in HTTP_LIBRARIES if name in sys.modules]
+    libraries = [library for name in HTTP_LIBRARIES if (library := sys.modules.get(name)) is not None]
     return any(isinstance(client, (library.Client, library.AsyncClient)) for library in libraries)
 
 
@@ -157,15 +157,14 @@ def _keep_to_httpx(google: Any) -> None:
     """Let google-genai's async client use its httpx client, and not aiohttp, which it prefers where it is installed.
 
     Raises:
-        TypeError: It uses requests, with a client certificate.
+        TypeError: It uses requests or aiohttp, with a client certificate.
     """
-    by_certificate = getattr(google, "_use_google_auth_sync", None)
-    if by_certificate is not None and by_certificate():
+    by_certificate = [getattr(google, f"_use_google_auth_{kind}", _never) for kind in ("sync", "async")]
+    if any(one() for one in by_certificate):
         raise TypeError(
-            "google-genai uses requests with a client certificate: give it httpx_client=meter.http_client(...)"
+            "google-genai does not use httpx with a client certificate: give it httpx_client=meter.http_client(...)"
         )
-    if getattr(google, "_async_httpx_client", None) is not None:
-        google._use_aiohttp = _never
+    google._use_aiohttp = _never
 
 
 def _never() -> bool:

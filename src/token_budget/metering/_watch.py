@@ -245,8 +245,7 @@ class Watch:
         return alone
 
     def _settle(self, reading: _shapes.Reading) -> None:
-        if self._mode == _LINES:
-            self.ready, self._mode = reading, _OVER
+        self.ready, self._mode = reading, _OVER
 
     def _read_body(self, body: bytes) -> None:
         try:
