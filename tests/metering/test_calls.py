@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -149,9 +149,10 @@ def test_refusals_come_as_the_block_is_entered() -> None:
 def test_a_block_is_entered_once() -> None:
     pool = BudgetPool()
     call = call_of(pool)
-    for use in (lambda: call.settle(answer()), call.release):
-        with pytest.raises(RuntimeError, match="holds nothing yet"):
-            use()
+    with pytest.raises(RuntimeError, match="holds nothing yet"):
+        call.settle(answer())
+    with pytest.raises(RuntimeError, match="holds nothing yet"):
+        call.release()
     with pytest.raises(RuntimeError):
         asyncio.run(call.asettle(answer()))
     with call:
@@ -256,15 +257,15 @@ def test_a_task_that_outlives_the_block_is_metered_again() -> None:
 def test_a_block_that_is_left_in_another_context_raises_nothing() -> None:
     pool = BudgetPool()
 
-    async def stream() -> AsyncIterator[int]:
+    async def stream() -> AsyncGenerator[int, None]:
         async with call_of(pool):
             yield 1
 
     async def main() -> None:
         generator = stream()
-        await asyncio.create_task(anext(generator))  # type: ignore[arg-type]
+        await asyncio.create_task(anext(generator))
         assert not metering_is_off()
-        await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
+        await asyncio.create_task(generator.aclose())
 
     asyncio.run(main())
     assert used(pool) == (1500, WORST, 0)

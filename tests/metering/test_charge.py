@@ -229,6 +229,15 @@ def test_a_lenient_charge_of_tasks_does_the_same(caplog: pytest.LogCaptureFixtur
     assert used(pool) == (14, 1800, 0)
 
 
+def test_a_task_s_commit_returns_the_overrun_too() -> None:
+    store = StorePool(BudgetPool(usd_cap=1))
+
+    async def main() -> object:
+        return await (await Charge([store]).areserve(0, 10**9, 0)).acommit(0, 2 * 10**9)
+
+    assert isinstance(asyncio.run(main()), BudgetOverrun)
+
+
 def test_what_cannot_be_given_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     store, pool = StorePool(BudgetPool(name="shared")), BudgetPool()
     held = Charge([pool, store]).reserve(10, 1000, 0)

@@ -310,6 +310,10 @@ def test_a_broken_stream_is_charged_in_full_or_for_what_was_seen() -> None:
     pending.seen(244)  # with the 256: as much as the worst case
     assert pending.status == "charged"
     assert used(pool)[1] == 2 * WORST + 2_200_000
+    pending = held(meter)
+    pending.release()
+    pending.seen(0)
+    assert used(pool)[1] == 2 * WORST + 2_200_000
 
 
 def test_a_broken_stream_of_a_task_is_charged_likewise() -> None:

@@ -8,7 +8,7 @@ import contextvars
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -112,7 +112,7 @@ def test_tasks_belong_to_it_and_to_no_other() -> None:
             return run.report()
 
     async def main() -> list[dict[str, Any]]:
-        return await asyncio.gather(job("a", 3), job("b", 5))
+        return [*await asyncio.gather(job("a", 3), job("b", 5))]
 
     reports = asyncio.run(main())
     assert [(one["name"], one["call_count"]) for one in reports] == [("a", 3), ("b", 5)]
@@ -188,7 +188,7 @@ def test_tasks_that_share_a_block_end_their_own_run() -> None:
             return run.ended
 
     async def main() -> list[bool]:
-        return await asyncio.gather(job(0.03), job(0.01), job(0.02))
+        return [*await asyncio.gather(job(0.03), job(0.01), job(0.02))]
 
     assert asyncio.run(main()) == [False, False, False]
     assert block._open == []
@@ -363,7 +363,7 @@ def test_an_error_in_the_block_passes_and_ends_the_run() -> None:
 
 
 def test_a_generator_leaks_its_run_and_may_end_it_anywhere() -> None:
-    def generator() -> Iterator[Run]:
+    def generator() -> Generator[Run, None, None]:
         with budget_run("leaky") as run:
             yield run
 
@@ -374,14 +374,14 @@ def test_a_generator_leaks_its_run_and_may_end_it_anywhere() -> None:
     assert run.ended
     contextvars.Context().run(lambda: None)
 
-    async def asynchronous() -> AsyncIterator[Run]:
+    async def asynchronous() -> AsyncGenerator[Run, None]:
         async with budget_run("leaky") as run:
             yield run
 
     async def main() -> None:
         opened = asynchronous()
-        run = await asyncio.create_task(anext(opened))  # type: ignore[arg-type]
-        await asyncio.create_task(opened.aclose())  # type: ignore[attr-defined]
+        run: Run = await asyncio.create_task(anext(opened))
+        await asyncio.create_task(opened.aclose())
         assert run.ended
 
     contextvars.Context().run(asyncio.run, main())
@@ -600,3 +600,20 @@ def test_usage_is_booked_to_the_current_run_by_record() -> None:
     with budget_run("outer", meter=meter) as outer, budget_run("inner") as inner:
         meter.record("small", Usage(input_tokens=10))
     assert outer.report()["usd_nanos"] == inner.report()["usd_nanos"] == 10_000
+
+
+def test_a_run_that_is_ended_by_a_finaliser_hangs_on_no_lock() -> None:
+    from token_budget.metering._run import _opening
+
+    block = budget_run("job", threads=True)
+    run = block.__enter__()
+
+    def work() -> None:
+        with _opening:  # where a collection may find a generator that holds a run
+            block.__exit__(None, None, None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert run.ended

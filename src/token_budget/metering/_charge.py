@@ -287,7 +287,7 @@ def _late(pool: Pool, tokens: int, usd: Any) -> BudgetOverrun | None:
 def _lost(pool: Pool, tokens: int, usd: Any, error: Exception) -> None:
     if isinstance(error, PoolForked):  # a copy of a call of the parent's, which settles it
         return
-    nanos = int(usd * NANOS_PER_USD)
+    nanos = round(usd * NANOS_PER_USD)
     logger().error(
         "a spend of %d tokens and %s USD is not recorded in pool %r: %s",
         tokens,

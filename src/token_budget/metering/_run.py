@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _current: ContextVar[Run | None] = ContextVar("token_budget.run", default=None)
 _for_all: list[Run] = []  # the runs with `threads=True` that are open, each around the next
-_opening = threading.Lock()  # of `_for_all`
+_opening = threading.RLock()  # of `_for_all`; a finaliser may end a run while its thread opens one
 
 
 class Off:
@@ -288,8 +288,7 @@ class Run:
 
     def _end(self, before: Run | None) -> None:
         """End it: whatever outlives it is refused. May be called in another context than `_open`."""
-        if self._seconds is None:
-            self._seconds = time.monotonic() - self._started
+        self._seconds = time.monotonic() - self._started
         self._pool.close()
         with _opening:
             if self in _for_all:
