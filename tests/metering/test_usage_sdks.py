@@ -171,6 +171,21 @@ def test_bedrock() -> None:
         assert read(client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": "Hi."}]}])) == expected
 
 
+def test_cohere() -> None:
+    """Its SDK turns counts into floats; 5.0 is a count, and 5.5 is none."""
+    cohere = pytest.importorskip("cohere")
+    models = pytest.importorskip("cohere.core.unchecked_base_model")
+    answer, expected = case("others", "Cohere chat")
+    chat = models.construct_type(type_=cohere.V2ChatResponse, object_=answer)
+    assert type(chat.usage.billed_units.input_tokens) is float
+    assert read(chat) == expected
+    answer["usage"]["billed_units"]["input_tokens"] = 5.5
+    with pytest.raises(UnknownUsage, match="input_tokens"):
+        read(models.construct_type(type_=cohere.V2ChatResponse, object_=answer))
+    answer, expected = case("others", "Cohere embed")
+    assert read(models.construct_type(type_=cohere.EmbedByTypeResponse, object_=answer)) == expected
+
+
 # ---------------------------------------------------------------- LangChain
 
 
@@ -213,6 +228,15 @@ def test_langchain_stream() -> None:
     for chunk in chunks[1:]:
         whole += chunk
     assert read(whole).usage == expected.usage
+
+
+@pytest.mark.parametrize("name", ["message", "message, kept for an hour", "message, plain"])
+def test_langchain_message_of_claude(name: str) -> None:
+    langchain_anthropic = pytest.importorskip("langchain_anthropic")
+    answer, expected = case("anthropic", name)
+    model = langchain_anthropic.ChatAnthropic(model="m", api_key="-", max_tokens=9)
+    model.__dict__["_client"] = of_anthropic(answer)  # it makes its own at the first call, and keeps it here
+    assert read(model.invoke("Hi.")) == expected
 
 
 def test_langchain_messages_of_an_agent() -> None:

@@ -50,10 +50,16 @@ _WRITE_BESIDE = 13
 _WRITE_5M = 14
 _REASONING_BESIDE = 15  # Perplexity counts reasoning and citations beside the output; others use the first name inside
 _CITATIONS = 16
-_BILLED_INPUT = 17  # Cohere bills less than it processes
-_BILLED_OUTPUT = 18
-_UNMEASURED = 19  # pydantic-ai: how many answers told nothing
-_ROWS = 20
+_UNMEASURED = 17  # pydantic-ai: how many answers told nothing
+# Cohere bills less than it processes. Its SDK declares all of these as floats, and so turns the integers of its API
+# into floats; from here on a float without a fraction is a count.
+_MAYBE_FLOAT = 18
+_BILLED_INPUT = 18
+_BILLED_OUTPUT = 19
+_PROCESSED_INPUT = 20
+_PROCESSED_OUTPUT = 21
+_CACHED = 22
+_ROWS = 23
 _NO_WRITES = [0] * (REASONING - WRITE)
 _NO_MORE = [0] * (_ROWS - _TOOL_INPUT)
 
@@ -91,7 +97,7 @@ _NAMES: Table = {
     "prompt_tokens_details": _INPUT_DETAILS,
     "completion_tokens_details": _OUTPUT_DETAILS,
     "prompt_cache_hit_tokens": READ,  # DeepSeek
-    "cached_tokens": READ,  # Moonshot
+    "cached_tokens": _CACHED,  # Moonshot, Cohere
     "cached_prompt_text_tokens": READ,  # xAI
     "reasoning_tokens": _REASONING_BESIDE,
     "citation_tokens": _CITATIONS,
@@ -153,7 +159,7 @@ _NAMES: Table = {
     "prompt_eval_count": INPUT,
     "eval_count": OUTPUT,
     # Cohere
-    "tokens": {"input_tokens": INPUT, "output_tokens": OUTPUT},
+    "tokens": {"input_tokens": _PROCESSED_INPUT, "output_tokens": _PROCESSED_OUTPUT},
     "billed_units": {"input_tokens": _BILLED_INPUT, "output_tokens": _BILLED_OUTPUT},
     # our own `Usage.to_dict`
     "cache_creation_1h_input_tokens": WRITE_1H,
@@ -199,15 +205,13 @@ def counts(usage: Mapping[Any, Any], provider: str | None = None) -> Counts:
     """
     n = [0] * _ROWS
     _collect(usage, _NAMES, n)
-    if n[_BILLED_INPUT] or n[_BILLED_OUTPUT]:
-        n[INPUT], n[OUTPUT] = n[_BILLED_INPUT], n[_BILLED_OUTPUT]
-        n[READ] = 0  # of the processed, which can be more than the billed
     if not _HAS_MODALITIES.isdisjoint(usage):
         _collect_audio(usage, n)
     if n[_UNMEASURED]:
         keys = names(usage)
         raise UnknownUsage(f"some of the answers told no usage, in the sum with the keys {', '.join(keys)}", keys)
     if n[READ] > n[INPUT] or n[WRITE:REASONING] != _NO_WRITES or n[_TOOL_INPUT:] != _NO_MORE:
+        _settle_billed(n)
         _settle_input(usage, n)
         _settle_output(usage, n)
     if n[REASONING] > n[OUTPUT] or (provider in _XAI and not n[_TOTAL] and "prompt_tokens" in usage):
@@ -242,7 +246,7 @@ def larger(one: Counts, other: Counts) -> Counts:
 
 def add(one: Counts, other: Counts) -> Counts:
     """Return the counts of two answers together."""
-    return tuple(map(operator.add, one, other))
+    return tuple(a + b for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
 def names(keys: Mapping[Any, Any]) -> tuple[str, ...]:
@@ -273,8 +277,7 @@ def _collect(usage: Mapping[Any, Any], table: Table, n: list[int]) -> None:
 def _integer(value: object, key: str, row: int, usage: Mapping[Any, Any]) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
-    # Cohere's SDK declares what it bills as floats, and so turns the integers of its API into them.
-    if isinstance(value, float) and row in {_BILLED_INPUT, _BILLED_OUTPUT} and value.is_integer():
+    if isinstance(value, float) and row >= _MAYBE_FLOAT and value.is_integer():
         return int(value)
     raise _no_count(key, usage)
 
@@ -302,10 +305,18 @@ def _add_iterations(iterations: object, n: list[int]) -> None:
             n[:_TOTAL] = map(operator.add, n[:_TOTAL], counts(one))
 
 
+def _settle_billed(n: list[int]) -> None:
+    if n[_BILLED_INPUT] or n[_BILLED_OUTPUT]:
+        n[INPUT], n[OUTPUT] = n[_BILLED_INPUT], n[_BILLED_OUTPUT]
+        n[_CACHED] = 0  # of the processed, which can be more than the billed
+    elif n[_PROCESSED_INPUT] or n[_PROCESSED_OUTPUT]:
+        n[INPUT], n[OUTPUT] = n[_PROCESSED_INPUT], n[_PROCESSED_OUTPUT]
+
+
 def _settle_input(usage: Mapping[Any, Any], n: list[int]) -> None:
     n[INPUT] += n[_TOOL_INPUT]
     n[WRITE] = max(n[WRITE], n[_WRITE_BESIDE], n[WRITE_1H] + n[_WRITE_5M])
-    n[READ] = max(n[READ], n[_READ_BESIDE])
+    n[READ] = max(n[READ], n[_READ_BESIDE], n[_CACHED])
     beside = n[_READ_BESIDE] or n[_WRITE_BESIDE]
     if n[READ] + n[WRITE] > n[INPUT] or (beside and not any(name in usage for name in _CACHE_INSIDE)):
         n[INPUT] += n[READ] + n[WRITE]
