@@ -1,7 +1,7 @@
 """Input: the tokens of all that a request holds, and a guess of what its provider adds.
 
 What always holds: every string, key and number of a body is counted, but for media, which are counted by their kind;
-the body is walked without recursion.
+the body is walked without recursion, and what has more pieces than anybody sends is counted whole, as text.
 
 What a provider adds by itself is not in a body, so a guess is held for it: 8,000 tokens for a conversation or a prompt
 that the provider keeps, 32,000 for a cache that the request names, 8,000 for each use of a tool that runs on the
@@ -22,6 +22,7 @@ CACHE = 32_000
 TOOL_USE = 8_000
 USES = 3  # of a tool on the provider's side that has no `max_uses`
 _MOST_USES = 1000
+_MOST_PIECES = 200_000  # looked at one by one, in about a tenth of a second
 
 _MARKS = frozenset({"cache_control", "cachePoint", "prompt_cache_breakpoint"})  # of what a cache shall keep
 _A_MESSAGE = 4
@@ -63,8 +64,14 @@ class Input:
         ids = {name: count for name in ("input", "prompt") if (count := _token_ids(fields.get(name)))}
         texts = {name: value for name, value in fields.items() if name not in ids} if ids else fields
         pieces = collected(texts, model, media)
-        self.cached = not _MARKS.isdisjoint(pieces)
-        self.hour = self.cached and "1h" in pieces
+        if pieces is None:
+            media = Media()
+            pieces = [body.decode()]
+            self.cached = any(mark in pieces[0] for mark in _MARKS)
+            self.hour = self.cached and "1h" in pieces[0]
+        else:
+            self.cached = not _MARKS.isdisjoint(pieces)
+            self.hour = self.cached and "1h" in pieces
         self.audio = media.audio
         self.searches, others = _tool_uses(fields)
         tokens = len(body) - media.characters if estimate == "bytes" else pieces_tokens(pieces, model)
@@ -72,8 +79,11 @@ class Input:
         self.tokens = tokens + _around(fields)
 
 
-def collected(value: object, model: str | None, media: Media) -> list[str]:
-    """Return all keys, strings and numbers inside a value of JSON, but for media, which are added to ``media``."""
+def collected(value: object, model: str | None, media: Media) -> list[str] | None:
+    """Return all keys, strings and numbers inside a value of JSON, but for media, which are added to ``media``.
+
+    None if there are too many to look at one by one: then all of the body is text, its media too.
+    """
     pieces: list[str] = []
     add, add_all = pieces.append, pieces.extend
     stack: list[Any] = [value]
@@ -85,8 +95,12 @@ def collected(value: object, model: str | None, media: Media) -> list[str]:
             add(node)
         elif kind is dict:
             add_all(node)
+            if len(pieces) > _MOST_PIECES:
+                return None
             push_all(node.values() if KEYS.isdisjoint(node) else take(node, model, media))
         elif kind is list:
+            if len(node) + len(pieces) > _MOST_PIECES:
+                return None
             push_all(node)
         else:
             add(str(node))

@@ -158,7 +158,11 @@ def _data(value: str, form: object, model: str | None, found: Media, detail: obj
             return False
         form, start = head[5:].split(";")[0], len(head) + 1
     kind = _kind(form)
-    if kind is None or not _is_base64(value[start : start + 512] + value[max(start, len(value) - 512) :]):
+    if (
+        kind is None
+        or len(value) == start
+        or not _is_base64(value[start : start + 512] + value[max(start, len(value) - 512) :])
+    ):
         return False
     _add(found, kind, str(form), (len(value) - start) * 3 // 4, model, detail)
     found.characters += len(value)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from token_budget.metering._ask import Ask
 from token_budget.metering._body import LARGEST, Path, drop, parsed, put, value_at, whole, with_field, written
-from token_budget.metering._estimate import pieces_tokens, text_tokens
-from token_budget.metering._input import Input, caches_unasked, collected
-from token_budget.metering._media import AUDIO_A_SECOND, Media, audio_seconds
+from token_budget.metering._estimate import text_tokens
+from token_budget.metering._input import Input, caches_unasked
+from token_budget.metering._media import AUDIO_A_SECOND, audio_seconds
 from token_budget.metering._refusals import Unmetered
 from token_budget.metering._routes import Route
 from token_budget.metering._usage import Usage
@@ -201,7 +201,7 @@ def _output(route: Route, fields: dict[str, Any], default: int) -> tuple[bool, i
             limits.append(whole(value, path[-1]))
     predicted = 0
     if fields.get("prediction"):  # what the answer rejects of it is billed beside the answer
-        predicted = pieces_tokens(collected(fields["prediction"], None, Media()))
+        predicted = text_tokens(written({"prediction": fields["prediction"]}), route.model)
     if not limits or min(limits) < 0:
         return route.shape in _UNCAPPED, default + predicted
     return True, (max(limits) or default) + predicted  # servers differ in what 0 means
@@ -271,36 +271,39 @@ def _streams(route: Route, fields: dict[str, Any]) -> bool:
 
 def _recording(route: Route, headers: Mapping[str, str], body: bytes, *, retried: bool) -> Ask:
     """Return what a form with a recording asks for."""
-    texts, size = _form(headers.get("content-type", ""), body)
-    seconds = audio_seconds(size, "")
+    texts, files = _form(headers.get("content-type", ""), body)
+    seconds = sum(audio_seconds(size, form) for form, size in files)
     audio = seconds * AUDIO_A_SECOND
-    model = texts.get("model")
-    tokens = audio + text_tokens(texts.get("prompt", ""), model)
+    model = route.model or texts.get("model")
     return Ask(
         operation=route.operation,
         provider=route.provider,
-        model=model or route.model,
-        worst=Usage(input_tokens=tokens, output_tokens=200 + seconds * 8, audio_input_tokens=audio),
+        model=model,
+        worst=Usage(
+            input_tokens=audio + text_tokens(texts.get("prompt", ""), model) + 8,
+            output_tokens=200 + seconds * 8,  # nobody speaks faster
+            audio_input_tokens=audio,
+        ),
         stream=texts.get("stream") == "true",
         retried=retried,
         body=body,
     )
 
 
-def _form(content_type: str, body: bytes) -> tuple[dict[str, str], int]:
-    """Return the fields of a form (multipart/form-data), and the bytes of its files."""
-    _, found, rest = content_type.partition("boundary=")
-    boundary = rest.split(";")[0].strip().strip('"').encode()
-    if not found or not boundary or b"--" + boundary not in body:
+def _form(content_type: str, body: bytes) -> tuple[dict[str, str], list[tuple[str, int]]]:
+    """Return the fields of a form (multipart/form-data), and the formats and sizes of its files."""
+    boundary = content_type.partition("boundary=")[2].split(";")[0].strip().strip('"').encode()
+    if not boundary or b"--" + boundary not in body:
         raise Unmetered("the body of the request is no form that can be read")
     texts: dict[str, str] = {}
-    size = 0
-    for part in body.split(b"--" + boundary)[1:-1]:
+    files: list[tuple[str, int]] = []
+    for part in body.split(b"--" + boundary)[1:]:
         head, _, content = part.partition(b"\r\n\r\n")
         content = content.removesuffix(b"\r\n")
-        name = head.partition(b' name="')[2].partition(b'"')[0].decode("utf-8", "replace")
+        file = head.partition(b'filename="')[2].partition(b'"')[0].decode("utf-8", "replace")
         if b"filename" in head:
-            size += len(content)
+            files.append((file.rpartition(".")[2], len(content)))
         else:
+            name = head.partition(b' name="')[2].partition(b'"')[0].decode("utf-8", "replace")
             texts[name] = content.decode("utf-8", "replace")
-    return texts, size
+    return texts, files
