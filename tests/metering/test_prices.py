@@ -539,6 +539,21 @@ def test_names_without_end_take_no_memory_without_end() -> None:
     assert prices.quote("known-1", MILLION) == 1
 
 
+def test_names_of_any_length_take_no_memory() -> None:
+    prices = own({"m": (1, 1)}, fallback=(1, 1))
+    prices.nanos("m", IN)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(100):
+        prices.nanos(f"{number}" + "x" * 100_000, IN)
+        prices.nanos("m", IN, provider=f"{number}" + "x" * 100_000)
+        prices.nanos("m", IN, service_tier=f"{number}" + "x" * 100_000)
+        prices.knows(f"{number}" + "x" * 100_000)
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert after - before < 1_000_000
+
+
 def test_what_is_asked_for_often_outlives_a_flood_of_other_names() -> None:
     looked_up: list[str] = []
 

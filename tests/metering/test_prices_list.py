@@ -60,6 +60,7 @@ class Model:
     price_variants: Any = None
 
     def get_prices(self, at: dt.datetime, context: Any = None) -> Any:
+        assert at.tzinfo is not None, "a moment that is handed to the list is a moment everywhere"
         found = self.prices
         if isinstance(found, list):
             found = [each.prices for each in found if each.constraint is None or each.constraint.active(at)][-1]
@@ -297,6 +298,7 @@ def test_tiers_of_the_list_come_before_the_usual_factors(market: Any) -> None:
     }
     assert found == {"default": 10, "priority": 25, "fast": 30, "batch": 4, "flex": 5, "auto": 10, "elsewhere": 30}
     assert price("gpt-a", OUT, service_tier="?") == 25
+    assert price("gpt-a", service_tier="double") == 30, "it is known at one route alone, so here it is not"
     assert price("gpt-a", Usage(web_search_requests=1), service_tier="fast") == 1
 
 
