@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import subprocess
-import sys
 from decimal import ROUND_CEILING, Decimal, localcontext
 from importlib import import_module
 from typing import Any
 
 import pytest
 
+from support import run_program
 from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import UnknownModel
 from token_budget.metering._usage import Usage
@@ -214,4 +213,4 @@ for number in range(50):
 snapshot = get_snapshot()
 assert not snapshot._lookup_cache and not snapshot._provider_cache and not snapshot._provider_misses
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    run_program(program)
