@@ -122,6 +122,11 @@ def test_what_stands_between_pieces_counts() -> None:
     assert pieces_tokens(["x" * 40]) == text_tokens("x" * 40)
 
 
+def test_short_pieces_count_beside_a_long_one() -> None:
+    long, short = PROSE["English"] * 20, ["short words of a message"] * 500
+    assert pieces_tokens([long, *short]) >= text_tokens(long) + text_tokens(" ".join(short))
+
+
 def test_a_blob_does_not_hide_behind_prose() -> None:
     blob, prose = "abcdefgh" * 1000, PROSE["English"] * 20
     assert pieces_tokens([prose, blob]) >= text_tokens(blob) + text_tokens(prose)

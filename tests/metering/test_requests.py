@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from token_budget.metering import _input
@@ -407,6 +407,7 @@ BODIES = st.recursive(
 SHAPES = [CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MESSAGES, GEMINI, CONVERSE, INVOKE, PREDICT, OLLAMA, COHERE]
 
 
+@settings(max_examples=60)
 @given(
     where=st.sampled_from(SHAPES),
     fields=st.dictionaries(NAMES, BODIES, max_size=6),

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from token_budget.metering._refusals import Unmetered
@@ -161,6 +161,7 @@ LIMITS = st.none() | st.integers(-3, 300)
 BODIES = st.dictionaries(st.text(max_size=6) | NAMES, VALUES | LIMITS, max_size=6)
 
 
+@settings(max_examples=60)
 @given(
     where=st.sampled_from([CHAT, MESSAGES, GEMINI, OLLAMA, RESPONSES, CONVERSE]),
     body=BODIES,
