@@ -69,6 +69,18 @@ SONNET = "anthropic.claude-sonnet-4-5-20250929-v1:0"
                 ("google", "claude-opus-4"),
             ],
         ),
+        ("chatgpt-4o-latest", None, [(None, "chatgpt-4o-latest"), ("openai", "chatgpt-4o-latest")]),
+        (
+            "azure/text-embedding-3-small",
+            None,
+            [
+                ("azure", "text-embedding-3-small"),
+                (None, "azure/text-embedding-3-small"),
+                (None, "text-embedding-3-small"),
+                ("openai", "text-embedding-3-small"),
+            ],
+        ),
+        ("sonar-pro", None, [(None, "sonar-pro"), ("perplexity", "sonar-pro")]),
         ("models/", None, [(None, "models/")]),
         ("@", None, [(None, "@")]),
         ("unknown/gpt-5", None, [(None, "unknown/gpt-5")]),

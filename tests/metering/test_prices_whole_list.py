@@ -147,6 +147,8 @@ def test_every_tier_of_the_list_is_what_genai_prices_asks() -> None:
         ("azure/gpt-4o", None, "gpt-4o", "azure"),
         ("gpt-5-2025-08-07", "openai", "gpt-5", "openai"),
         ("gpt-4o", "nobody", "gpt-4o", "openai"),
+        ("text-embedding-3-small", None, "text-embedding-3-small", "openai"),
+        ("chatgpt-4o-latest", None, "chatgpt-4o-latest", "openai"),
         ("models/gemini-2.5-pro", "google", "gemini-2.5-pro", "google"),
         ("vertex_ai/gemini-2.5-pro", None, "gemini-2.5-pro", "google"),
         ("projects/p/locations/l/publishers/google/models/gemini-2.5-pro", None, "gemini-2.5-pro", "google"),

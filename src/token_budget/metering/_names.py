@@ -86,6 +86,8 @@ _VENDORS = {
     "writer": None,
     "zai": "zai",
 }
+# How names begin that tell who made the model, although the list does not take them for its own.
+_MAKERS = {"text-embedding-": "openai", "chatgpt-": "openai", "codex-": "openai", "sonar": "perplexity"}
 _OWN_MARKS = (":ft:", "/ft:", ":ft-", "tunedmodels/", "/endpoints/", "custom-model/", "provisioned-model/")
 _ARNS = ("foundation-model", "inference-profile")  # those that end in the name of a model
 _DEEPEST = 4  # prefixes that are taken off one name
@@ -111,7 +113,7 @@ def provider_of(name: str, provider: str | None) -> str | None:
 
 
 def names(name: str, provider: str | None) -> list[Name]:
-    """Return all that a plain name may mean, in the order to try: by provider, by prefix, by cloud, and as it is."""
+    """Return all that a plain name may mean, in the order to try: by provider, prefix and cloud, as it is, by maker."""
     found: list[Name] = [] if provider is None else [(provider, name)]
     short = name
     for _ in range(_DEEPEST):
@@ -122,6 +124,7 @@ def names(name: str, provider: str | None) -> list[Name]:
     found += [] if is_own(name) else _of_bedrock(short)
     found += [(None, name), *((None, each) for _, each in found)]
     found += [(where, each.partition("@")[0]) for where, each in found if "@" in each]  # Vertex: claude-opus-4@20250514
+    found += [(maker, short) for start, maker in _MAKERS.items() if short.startswith(start)]
     return list(dict.fromkeys(one for one in found if one[1]))
 
 
