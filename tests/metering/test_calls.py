@@ -63,12 +63,23 @@ def test_tasks_do_the_same_and_block_on_no_store() -> None:
 
 def test_a_block_that_is_left_without_settling_is_charged_in_full() -> None:
     pool = BudgetPool(usd_cap=1)
-    with call_of(pool):
+    kept = [call_of(pool) for _ in range(4)]  # so that it is the leaving, and no finaliser, that charges them
+    with kept[0]:
         pass
     assert used(pool) == (1500, WORST, 0)
-    with pytest.raises(ZeroDivisionError), call_of(pool):
+    with pytest.raises(ZeroDivisionError), kept[1]:
         raise ZeroDivisionError
     assert used(pool) == (3000, 2 * WORST, 0)
+
+    async def main() -> None:
+        async with kept[2]:
+            pass
+        with pytest.raises(ZeroDivisionError):
+            async with kept[3]:
+                raise ZeroDivisionError
+
+    asyncio.run(main())
+    assert used(pool) == (6000, 4 * WORST, 0)
 
 
 def test_a_task_that_is_cancelled_in_the_block_is_charged_in_full() -> None:

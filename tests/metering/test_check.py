@@ -65,6 +65,7 @@ def test_an_overrun_shows_as_less_than_nothing() -> None:
 
 def test_a_pool_that_is_only_busy_says_so() -> None:
     pool = BudgetPool(usd_cap=0.004, name="busy")
+    pool.record(usd=0.001)  # what is left once nothing is in flight is just enough
     held = pool.reserve(usd=0.003)
     decision = check(meter_of(pool))
     assert (decision.allowed, decision.reason, decision.pool, decision.retry_after) == (
@@ -91,10 +92,10 @@ def test_a_window_says_when_it_fits_again() -> None:
 
 
 def test_of_several_that_refuse_the_one_with_the_longest_wait_is_named() -> None:
-    total = BudgetPool(usd_cap=0.003, window=Window.every(timedelta(hours=1)), name="hourly")
+    total = BudgetPool(usd_cap=0.0055, window=Window.every(timedelta(hours=1)), name="hourly")
     busy = total.child(usd_cap=0.003, name="busy")
     total.record(usd=0.003)
-    held = busy.reserve(tokens=1)
+    held = busy.reserve(usd=0.001)
     assert check(meter_of(busy)).pool == "hourly"
     spent = total.child(usd_cap=0.001, name="spent")
     assert check(meter_of(spent)).pool == "spent"
@@ -103,6 +104,8 @@ def test_of_several_that_refuse_the_one_with_the_longest_wait_is_named() -> None
 
 def test_what_costs_nothing_is_refused_by_no_axis_that_is_full() -> None:
     pool = BudgetPool(usd_cap=0)
+    with pytest.raises(BudgetExceeded):
+        pool.record(usd=1, force=True)
     assert check(meter_of(pool), "free-one")
     pool = BudgetPool(token_cap=0)
     assert not check(meter_of(pool), "free-one")

@@ -273,6 +273,40 @@ def test_the_request_s_model_and_tier_price_it_where_the_answer_has_none_that_is
     assert used(pool)[1] == 4 * 1_200_000
 
 
+def test_a_fallback_is_no_price_of_the_answer_s_own() -> None:
+    pool = BudgetPool()
+    own = Prices({"small": (1, 4), "large": (10, 40)}, fallback=(30, 180), catalogue=False)
+    held(Meter(pool, own)).settle(reading(model="elsewhere"))
+    assert used(pool)[1] == 1_200_000
+    meter = Meter(pool, own)
+    pending = held(meter, ask(model="deployment"))
+    pending.settle(reading(model="large"))
+    assert used(pool)[1] == 1_200_000 + 12_000_000
+
+
+def test_a_line_of_the_user_s_prices_the_dated_answer_too() -> None:
+    class Listed(Prices):
+        """Prices whose list knows every model."""
+
+        def knows(self, model: str | None, provider: str | None = None) -> bool:
+            return True
+
+    pool = BudgetPool()
+    table = {"small": (1, 4), "small-2026-02": (2, 8)}
+    meter = Meter(pool, Listed(table, fallback=(5, 20), catalogue=False))
+    for model, cost in (
+        ("Small-2026-01-01", 1_200_000),  # has no line of its own, and is the user's "small"
+        ("small-2026-02", 2_400_000),
+        ("other", 6_000_000),
+        (None, 1_200_000),
+    ):
+        before = used(pool)[1]
+        held(meter).settle(reading(model=model))
+        assert used(pool)[1] - before == cost
+    held(meter, ask(model="unlisted")).settle(reading(model="unlisted-2026"))
+    assert used(pool)[1] == 10_800_000 + 6_000_000
+
+
 class Shapeless:
     """A reading that is none."""
 
@@ -438,6 +472,14 @@ def test_a_policy_sees_through_what_stands_before_a_name(model: str) -> None:
     meter = Meter(prices=Prices(fallback=(1, 1), catalogue=False), policies=({}, ["large*"]))
     with pytest.raises(ModelBlocked):
         meter._begin(ask(model=model), None)
+
+
+def test_a_pattern_may_name_the_prefix_and_the_context_may_say_anything() -> None:
+    meter = Meter(prices=Prices(fallback=(1, 1), catalogue=False), policies=({"plan": {"free", "trial"}}, ["openai/*"]))
+    with budget_run("job", meter=meter, context={"plan": "trial"}) as run, pytest.raises(ModelBlocked):
+        meter._begin(ask(model="openai/large"), run)
+    with budget_run("job", meter=meter, context={"plan": ["free"]}) as run:  # unhashable, and none of the two
+        meter._begin(ask(model="openai/large"), run)
 
 
 def test_a_bedrock_id_is_seen_through_too() -> None:

@@ -17,7 +17,17 @@ import pytest
 
 from meters import StorePool, answer, ask, meter_of, used
 from token_budget import BudgetExceeded, BudgetPool, PoolClosed
-from token_budget.metering import CallRecord, Meter, Run, RunStopped, UnknownModel, Usage, budget_run, current_run
+from token_budget.metering import (
+    CallRecord,
+    Meter,
+    Prices,
+    Run,
+    RunStopped,
+    UnknownModel,
+    Usage,
+    budget_run,
+    current_run,
+)
 from token_budget.metering._run import _for_all
 
 WORST = 3_000_000
@@ -286,14 +296,14 @@ def test_the_pool_of_a_run_that_stops_between_examining_and_charging_is_no_user_
     total = BudgetPool()
     user, project = total.child(), total.child()
 
-    class Stopping:
+    class Stopping(Prices):
         """Prices in whose look-up another thread stops the run."""
 
         def nanos(self, *_arguments: object, **_more: object) -> int:
             run.stop("meanwhile")
             return 1000
 
-    meter = Meter(prices=Stopping())  # type: ignore[arg-type]
+    meter = Meter(prices=Stopping())
     with budget_run("job", pool=project, user=user, meter=meter) as run, pytest.raises(RunStopped, match="meanwhile"):
         meter._begin(ask(), run)
 
@@ -397,6 +407,21 @@ def _in_a_context_of_its_own() -> Iterator[None]:
         _current.reset(token)
     _current.set(None)
     assert _for_all == []
+
+
+def test_a_run_that_leaks_into_a_block_ends_with_it_here() -> None:
+    def generator() -> Generator[Run, None, None]:
+        with budget_run("leaky") as run:
+            yield run
+
+    with budget_run("outer") as outer:
+        opened = generator()
+        inner = next(opened)
+        assert current_run() is inner
+        assert inner.around == (inner, outer)
+    assert current_run() is None
+    opened.close()
+    assert current_run() is None
 
 
 def test_leaving_twice_or_a_block_that_was_never_entered_does_nothing() -> None:

@@ -140,7 +140,8 @@ class Policies:
 
 
 def _says(said: Any, wanted: Any) -> bool:
-    return said in wanted if isinstance(wanted, (list, tuple, set, frozenset)) else said == wanted
+    several = wanted if isinstance(wanted, (list, tuple, set, frozenset)) else (wanted,)
+    return any(said == one for one in several)
 
 
 def _names(model: str | None) -> set[str]:

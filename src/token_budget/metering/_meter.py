@@ -115,7 +115,7 @@ class Meter:
         return self._terms.pool
 
     @property
-    def prices(self) -> Any:
+    def prices(self) -> Prices:
         """What calls are priced by."""
         return self._terms.prices
 
@@ -333,7 +333,7 @@ class Meter:
 
     def quote(self, model: str, input_tokens: int, output_tokens: int = 0, **details: Any) -> Decimal:
         """Return what a call costs, in dollars. Arguments and errors are those of `Prices.quote`."""
-        return self._terms.prices.quote(model, input_tokens, output_tokens, **details)  # type: ignore[no-any-return]
+        return self._terms.prices.quote(model, input_tokens, output_tokens, **details)
 
     # ------------------------------------------------------------------ listening
 
@@ -413,12 +413,12 @@ def _reason(error: Exception) -> Reason:
     return next(reason for kind, reason in _REASONS if isinstance(error, kind))
 
 
-def _checked_prices(prices: Any) -> Any:
+def _checked_prices(prices: Any) -> Prices:
     if prices is None:
         return Prices()
     if isinstance(prices, Mapping):
         return Prices(prices)
-    if not hasattr(prices, "nanos"):
+    if not isinstance(prices, Prices):
         raise TypeError(f"prices must be a Prices or a table for one, not {shown_type(prices)}")
     return prices
 

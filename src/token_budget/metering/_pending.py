@@ -17,6 +17,8 @@ from token_budget.contract import Pool
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge, Held, logger
 from token_budget.metering._decision import Policies, least
+from token_budget.metering._names import plain
+from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import ModelBlocked, RunStopped
 from token_budget.metering._report import CallRecord, Status
 from token_budget.metering._run import Run
@@ -47,7 +49,7 @@ class Terms:
         "timeout",
     )
     pool: Pool | None
-    prices: Any
+    prices: Prices
     policies: Policies
     default_output: int
     cap_output: Any
@@ -147,7 +149,7 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
         return replace(ask.worst, output_tokens=limit * ask.choices)
 
     def price(usage: Usage) -> int:
-        return int(terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier))
+        return terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier)
 
     def fits(limit: int) -> bool:
         usage = worst(limit)
@@ -324,23 +326,30 @@ class Pending:
         """Return the model, the usage and the price of an answer; of the worst case if there is no telling."""
         ask = self.ask
         try:
-            usage = reading.usage
+            usage, model = reading.usage, reading.model
+            if model != ask.model and not (model is not None and self._is_priced_by_itself(model)):
+                model = ask.model
             tier = reading.service_tier or ask.service_tier
-            for model in dict.fromkeys((reading.model or ask.model, ask.model)):
-                try:
-                    nanos = self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=tier)
-                except LookupError:
-                    continue
-                return model, usage, nanos
+            nanos = self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=tier)
+            return model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
         except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
             logger().warning("an answer of model %r cannot be priced: %s", ask.model, type(error).__name__)
         self.status = "charged"
         return ask.model, ask.worst, self.nanos
 
+    def _is_priced_by_itself(self, model: str) -> bool:
+        """Return whether the answer's model, and not the request's, prices the answer.
+
+        It does where it has a price of its own; but a line of the user's for "gpt-5" also prices "gpt-5-2025-08-07".
+        """
+        prices, asked, answered = self.terms.prices, plain(self.ask.model or ""), plain(model)
+        users_own = answered.startswith(asked) and prices._line(asked) is not None and prices._line(answered) is None
+        return prices.knows(model, self.ask.provider) and not users_own
+
     def _price(self, model: str | None, usage: Usage) -> int:
         """Return the price of a part of the worst case."""
         ask = self.ask
-        return int(self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=ask.service_tier))
+        return self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=ask.service_tier)
 
     def _glimpse(self, output_tokens: int) -> Usage | None:
         """Return the usage of a stream of which that much was seen; None if that is the worst case."""
