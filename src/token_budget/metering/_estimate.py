@@ -14,11 +14,10 @@ Hindi, Arabic, French, Portuguese, Russian, Japanese and German. It is under by 
 from __future__ import annotations
 
 import functools
-import string
 from typing import NamedTuple
 
-_LETTERS = string.ascii_letters.encode()
-_DIGITS = string.digits.encode()
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS = b"0123456789"
 _BLANKS = b" \t\r\n"
 _ASCII_LEFT = bytes(set(range(128)) - {*_LETTERS, *_DIGITS, *_BLANKS})
 _INDIC = b"\xe0"  # the first byte of a sign: Indic, Thai, Lao, Tibetan

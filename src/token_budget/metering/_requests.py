@@ -87,7 +87,8 @@ def read(
         route: where it goes (`token_budget.metering._routes.route`).
         headers: its headers; names are looked up in lower case.
         body: the whole body, as it is sent.
-        estimate: ``"bytes"`` holds a token for each byte of text, which no tokenizer of bytes can pass.
+        estimate: ``"bytes"`` holds a token for each byte of the body, which no tokenizer of bytes can pass. Media, and
+            what the provider adds, are estimates with both.
         default_output: tokens held for each answer where the request sets no limit.
 
     Returns:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import unquote
 
 Kind = Literal["metered", "free", "unmetered", "unknown"]
 
@@ -162,7 +161,11 @@ def provider_of(host: str) -> str | None:
 
 
 def _find(host: str, path: str) -> Route:
-    parts = [part for part in unquote(path).split("/") if part]
+    if "%" in path:  # rarely: a client's own path is decoded
+        from urllib.parse import unquote
+
+        path = unquote(path)
+    parts = [part for part in path.split("/") if part]
     if not parts:
         return UNKNOWN
     provider = provider_of(host)
