@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import doctest
 import json
 import pickle
 from types import MappingProxyType, SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from token_budget.metering import _usage
 from token_budget.metering._shapes import Reading, UnknownUsage, read, read_event
 from token_budget.metering._usage import Usage
 
@@ -34,6 +36,11 @@ def test_it_has_no_tokens_to_begin_with() -> None:
 def test_the_total_is_input_and_output_alone() -> None:
     usage = Usage(**{name: 10**place for place, name in enumerate(NAMES)})
     assert usage.total_tokens == 11
+
+
+def test_the_example_of_the_docstring_is_true() -> None:
+    tried = doctest.testmod(_usage)
+    assert (tried.failed, tried.attempted) == (0, 3)
 
 
 @given(usages, usages, usages)

@@ -216,7 +216,8 @@ def _look_through(items: Iterable[object], provider: str | None, depth: int) -> 
         else:
             stream = follow(item, stream, provider)
             cut = kind == "message_start" or (cut and kind != "message_delta")
-    return None if cut else _sum(total, stream)
+    # Whole answers without any input are LangChain's chunks of a stream whose start told no usage.
+    return None if cut or (total is not None and not total.counts[INPUT]) else _sum(total, stream)
 
 
 def _kind(item: object) -> object:

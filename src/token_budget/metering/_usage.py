@@ -18,12 +18,6 @@ from token_budget.metering._counts import Counts, add
 class Usage:
     """The tokens of one answer, or of several added up.
 
-    ```python
-    usage = Usage.from_response({"usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}})
-    assert usage == Usage(input_tokens=20, output_tokens=5)
-    assert (usage + usage).total_tokens == 50
-    ```
-
     It is immutable, and safe to share between threads.
 
     Attributes:
@@ -40,6 +34,12 @@ class Usage:
     Raises:
         TypeError: a count is no integer, or a bool.
         ValueError: a count is negative, or above 10**18.
+
+    Example:
+        >>> from token_budget.metering import Usage
+        >>> usage = Usage.from_response({"usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}})
+        >>> usage.input_tokens, usage.output_tokens, (usage + usage).total_tokens
+        (20, 5, 50)
     """
 
     input_tokens: int = 0
