@@ -74,6 +74,13 @@ def test_the_usage_that_we_asked_for_is_counted_and_left_out(door: Door) -> None
     assert door.spent == COST
 
 
+def test_it_is_left_out_also_where_the_usage_was_told_before(door: Door) -> None:
+    for told in (GROQ["chunks"][1], event({**delta(""), "usage": USAGE})):
+        assert door.read(streamed([*PLAIN, told, event(TOLD), DONE])) == b"".join([*PLAIN, told, DONE])
+        assert door.read(streamed([*PLAIN, told, DONE])) == b"".join([*PLAIN, told, DONE])
+    assert door.spent == COST * 4
+
+
 def test_the_usage_that_the_caller_asked_for_is_counted_and_stays(door: Door) -> None:
     got = door.read(streamed(), body=ASKING)
     assert got == b"".join(stream_of(door.requests[0]))
@@ -274,7 +281,7 @@ def test_a_lie_in_a_stream_is_charged_in_full_and_nothing_is_raised(door: Door, 
     ],
 )
 def test_what_is_no_stream_of_events_is_charged_in_full_and_reaches_the_caller(door: Door, chunks: Any) -> None:
-    assert door.read(streamed(chunks)) == b"".join(chunks)
+    assert door.read(streamed(chunks), body=ASKING) == b"".join(chunks)
     assert door.statuses == ["charged"]
 
 

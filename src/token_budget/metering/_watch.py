@@ -235,7 +235,8 @@ class Watch:
             event = json.loads(line[line.find(b"{") :])
             latest = _shapes.read_event(event, self._latest)
             alone = event.get("choices") == [] and isinstance(event.get("usage"), dict)
-            final = _is_final(event, self._choices)
+            # Where the extra chunk is to be left out it is waited for, also after others that tell a usage.
+            final = _is_final(event, 0 if self.strip else self._choices)
         except Exception:  # noqa: BLE001 - whatever a provider sends: it is charged in full, and the answer goes on
             self._latest, self._mode = None, _OPAQUE
             return False
