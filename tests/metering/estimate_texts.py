@@ -103,3 +103,30 @@ def kinds(language: str) -> dict[str, str]:
         "CSV": table(language),
         "log": log(language),
     }
+
+
+def other_kinds() -> dict[str, str]:
+    """Return texts that no rule was fitted to."""
+    pick = random.Random(5)
+    every = range(20)
+    return {
+        "HTML": "".join(
+            f'<li class="card-{i} mt-2"><a href="/items/{i}?ref=home&amp;x=1">Item {i}</a></li>\n' for i in every
+        ),
+        "SQL": "".join(
+            f"SELECT u.id, SUM(o.total) AS sum_{i} FROM users u JOIN orders o ON o.user_id = u.id WHERE u.age > {i};\n"
+            for i in every
+        ),
+        "C": "".join(f"static int hash_{i}(const char *p) {{\n\treturn (*p << {i}) ^ 0x811c{i}u;\n}}\n" for i in every),
+        "YAML": "".join(f"- name: svc-{i}\n  image: local/app:{i}.2\n  limits: {{cpu: {i}00m}}\n" for i in every),
+        "a table in Markdown": "".join(f"| {i} | user {i} | {pick.random():.4f} |\n" for i in every),
+        "bytes in hexadecimal": " ".join(f"{pick.randrange(256):02x}" for _ in range(300)),
+        "a traceback": "".join(
+            f'  File "/usr/lib/app/mod_{i}/views.py", line {i * 37}, in handle\n    return self.run(*args)\n'
+            for i in every
+        ),
+        "numbers": " ".join(f"{pick.gauss(0, 1):.6e}" for _ in range(100)),
+        "phone numbers": "\n".join(f"+49 {pick.randrange(999)} {pick.randrange(10**7)}" for _ in range(60)),
+        "capitals": "THE SYSTEM SHALL NOT ALLOW ANY WORKER TO SPEND MORE THAN THE BUDGET THAT WAS SET BY ITS OWNER. "
+        * 3,
+    }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimate_texts import OTHER_SCRIPTS, PROSE, kinds
+from estimate_texts import OTHER_SCRIPTS, PROSE, kinds, other_kinds
 from token_budget.metering import _estimate
 from token_budget.metering._estimate import pieces_tokens, text_tokens, weights
 
@@ -43,6 +43,13 @@ def test_it_is_never_a_tenth_under_in_other_scripts(language: str, vocabulary: s
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("kind", other_kinds())
+def test_it_is_never_a_tenth_under_on_kinds_that_no_rule_was_fitted_to(kind: str, vocabulary: str) -> None:
+    text = other_kinds()[kind]
+    assert text_tokens(text) >= 0.9 * len(encoding(vocabulary).encode(text))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_it_is_not_far_above_for_what_most_people_send(vocabulary: str) -> None:
     count = encoding(vocabulary).encode
     for kind, text in kinds("English").items():
@@ -66,7 +73,7 @@ def test_no_text_has_more_tokens_than_bytes(vocabulary: str, text: str) -> None:
 @given(text=st.text(max_size=300))
 def test_no_text_is_less_than_a_twentieth_of_a_token_a_byte_and_none_more_than_two(text: str) -> None:
     size = len(text.encode())
-    assert size / 20 <= text_tokens(text) <= size * 2 + 1
+    assert size / 20 <= text_tokens(text) <= size * 2.4 + 1
 
 
 # ---------------------------------------------------------------- the rule itself
@@ -82,6 +89,7 @@ def test_no_text_is_less_than_a_twentieth_of_a_token_a_byte_and_none_more_than_t
         ("ab" * 10 + "a ", 16),  # and more are not: 15.80
         ("1" * 100, 75),
         ("." * 100, 65),
+        ("a 1 " * 10, 21),  # 0.80 more for a number after a blank: 4.00 + 7.50 + 1.00 + 8.00
         ("\n" * 100, 45),
         ("é" * 100, 140),
         ("ह" * 100, 240),
