@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import gc
+import importlib
 import threading
 from datetime import timedelta
 from decimal import Decimal
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from meters import StorePool, answer, ask, meter_of, prices, used
+from meters import StoreHeld, StorePool, answer, ask, meter_of, prices, used
 from support import run_together
 from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, BudgetTimeout, PoolClosed, Window
 from token_budget.metering import (
@@ -25,6 +27,7 @@ from token_budget.metering import (
     Usage,
     budget_run,
 )
+from token_budget.metering._charge import Charge
 from token_budget.metering._pending import Pending
 from token_budget.metering._shapes import Reading
 
@@ -143,6 +146,63 @@ def test_a_call_that_is_dropped_is_charged_in_full() -> None:
 
 def test_a_call_that_was_not_finished_being_made_is_dropped_in_silence() -> None:
     Pending.__new__(Pending).__del__()
+
+
+class Interrupted(StorePool):
+    """A pool of a store in which the first commit is interrupted, before or after it is done."""
+
+    def __init__(self, pool: BudgetPool, error: BaseException, *, done: bool) -> None:
+        super().__init__(pool)
+        self.error: BaseException | None = error
+        self.done = done
+
+    def reserve(self, **amounts: Any) -> Any:
+        return InterruptedHeld(self, self.inner.reserve(**amounts))
+
+
+class InterruptedHeld(StoreHeld):
+    _store: Interrupted
+
+    def commit(self, **amounts: Any) -> None:
+        error, self._store.error = self._store.error, None
+        if error is not None and not self._store.done:
+            raise error
+        super().commit(**amounts)
+        if error is not None:
+            raise error
+
+    async def acommit(self, **amounts: Any) -> None:
+        self.commit(**amounts)
+
+
+@pytest.mark.parametrize("settle", ["settle", "asettle"])
+@pytest.mark.parametrize(("done", "cost"), [(False, WORST), (True, 1_200_000)])
+def test_a_commit_that_is_interrupted_is_made_up_for_once(done: bool, cost: int, settle: str) -> None:
+    store, pool = Interrupted(BudgetPool(), KeyboardInterrupt(), done=done), BudgetPool()
+    charge = Charge([store])
+    charge.pools = (store, pool)
+    meter = meter_of()
+    meter._terms.charge = charge
+    pending = held(meter)
+    with pytest.raises(KeyboardInterrupt):
+        if settle == "settle":
+            pending.settle(reading())
+        else:
+            asyncio.run(pending.asettle(reading()))
+    assert pending.open
+    del pending
+    gc.collect()
+    assert used(store.inner)[1:] == (cost, 0)
+    assert used(pool)[1:] == (WORST, 0)
+
+
+def test_a_commit_that_is_interrupted_after_it_is_done_leaves_nothing_open() -> None:
+    store = Interrupted(BudgetPool(), KeyboardInterrupt(), done=True)
+    pending = held(meter_of(store))
+    with pytest.raises(KeyboardInterrupt):
+        pending.settle(reading())
+    assert not pending.open
+    assert used(store.inner) == (900, 1_200_000, 0)
 
 
 def test_two_pools_of_one_call_are_charged_and_their_total_once() -> None:
@@ -703,3 +763,10 @@ def test_a_meter_shows_what_it_was_told() -> None:
     own = prices()
     assert Meter(prices=own).prices is own
     assert isinstance(Meter().prices, Prices)
+
+
+@pytest.mark.parametrize("module", ["_meter", "_block"])
+def test_the_examples_of_the_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"token_budget.metering.{module}"))
+    assert found.attempted > 0
+    assert found.failed == 0

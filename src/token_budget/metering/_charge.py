@@ -191,8 +191,8 @@ class Held:
                     part.commit(tokens=tokens, usd=usd)
             except BudgetOverrun as error:
                 overrun = error.with_traceback(None)
-            except ReservationClosed:  # a finaliser gave it back first
-                overrun = _late(pool, tokens, usd)
+            except ReservationClosed:  # its pool has settled it: in a forked child, or as a lease that ended
+                pass
             except Exception as error:  # noqa: BLE001 - whatever a store raises: the answer is there
                 _lost(pool, tokens, usd, error)
             first = first or overrun
@@ -212,7 +212,7 @@ class Held:
             except BudgetOverrun as error:
                 overrun = error.with_traceback(None)
             except ReservationClosed:
-                overrun = _late(pool, tokens, usd)
+                pass
             except Exception as error:  # noqa: BLE001
                 _lost(pool, tokens, usd, error)
             first = first or overrun
@@ -271,17 +271,6 @@ def _unreachable(pool: Pool, error: Exception, *, lenient: bool) -> None:
             raise error
         raise BudgetUnavailable(f"pool {pool.name!r} cannot answer: {error}") from error
     logger().warning("pool %r cannot answer (%s); the call passes", pool.name, type(error).__name__)
-
-
-def _late(pool: Pool, tokens: int, usd: Any) -> BudgetOverrun | None:
-    """Record what cannot be committed any more."""
-    try:
-        pool.record(tokens=tokens, usd=usd, force=True)
-    except BudgetOverrun as error:
-        return error.with_traceback(None)
-    except Exception as error:  # noqa: BLE001 - as `Held.commit`
-        _lost(pool, tokens, usd, error)
-    return None
 
 
 def _lost(pool: Pool, tokens: int, usd: Any, error: Exception) -> None:

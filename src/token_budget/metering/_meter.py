@@ -6,6 +6,7 @@ recorded, and the next call is refused.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -104,6 +105,7 @@ class Meter:
         terms.policies = Policies(policies)
         terms.charge = Charge(checked_pools(pool))
         terms.callbacks = ()
+        self._listening = threading.RLock()  # of the callbacks; a finaliser may end a subscription
         self._unmetered: Literal["refuse", "allow"] = _one_of(unmetered, "unmetered", "refuse", "allow")
         self._estimate: Literal["typical", "bytes"] = _one_of(estimate, "estimate", "typical", "bytes")
 
@@ -345,16 +347,17 @@ class Meter:
         Raises:
             TypeError: it cannot be called, or it is a coroutine function.
         """
-        mine = [checked_callback(callback)]  # a list, so that subscribing twice is two subscriptions
-        terms = self._terms
+        checked, terms = checked_callback(callback), self._terms
 
-        def told(record: CallRecord) -> object:
-            return mine[0](record)
+        def told(record: CallRecord) -> object:  # one for each subscription, so that subscribing twice is two
+            return checked(record)
 
         def unsubscribe() -> None:
-            terms.callbacks = tuple(one for one in terms.callbacks if one is not told)
+            with self._listening:
+                terms.callbacks = tuple(one for one in terms.callbacks if one is not told)
 
-        terms.callbacks = (*terms.callbacks, told)
+        with self._listening:
+            terms.callbacks = (*terms.callbacks, told)
         return unsubscribe
 
     # ------------------------------------------------------------------ for the hooks

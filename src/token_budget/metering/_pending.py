@@ -20,7 +20,7 @@ from token_budget.metering._decision import Policies, least
 from token_budget.metering._names import plain
 from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import ModelBlocked, RunStopped
-from token_budget.metering._report import CallRecord, Status
+from token_budget.metering._report import CallRecord, Status, recorded
 from token_budget.metering._run import Run
 from token_budget.metering._usage import Usage
 
@@ -315,12 +315,26 @@ class Pending:
         return held
 
     def _commit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
-        self.overrun = held.commit(usage.input_tokens + usage.output_tokens, nanos)
+        try:
+            self.overrun = held.commit(usage.input_tokens + usage.output_tokens, nanos)
+        except BaseException:  # an interrupt
+            self._put_back(held)
+            raise
         self._tell(model, usage, nanos)
 
     async def _acommit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
-        self.overrun = await held.acommit(usage.input_tokens + usage.output_tokens, nanos)
+        try:
+            self.overrun = await held.acommit(usage.input_tokens + usage.output_tokens, nanos)
+        except BaseException:  # cancelled, on the way to a store
+            self._put_back(held)
+            raise
         self._tell(model, usage, nanos)
+
+    def _put_back(self, held: Held) -> None:
+        """Keep what an interrupt left unsettled: if nobody settles it, the finaliser charges it in full."""
+        held.parts = [(pool, part) for pool, part in held.parts if part is None or not part.completed]
+        if held.parts:
+            _held[id(self)] = held
 
     def _bill(self, reading: Any) -> tuple[str | None, Usage, int]:
         """Return the model, the usage and the price of an answer; of the worst case if there is no telling."""
@@ -376,15 +390,15 @@ def record_of(
     status: Status,
     error: str | None,
 ) -> CallRecord:
-    return CallRecord(
-        operation=ask.operation,
-        provider=ask.provider,
-        model=model,
-        usage=usage,
-        usd_nanos=nanos,
-        seconds=seconds,
-        status=status,
-        run=None if run is None else run._name,
-        user=None if run is None else run._user,
-        error=error,
+    return recorded(
+        ask.operation,
+        ask.provider,
+        model,
+        usage,
+        nanos,
+        seconds,
+        status,
+        None if run is None else run._name,
+        None if run is None else run._user,
+        error,
     )
