@@ -163,6 +163,9 @@ def test_a_prediction_may_be_billed_beside_the_answer() -> None:
     plain = {"messages": SAY, "max_tokens": 10}
     found = ask(CHAT, {**plain, "prediction": {"type": "content", "content": "word " * 1000}})
     assert found.worst.output_tokens > 1000 + 10
+    del plain["max_tokens"]
+    found = ask(CHAT, {**plain, "prediction": {"type": "content", "content": "word " * 1000}}, default_output=10)
+    assert found.worst.output_tokens > 1000 + 10
 
 
 def test_audio_in_the_answer_is_held_as_audio() -> None:
