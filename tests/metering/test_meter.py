@@ -642,6 +642,28 @@ def test_what_was_spent_is_recorded_in_every_pool() -> None:
     assert run.report()["call_count"] == 5
 
 
+def test_a_task_records_without_blocking_on_a_store() -> None:
+    store, pool = StorePool(BudgetPool(usd_cap=0.001)), BudgetPool()
+    meter = meter_of(pool)
+
+    async def main() -> None:
+        async with budget_run("job", meter=meter) as run:
+            overrun = await meter.arecord("small", answer(), pool=store)
+            assert isinstance(overrun, BudgetOverrun)
+            with pytest.raises(UnknownModel):
+                await meter.arecord("unheard-of", answer(), pool=store)
+            store.down = BudgetUnavailable("gone")
+            with pytest.raises(BudgetUnavailable):
+                await meter.arecord("small", answer(), pool=store)
+            assert await meter_of(on_error="allow").arecord("small", answer(), pool=store) is None
+            assert run.report()["call_count"] == 4
+
+    asyncio.run(main())
+    assert store.suspended == 4
+    assert used(store.inner) == (1800, 1_200_000, 0)
+    assert used(pool)[:2] == (3600, 3_600_000)
+
+
 def test_an_overrun_is_returned_and_recorded() -> None:
     pool = BudgetPool(usd_cap=0.001)
     overrun = meter_of(pool).record("small", answer())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from meters import StorePool, answer, ask, meter_of, used
+from support import run_together
 from token_budget import BudgetExceeded, BudgetPool, PoolClosed
 from token_budget.metering import (
     CallRecord,
@@ -642,3 +643,42 @@ def test_a_run_that_is_ended_by_a_finaliser_hangs_on_no_lock() -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert run.ended
+
+
+def test_reports_and_pools_agree_whatever_threads_do(racing: None) -> None:
+    pool = BudgetPool(usd_cap=0.4)
+    meter = meter_of(pool, timeout=0)
+    told: list[CallRecord] = []
+    meter.subscribe(told.append)
+    with budget_run("outer", meter=meter) as outer, budget_run("inner", usd_cap=0.3) as inner:
+
+        def work(number: int) -> None:
+            bound = inner if number % 2 else outer
+            for turn in range(40):
+                try:
+                    pending = meter._begin(ask(), bound)
+                    pending.hold()
+                except (BudgetExceeded, RunStopped):
+                    continue
+                kind = (number + turn) % 4
+                if kind == 0:
+                    pending.charge()
+                elif kind == 1:
+                    pending.release()
+                elif kind == 2:
+                    pending.settle(None)
+                else:
+                    del pending  # the finaliser charges it
+                if number == 1 and turn == 30:
+                    inner.stop("enough")
+
+        run_together(*(partial(work, number) for number in range(6)))
+        reports = outer.report(), inner.report()
+    assert used(pool) == used(outer.pool)
+    assert used(pool)[1] <= 400_000_000
+    assert used(pool)[2] == 0
+    for run, report in zip((outer, inner), reports, strict=True):
+        assert (report["tokens"], report["usd_nanos"]) == used(run.pool)[:2]
+    assert len(told) == 6 * 40
+    assert reports[0]["refused"] == sum(one.status == "refused" for one in told)
+    assert reports[0]["usd_nanos"] == sum(one.usd_nanos for one in told)

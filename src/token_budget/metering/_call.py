@@ -1,4 +1,4 @@
-"""Call: one call to a model by hand, as a block. What is sent in it is counted by it alone.
+"""Call: one call to a model by hand, as a block. What is sent in it is counted by it alone. Spend: one that was made.
 
 For what the hooks cannot see (boto3, gRPC, a model of one's own), and for worst cases that the caller knows better.
 """
@@ -14,9 +14,9 @@ from token_budget._errors import BudgetOverrun
 from token_budget._money import shown_type, to_tokens, to_usd
 from token_budget.contract import Pool
 from token_budget.metering._ask import Ask
-from token_budget.metering._charge import logger
-from token_budget.metering._pending import Pending, Terms, begin
-from token_budget.metering._run import Off, _metering_off, current_run
+from token_budget.metering._charge import Charge, logger
+from token_budget.metering._pending import Pending, Terms, begin, record_of
+from token_budget.metering._run import Off, Run, _metering_off, current_run
 from token_budget.metering._shapes import Reading, UnknownUsage, read
 from token_budget.metering._usage import Usage
 
@@ -229,3 +229,63 @@ def decorated(function: Callable[..., Any], call: Callable[[tuple[Any, ...], dic
             return answer
 
     return metered
+
+
+class Spend:
+    """A call that was made, as `Meter.record` books it."""
+
+    __slots__ = ("_late", "_model", "_run", "_usage", "charge", "nanos", "tokens")
+
+    def __init__(
+        self, model: str, usage: Usage, nanos: int, run: Run | None, charge: Charge, late: Exception | None
+    ) -> None:
+        self._model = model
+        self._usage = usage
+        self._run = run
+        self._late = late  # what is raised once it is booked
+        self.charge = charge
+        self.nanos = nanos
+        self.tokens = usage.input_tokens + usage.output_tokens
+
+    def told(self, terms: Terms) -> None:
+        """Book it in its runs, and tell whoever listens."""
+        ask = Ask(operation="chat", provider=None, model=self._model, worst=self._usage)
+        terms.tell(self._run, record_of(ask, self._run, self._model, self._usage, self.nanos, 0.0, "settled", None))
+
+    def outcome(self, overrun: BudgetOverrun | None) -> BudgetOverrun | None:
+        """Return the overrun, or raise what kept the spend from being known."""
+        if self._late is not None:
+            raise self._late
+        return overrun
+
+
+def texts(arguments: object) -> list[str]:
+    """Return all text in the arguments of a function: in dicts, lists and tuples too, and nothing of other objects."""
+    found: list[str] = []
+    pending: list[object] = [arguments]
+    for one in pending:  # it grows meanwhile
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, (bytes, bytearray)):
+            found.append(one.decode("latin-1"))
+        elif isinstance(one, Mapping):
+            pending += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple)):
+            pending += one
+    return found
+
+
+def told_usage(answer: object, input_tokens: Any, output_tokens: Any, usd: Any) -> Reading:
+    """Return the usage that was handed to `Meter.record`."""
+    given = input_tokens is not None or output_tokens is not None
+    if answer is not None:
+        if given:
+            raise TypeError("give the answer or its tokens, not both")
+        return read(answer)
+    if not given and usd is None:
+        raise TypeError("give the answer (or a Usage), its tokens, or what it cost")
+    counts = {
+        "input_tokens": to_tokens(input_tokens or 0, "input_tokens"),
+        "output_tokens": to_tokens(output_tokens or 0, "output_tokens"),
+    }
+    return Reading(Usage(**counts), None, None)

@@ -126,20 +126,23 @@ class Charge:
             PoolForked: in a forked child.
             BudgetUnavailable: a pool cannot answer (if it is not ``lenient``).
         """
-        tokens, usd = min(tokens, MAX_TOKENS), to_dollars(min(nanos, MAX_NANOS))
-        first = failure = None
+        tokens, usd, told = min(tokens, MAX_TOKENS), to_dollars(min(nanos, MAX_NANOS)), _Told()
         for pool in self.pools:
             try:
                 pool.record(tokens=tokens, usd=usd, force=True)
-            except BudgetOverrun as error:  # noqa: PERF203 - every pool is told, whatever the others say
-                first = first or error.with_traceback(None)
-            except (PoolForked, BudgetUnavailable, OSError) as error:
-                failure = failure or (pool, error)
-        if failure is not None:
-            if isinstance(failure[1], PoolForked):
-                raise failure[1]
-            _unreachable(*failure, lenient=lenient)
-        return first
+            except Exception as error:  # noqa: BLE001, PERF203 - every pool is told, whatever the others say
+                told.hear(pool, error)
+        return told.outcome(lenient=lenient)
+
+    async def arecord(self, tokens: int, nanos: int, *, lenient: bool = False) -> BudgetOverrun | None:
+        """Do what `record` does, without blocking the event loop."""
+        tokens, usd, told = min(tokens, MAX_TOKENS), to_dollars(min(nanos, MAX_NANOS)), _Told()
+        for pool in self.pools:
+            try:
+                await pool.arecord(tokens=tokens, usd=usd, force=True)
+            except Exception as error:  # noqa: BLE001, PERF203
+                told.hear(pool, error)
+        return told.outcome(lenient=lenient)
 
     def snapshots(self) -> list[BudgetSnapshot]:
         """Return a snapshot of every scope that a call counts against: the pools and what is above them."""
@@ -166,6 +169,32 @@ class Charge:
                 above = getattr(scope, "_parents", ())
                 pending += [above._parent] if isinstance(above, Group) else above
         return list(found.values())
+
+
+class _Told:
+    """What pools say to a spend that has happened."""
+
+    __slots__ = ("_failure", "_overrun")
+
+    def __init__(self) -> None:
+        self._overrun: BudgetOverrun | None = None
+        self._failure: tuple[Pool, Exception] | None = None
+
+    def hear(self, pool: Pool, error: Exception) -> None:
+        """Keep the first overrun, and the first failure."""
+        if isinstance(error, BudgetOverrun):
+            self._overrun = self._overrun or error.with_traceback(None)
+        else:
+            self._failure = self._failure or (pool, error)
+
+    def outcome(self, *, lenient: bool) -> BudgetOverrun | None:
+        """Return the overrun, or raise the failure."""
+        if self._failure is not None:
+            pool, error = self._failure
+            if not isinstance(error, (BudgetUnavailable, OSError)):
+                raise error
+            _unreachable(pool, error, lenient=lenient)
+        return self._overrun
 
 
 class Held:

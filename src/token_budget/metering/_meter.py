@@ -16,16 +16,23 @@ from token_budget._errors import BudgetOverrun, PoolClosed, PoolForked
 from token_budget._money import shown_type, to_nanos, to_tokens
 from token_budget.contract import Amount, BudgetUnavailable, Pool
 from token_budget.metering._ask import Ask
-from token_budget.metering._call import Call, ask_for, checked_pools, decorated
+from token_budget.metering._call import Call, Spend, ask_for, checked_pools, decorated, texts, told_usage
 from token_budget.metering._charge import Charge
 from token_budget.metering._decision import Decision, Policies, Reason, weigh
-from token_budget.metering._pending import Pending, Terms, begin, charge_or_refuse, check_policies, fit, record_of
+from token_budget.metering._pending import (
+    NOTHING,
+    Pending,
+    Terms,
+    begin,
+    charge_or_refuse,
+    check_policies,
+    fit,
+)
 from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import LoopDetected, ModelBlocked, RunStopped, UnknownModel
 from token_budget.metering._report import CallRecord
 from token_budget.metering._run import Run, current_run
-from token_budget.metering._shapes import Reading, UnknownUsage, read
-from token_budget.metering._usage import Usage
+from token_budget.metering._shapes import Reading, UnknownUsage
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -306,32 +313,49 @@ class Meter:
             UnknownUsage: the answer has no usage that is known; nothing is booked but ``usd``, if that is given.
             TypeError, ValueError: an argument is none that is taken; nothing is booked.
         """
+        terms, spend = self._terms, self._spend(model, answer, input_tokens, output_tokens, usd, pool)
+        try:
+            overrun = spend.charge.record(spend.tokens, spend.nanos, lenient=terms.lenient)
+        finally:
+            spend.told(terms)
+        return spend.outcome(overrun)
+
+    async def arecord(
+        self,
+        model: str,
+        answer: object = None,
+        *,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        usd: Amount | None = None,
+        pool: Pool | None = None,
+    ) -> BudgetOverrun | None:
+        """Do what `record` does, without blocking the event loop on the pool of a store."""
+        terms, spend = self._terms, self._spend(model, answer, input_tokens, output_tokens, usd, pool)
+        try:
+            overrun = await spend.charge.arecord(spend.tokens, spend.nanos, lenient=terms.lenient)
+        finally:
+            spend.told(terms)
+        return spend.outcome(overrun)
+
+    def _spend(self, model: Any, answer: object, input_tokens: Any, output_tokens: Any, usd: Any, pool: Any) -> Spend:
+        """Return the spend that `record` was told of."""
         if not isinstance(model, str):
             raise TypeError(f"model must be a str, not {shown_type(model)}")
         pools, nanos = checked_pools(pool), None if usd is None else to_nanos(usd)
-        terms, run = self._terms, current_run()
-        late: UnknownUsage | UnknownModel | None = None
+        run, late = current_run(), None
         try:
-            reading = _reading(answer, input_tokens, output_tokens, usd)
+            reading = told_usage(answer, input_tokens, output_tokens, usd)
         except UnknownUsage as error:
             if nanos is None:
                 raise
-            late, reading = error, Reading(Usage(), None, None)
-        usage = reading.usage
+            late, reading = error, Reading(NOTHING, None, None)
         if nanos is None:
             try:
-                nanos = terms.prices.nanos(model, usage, service_tier=reading.service_tier)
+                nanos = self._terms.prices.nanos(model, reading.usage, service_tier=reading.service_tier)
             except UnknownModel as error:
-                late, nanos = error, 0
-        tokens = usage.input_tokens + usage.output_tokens
-        try:
-            overrun = terms.charge_to_record(run, pools).record(tokens, nanos, lenient=terms.lenient)
-        finally:
-            ask = Ask(operation="chat", provider=None, model=model, worst=usage)
-            terms.tell(run, record_of(ask, run, model, usage, nanos, 0.0, "settled", None))
-        if late is not None:
-            raise late
-        return overrun
+                return Spend(model, reading.usage, 0, run, self._terms.charge_to_record(run, pools), error)
+        return Spend(model, reading.usage, nanos, run, self._terms.charge_to_record(run, pools), late)
 
     def quote(self, model: str, input_tokens: int, output_tokens: int = 0, **details: Any) -> Decimal:
         """Return what a call costs, in dollars. Arguments and errors are those of `Prices.quote`."""
@@ -373,43 +397,11 @@ class Meter:
     def _text_tokens(self, arguments: object, model: str) -> int:
         from token_budget.metering._estimate import text_tokens
 
-        text = "\n".join(_texts(arguments))
+        text = "\n".join(texts(arguments))
         return len(text.encode()) if self._estimate == "bytes" else text_tokens(text, model)
 
     def __repr__(self) -> str:
         return f"<Meter of {self._terms.pool!r}>"
-
-
-def _texts(arguments: object) -> list[str]:
-    """Return all text in the arguments of a function: in dicts, lists and tuples too, and nothing of other objects."""
-    found: list[str] = []
-    pending: list[object] = [arguments]
-    for one in pending:  # it grows meanwhile
-        if isinstance(one, str):
-            found.append(one)
-        elif isinstance(one, (bytes, bytearray)):
-            found.append(one.decode("latin-1"))
-        elif isinstance(one, Mapping):
-            pending += [*one.keys(), *one.values()]
-        elif isinstance(one, (list, tuple)):
-            pending += one
-    return found
-
-
-def _reading(answer: object, input_tokens: Any, output_tokens: Any, usd: Any) -> Reading:
-    """Return the usage that was handed to `Meter.record`."""
-    given = input_tokens is not None or output_tokens is not None
-    if answer is not None:
-        if given:
-            raise TypeError("give the answer or its tokens, not both")
-        return read(answer)
-    if not given and usd is None:
-        raise TypeError("give the answer (or a Usage), its tokens, or what it cost")
-    counts = {
-        "input_tokens": to_tokens(input_tokens or 0, "input_tokens"),
-        "output_tokens": to_tokens(output_tokens or 0, "output_tokens"),
-    }
-    return Reading(Usage(**counts), None, None)
 
 
 def _reason(error: Exception) -> Reason:
