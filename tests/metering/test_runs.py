@@ -615,10 +615,14 @@ def test_a_run_is_gone_with_its_last_reference() -> None:
     meter = meter_of(BudgetPool())
     with budget_run("job", meter=meter) as run:
         spend(meter)
-    gone = weakref.ref(run)
-    del run
-    gc.collect()
-    assert gone() is None
+    gone, pool = weakref.ref(run), weakref.ref(run.pool)
+    gc.disable()
+    try:
+        del run
+        assert gone() is None
+        assert pool() is None
+    finally:
+        gc.enable()
 
 
 def test_usage_is_booked_to_the_current_run_by_record() -> None:

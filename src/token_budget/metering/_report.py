@@ -48,7 +48,7 @@ class CallRecord:
         """What it cost, in dollars, exactly."""
         from decimal import Decimal
 
-        return Decimal(self.usd_nanos).scaleb(-9)
+        return Decimal(usd_text(self.usd_nanos))  # exact, whatever the decimal context
 
     @property
     def tokens(self) -> int:

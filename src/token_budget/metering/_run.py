@@ -94,7 +94,7 @@ class Run:
         self._started = time.monotonic()
         self._seconds: float | None = None  # once it has ended
         self._stopped: str | None = None
-        self.around: tuple[Run, ...] = (self,) if outer is None else (self, *outer.around)
+        self._above: tuple[Run, ...] = () if outer is None else outer.around  # without itself: that were a circle
 
     # ------------------------------------------------------------------ what it is
 
@@ -127,6 +127,11 @@ class Run:
     def stop_reason(self) -> str | None:
         """Why it was stopped; None if it was not."""
         return self._stopped
+
+    @property
+    def around(self) -> tuple[Run, ...]:
+        """This run and those around it, the innermost first: a call counts in all of them."""
+        return (self, *self._above)
 
     @property
     def ended(self) -> bool:
