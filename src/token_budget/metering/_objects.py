@@ -29,8 +29,7 @@ def fields(x: object, properties: frozenset[str] = frozenset()) -> Mapping[Any, 
     found: dict[Any, Any] = dict(getattr(x, "__dict__", None) or {})
     kind: Any = type(x)
     for name in _declared(kind, properties):
-        if name not in found:
-            _take(x, name, found)
+        _take(x, name, found)
     # What a pydantic model was given beyond its fields: a provider's own counts, in an answer of OpenAI's SDK.
     extra = getattr(x, "__pydantic_extra__", None)
     if type(extra) is dict:
