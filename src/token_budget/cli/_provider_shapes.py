@@ -77,14 +77,14 @@ def model_of(path: str, body: Mapping[str, Any]) -> str:
 
 
 def count(body: Mapping[str, Any], *, made: bool) -> Count:
-    """Return what a request costs: a token for five bytes of its texts, and up to 25 of output if any is ``made``."""
+    """Return what a request costs: a token for five bytes of its texts, and up to 13 of output if any is ``made``."""
     texts = list(_texts(body))
     size = sum(len(text.encode(errors="replace")) for text in texts)
     given = 4 + size // 5
     cached = given // 2 if given >= _LEAST_CACHED else 0
     if not made:
         return Count(given, cached, 0, 0)
-    output = min(2 + zlib.crc32("\n".join(texts).encode(errors="replace")) % 24, _limit(body))
+    output = min(2 + zlib.crc32("\n".join(texts).encode(errors="replace")) % 12, _limit(body))
     return Count(given, cached, output, output // 4)
 
 
