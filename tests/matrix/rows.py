@@ -26,12 +26,13 @@ from matrix.calls import (
     mistral_shapes,
     openai_shapes,
 )
-from matrix.provider import Provider
 from token_budget import BudgetExceeded, BudgetPool
+from token_budget.cli._provider import OTHERS, Provider
 from token_budget.metering import Meter, budget_run
 
 HOOKINGS = ("wrap", "run")
-PRICES = {"m": (1, 4)}
+PRICES = {"m": (1, 4, "0.1")}  # as the provider bills it
+assert (OTHERS.input, OTHERS.output, OTHERS.cached) == (1000, 4000, 100)
 
 
 @dataclass
@@ -82,8 +83,8 @@ class Row:
     is_async: bool
     hooking: str
     counts: str
-    billed: tuple[int, int]
-    counted: int  # nanodollars
+    billed: int = 0  # nanodollars
+    counted: int = 0
     wrong: str = ""  # why the row is red
 
 
@@ -120,7 +121,7 @@ def run(names: list[str], hookings: tuple[str, ...] = HOOKINGS, only: frozenset[
 def one(name: str, module: Any, shape: Shape, hooking: str, provider: Provider, *, is_async: bool) -> Row:
     """Run one shape, with a budget and without."""
     sdk, pool = SDKS[name], BudgetPool(usd_cap=10)
-    row = Row(name, importlib.metadata.version(sdk.package), shape.name, is_async, hooking, shape.counts, (0, 0), 0)
+    row = Row(name, importlib.metadata.version(sdk.package), shape.name, is_async, hooking, shape.counts)
     provider.bills.clear()
     try:
         called(sdk, module, shape, hooking, pool, provider, is_async=is_async)
@@ -130,10 +131,9 @@ def one(name: str, module: Any, shape: Shape, hooking: str, provider: Provider, 
     else:
         row.wrong = "did not fail" if shape.fails else ""
     gc.collect()
-    given, made = row.billed = provider.billed
     snapshot = pool.snapshot()
-    row.counted = snapshot.usd_used_nanos
-    row.wrong = row.wrong or judged(shape, given * 1000 + made * 4000, row.counted, snapshot.in_flight)
+    row.billed, row.counted = provider.billed_nanos, snapshot.usd_used_nanos
+    row.wrong = row.wrong or judged(shape, row.billed, row.counted, snapshot.in_flight)
     if not row.wrong and shape.spends:
         row.wrong = refused(sdk, module, shape, hooking, provider, is_async=is_async)
     return row

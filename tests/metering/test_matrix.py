@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from token_budget.metering import _send, _stream, _watch
+from matrix import calls, rows
+from token_budget import BudgetPool
+from token_budget.metering import Meter, _send, _stream, _watch
 
-rows = pytest.importorskip("matrix.rows")
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what SDKs and interrupted sockets have to say
@@ -84,7 +85,7 @@ def test_with_refusals_that_are_raised_the_matrix_is_red(monkeypatch: pytest.Mon
 
 
 def test_without_the_mark_a_call_counts_in_every_hook_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = rows.Meter(rows.BudgetPool(usd_cap=1), rows.PRICES)
+    other = Meter(BudgetPool(usd_cap=1), rows.PRICES)
     with other.patch():
         assert red(["openai"], ("wrap",), "chat", "streamed") == []
         assert other.pool.snapshot().usd_used_nanos == 0
@@ -94,14 +95,14 @@ def test_without_the_mark_a_call_counts_in_every_hook_on_its_way(monkeypatch: py
 
 
 def test_a_row_says_what_is_wrong_with_its_books() -> None:
-    shape = rows.Shape("any", rows.maybe)
+    shape = calls.Shape("any", calls.maybe)
     assert rows.judged(shape, 5, 5, 0) == ""
     assert rows.judged(shape, 5, 6, 0) == "counted 6, billed 5"
     assert rows.judged(shape, 5, 5, 1) == "1 still held"
     assert rows.judged(shape, 0, 0, 0) == "nothing was billed"
     for counts, counted, wrong in (("at least", 4, True), ("at least", 6, False), ("nothing", 1, True)):
         assert (
-            bool(rows.judged(rows.Shape("any", rows.maybe, counts), 5 if counts != "nothing" else 0, counted, 0))
+            bool(rows.judged(calls.Shape("any", calls.maybe, counts), 5 if counts != "nothing" else 0, counted, 0))
             is wrong
         )
 
