@@ -11,7 +11,16 @@ import pytest
 
 from hooked import ANSWER, CHAT, COST, LIBRARIES, URL, USAGE, Door, Reply, answer, maybe, stream_of, streamed
 from token_budget import BudgetExceeded, BudgetPool, PoolClosed
-from token_budget.metering import LoopDetected, Meter, ModelBlocked, RunStopped, UnknownModel, Unmetered, budget_run
+from token_budget.metering import (
+    LoopDetected,
+    Meter,
+    ModelBlocked,
+    RunStopped,
+    UnknownModel,
+    Unmetered,
+    _send,
+    budget_run,
+)
 
 pytestmark = pytest.mark.skipif(not LIBRARIES, reason="needs httpx or httpx2")
 
@@ -442,6 +451,32 @@ def test_a_stream_that_needs_no_change_leaves_as_it_is(door: Door) -> None:
     request = door.request(json=body, headers={"accept-encoding": "gzip"})
     assert b'"usage":{' in door.send(streamed(), request=request).content
     assert door.requests == [request]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_does_not_take_the_question_for_the_usage_is_not_asked_again(
+    door: Door, stream: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_send, "_declining", {})
+    body = {**CHAT, "stream": True}
+    declined = Reply(status, body=b'{"error": "unknown field: stream_options"}')
+    chunks = stream_of(door.request(body))
+    if stream:
+        assert door.read(declined, streamed()) == b"".join(chunks)
+    else:
+        assert door.send(declined, streamed(), body=body).content == b"".join(chunks)
+    assert door.send(streamed(), body=body).content == b"".join(chunks)
+    assert door.statuses == ["charged", "charged"]
+    assert [json.loads(request.content) == body for request in door.requests] == [False, True, True]
+    door.pool.reset()
+    other = door.send(streamed(), body=body, url=URL.replace("127.0.0.1:1", "127.0.0.1:2"))
+    assert b'"usage":{' not in other.content
+    assert door.spent == COST
+    assert door.send(Reply(status, body=b"no"), body=body, url=other.url).content == b"no"
+    monkeypatch.setattr(_send, "_SERVERS", 1)
+    assert door.send(declined, streamed(), body=body, url=other.url).status_code == 200
+    assert list(_send._declining) == [b"127.0.0.1:2"]
 
 
 @pytest.mark.parametrize("cap_output", [True, "fit"])

@@ -3,7 +3,7 @@
 What always holds: a request is metered once, by the outermost hook on its way. It leaves only after its worst case is
 held, and what is held is settled before the caller gets the answer, or by the watch on the answer's stream. After the
 answer nothing is raised. A request that is changed (a limit of its output, the usage of its stream) is a new one; the
-caller's own is left as it is.
+caller's own is left as it is. A server that does not take the question for the usage gets the request without it.
 
 | what happens | done with what is held |
 |---|---|
@@ -46,6 +46,10 @@ _NOT_SENT = frozenset(
 )
 _READABLE = frozenset({"gzip", "deflate", "identity"})
 
+_DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
+_SERVERS = 1000  # of these that are remembered
+_declining: dict[bytes, bool] = {}
+
 Outcome = _shapes.Reading | Literal["charge", "release"]
 Send = Callable[..., Any]
 AsyncSend = Callable[..., Awaitable[Any]]
@@ -54,13 +58,14 @@ AsyncSend = Callable[..., Awaitable[Any]]
 class _Call:
     """One metered request: how it leaves, what it holds, how its answer is read."""
 
-    __slots__ = ("_mark", "_route", "_strip", "pending", "request")
+    __slots__ = ("_asked", "_mark", "_route", "pending", "request", "strip")
 
-    def __init__(self, pending: Pending, request: Any, route: Route, *, strip: bool) -> None:
+    def __init__(self, pending: Pending, request: Any, route: Route, asked: Any = None, *, strip: bool) -> None:
         self.pending = pending
         self.request = request
+        self._asked = asked  # the caller's request, if this is another
         self._route = route
-        self._strip = strip
+        self.strip = strip  # whether the usage of its stream was asked for here
         self._mark = [True]  # false once it is emptied, in every request that was made from this one (a redirect)
 
     def leave(self) -> Any:
@@ -72,6 +77,18 @@ class _Call:
     def sent(self) -> None:
         """Take the mark off: whoever sends the request again sends another one."""
         self._mark.clear()
+
+    def is_declined(self, response: Any) -> bool:
+        """Return whether the server cannot be asked for the usage of a stream; then this is the call without it."""
+        if b"stream_options" not in response.content:
+            return False
+        self.sent()
+        _declining[self.request.url.netloc] = True
+        while len(_declining) > _SERVERS:
+            _declining.pop(next(iter(_declining)), None)
+        again = _changed(self.pending, self._asked, self._route, self._asked.content, ask=False)
+        self.request, self.strip, self._mark = again.request, again.strip, again._mark
+        return True
 
     def judge(self, response: Any) -> Outcome | None:
         """Return what is done with what is held; None while the answer is streamed: the watch says it then."""
@@ -101,7 +118,7 @@ class _Call:
             choices=ask.choices,
             content_type=headers.get(b"content-type", b""),
             encoding=b"" if decoded else headers.get(b"content-encoding", b"").strip(),
-            strip=self._strip,
+            strip=self.strip,
             framed=not version.startswith(b"HTTP/1") or b"transfer-encoding" in headers or b"content-length" in headers,
             counting=self.pending.terms.broken == "seen",
         )
@@ -139,7 +156,7 @@ def send(client: Any, original: Send, meter: Any, run: Run | None, request: Any,
         return original(client, request, **options)
     pending = call.pending
     try:
-        response = original(client, call.leave(), **_streamed(options, pending.ask))
+        response = _exchange(client, original, call, options)
         outcome = call.judge(response)
         if outcome is not None:
             _settle(pending, outcome)
@@ -175,7 +192,7 @@ async def asend(
         return await original(client, request, **options)
     pending = call.pending
     try:
-        response = await original(client, call.leave(), **_streamed(options, pending.ask))
+        response = await _aexchange(client, original, call, options)
         outcome = call.judge(response)
         if outcome is not None:
             await _asettle(pending, outcome)
@@ -238,15 +255,15 @@ def _unmetered(meter: Any, run: Run | None, found: Route, error: Unmetered) -> U
     return error
 
 
-def _changed(pending: Pending, request: Any, found: Route, body: bytes) -> _Call:
+def _changed(pending: Pending, request: Any, found: Route, body: bytes, *, ask: bool = True) -> _Call:
     """Return the call with the request as it leaves: its output limited, its stream readable, its usage asked for."""
-    headers = request.headers
+    asked, headers = request, request.headers
     if headers.get("authorization", "").startswith("AWS4-"):  # signed: no byte may change
         return _Call(pending, request, found, strip=False)
     sent, strip = body, False
     if pending.output_limit is not None:
         sent = _requests.with_output_limit(found, sent, pending.output_limit)
-    if pending.ask.stream:
+    if ask and pending.ask.stream and request.url.netloc not in _declining:
         asking = _requests.with_stream_usage(found, request.url.host, sent)
         if asking is not None:
             sent, strip = asking, True
@@ -259,12 +276,34 @@ def _changed(pending: Pending, request: Any, found: Route, body: bytes) -> _Call
             headers["accept-encoding"] = "gzip, deflate"
         make = library_of(type(request)).Request
         request = make(request.method, request.url, headers=headers, content=sent, extensions=request.extensions)
-    return _Call(pending, request, found, strip=strip)
+    return _Call(pending, request, found, asked, strip=strip)
 
 
 def _streamed(options: dict[str, Any], ask: Ask) -> dict[str, Any]:
     """Return the options that let the watch see a stream's bytes, also where the caller wants them as a whole."""
     return {**options, "stream": True} if ask.stream else options
+
+
+def _exchange(client: Any, original: Send, call: _Call, options: dict[str, Any]) -> Any:
+    """Send the call's request, and again without the question for usage where the server declines that."""
+    options = _streamed(options, call.pending.ask)
+    response = original(client, call.leave(), **options)
+    if call.strip and response.status_code in _DECLINED:
+        _read(response)
+        if call.is_declined(response):
+            response = original(client, call.leave(), **options)
+    return response
+
+
+async def _aexchange(client: Any, original: AsyncSend, call: _Call, options: dict[str, Any]) -> Any:
+    """Do what `_exchange` does, through an async client."""
+    options = _streamed(options, call.pending.ask)
+    response = await original(client, call.leave(), **options)
+    if call.strip and response.status_code in _DECLINED:
+        await _aread(response)
+        if call.is_declined(response):
+            response = await original(client, call.leave(), **options)
+    return response
 
 
 # ---------------------------------------------------------------- after
