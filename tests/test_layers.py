@@ -88,16 +88,19 @@ LAYER = {
     "progress.py": 36,
     "cli/_provider_shapes.py": 40,
     "cli/_provider.py": 41,
+    "cli/_options.py": 40,
     "cli/_workload.py": 40,
     "cli/_audit.py": 41,
     "cli/_contrast.py": 42,
     "cli/_display.py": 43,
     "cli/_fanout.py": 44,
+    "cli/_meter_calls.py": 44,
+    "cli/_meter_audit.py": 45,
     "cli/scopes.py": 45,
     "cli/demo.py": 45,
-    "cli/meter_demo.py": 45,
-    "cli/__init__.py": 46,
-    "__main__.py": 47,
+    "cli/meter_demo.py": 46,
+    "cli/__init__.py": 47,
+    "__main__.py": 48,
 }
 WORDS = 0
 CORE = 14  # this layer and all below

@@ -101,11 +101,13 @@ class Provider:
     Args:
         rates: what its models cost; those that are not named cost `OTHERS`.
         pace: seconds between the pieces of an answer that is ``slow``.
+        latency: seconds before the answer to each request that is billed.
     """
 
-    def __init__(self, rates: Mapping[str, Rate] = RATES, *, pace: float = 0.02) -> None:
+    def __init__(self, rates: Mapping[str, Rate] = RATES, *, pace: float = 0.02, latency: float = 0) -> None:
         self.rates = rates
         self.pace = pace
+        self.latency = latency
         self.bills: list[Bill] = []
         self.requests: list[str] = []  # the path of each
         self.errors: list[BaseException] = []  # of this provider's own: there should be none
@@ -311,6 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(path, query, agent, body, count(body, made=way.made), faults)
         if way.billed:
             provider._bill(asked)
+            provider._closed.wait(provider.latency)
         if "hang" in faults and not self._hang():
             return
         if "reset" in faults:
