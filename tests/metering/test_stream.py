@@ -71,6 +71,13 @@ def test_the_usage_that_we_asked_for_is_counted_and_left_out(door: Door) -> None
     assert door.spent == COST
 
 
+def test_a_stream_may_end_without_an_end_of_line(door: Door) -> None:
+    assert door.read(streamed([*PLAIN, event(TOLD), DONE[:-2]])) == b"".join([*PLAIN, DONE[:-2]])
+    assert door.read(streamed([*PLAIN, event(TOLD)[:-2]])) == b"".join(PLAIN)
+    assert door.read(streamed([*PLAIN, DONE[:-2]])) == b"".join([*PLAIN, DONE[:-2]])
+    assert door.statuses == ["settled", "settled", "charged"]
+
+
 def test_it_is_left_out_also_where_the_usage_was_told_before(door: Door) -> None:
     for told in (GROQ["chunks"][1], event({**delta(""), "usage": USAGE})):
         assert door.read(streamed([*PLAIN, told, event(TOLD), DONE])) == b"".join([*PLAIN, told, DONE])
@@ -375,7 +382,11 @@ def test_a_body_that_is_no_generator_is_read_too(library: str) -> None:
     door = Door(library, "wrap", is_async=True)
     chunks = [*PLAIN, event(TOLD)]
 
-    class Queue(door.library.AsyncByteStream):  # type: ignore[name-defined, misc]
+    class Body(door.library.AsyncByteStream):  # type: ignore[name-defined, misc]
+        def __aiter__(self) -> Any:
+            return Chunks()
+
+    class Chunks:
         def __aiter__(self) -> Any:
             return self
 
@@ -385,7 +396,7 @@ def test_a_body_that_is_no_generator_is_read_too(library: str) -> None:
             return chunks.pop(0)
 
     async def work() -> bytes:
-        response = door.library.Response(200, headers=EVENTS, stream=Queue())
+        response = door.library.Response(200, headers=EVENTS, stream=Body())
         pending = door.meter._begin(ask, None)
         await pending.ahold()
         watch_stream(response, pending, Watch(strip=True))
