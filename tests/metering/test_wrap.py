@@ -324,7 +324,8 @@ def test_google_keeps_to_httpx_where_aiohttp_is_installed() -> None:
 def sockets(client: Any) -> list[Callable[[], Any]]:
     """Return how each websocket of a client is opened."""
     if hasattr(client, "aio"):
-        return [lambda: client.aio.live.connect(model="m"), lambda: client.aio.live.music.connect(model="m")]
+        found = [lambda: client.aio.live.connect(model="m"), lambda: client.aio.live.music.connect(model="m")]
+        return [*found, lambda: client.aio.interactions.connect("x")] if hasattr(client, "interactions") else found
     paths = [
         "realtime",
         "beta.realtime",
@@ -335,14 +336,14 @@ def sockets(client: Any) -> list[Callable[[], Any]]:
         "live.forks",
         "realtime.translations",
     ]
-    found = []
+    opened = []
     for path in paths:
         part = client
         for name in path.split("."):
             part = getattr(part, name, None)
         if hasattr(part, "connect"):
-            found.append(part.connect)
-    return found
+            opened.append(part.connect)
+    return opened
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,18 @@ _LANGCHAIN = (
 )
 
 # What a client can open that is no HTTP: the attributes that lead there.
-_SOCKETS = ("realtime", "live", "beta", "responses", "aio", "sideband", "forks", "translations", "music")
+_SOCKETS = (
+    "realtime",
+    "live",
+    "beta",
+    "responses",
+    "aio",
+    "sideband",
+    "forks",
+    "translations",
+    "music",
+    "interactions",
+)
 
 
 # ---------------------------------------------------------------- one client
