@@ -324,7 +324,8 @@ def sockets(client: Any) -> list[Callable[[], Any]]:
     """Return how each websocket of a client is opened."""
     if hasattr(client, "aio"):
         found = [lambda: client.aio.live.connect(model="m"), lambda: client.aio.live.music.connect(model="m")]
-        return [*found, lambda: client.aio.interactions.connect("x")] if hasattr(client, "interactions") else found
+        newer = hasattr(getattr(client.aio, "interactions", None), "connect")
+        return [*found, lambda: client.aio.interactions.connect("x")] if newer else found
     paths = [
         "realtime",
         "beta.realtime",
