@@ -242,7 +242,9 @@ def standard_client(url: str, meter: Meter) -> Iterator[Callable[[Job], None]]:
     """Give what makes a call with the standard library alone: each try holds room of its own."""
 
     def call(job: Job) -> None:
-        for tries_left in reversed(range(job.tries)):
+        tries_left = job.tries
+        while True:
+            tries_left -= 1
             with _room(meter, job) as room:
                 try:
                     room.settle(post(url, job))
@@ -264,7 +266,9 @@ async def standard_async_client(url: str, meter: Meter) -> AsyncIterator[Callabl
     with ThreadPoolExecutor(_MOST_THREADS) as threads:
 
         async def call(job: Job) -> None:
-            for tries_left in reversed(range(job.tries)):
+            tries_left = job.tries
+            while True:
+                tries_left -= 1
                 async with _room(meter, job) as room:
                     try:
                         room.settle(await asyncio.get_running_loop().run_in_executor(threads, post, url, job))

@@ -18,6 +18,7 @@ import re
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import zlib
 from collections import deque
@@ -251,8 +252,6 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the class has it
         """Keep an error of our own. Clients that leave early do so on purpose."""
-        import sys
-
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, OSError):
             self.provider.errors.append(error)
@@ -263,14 +262,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
 
-    def log_message(self, *_: Any) -> None:
+    @property
+    def _provider(self) -> Provider:
+        server: Any = self.server
+        provider: Provider = server.provider
+        return provider
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as the class names it
         """Say nothing."""
 
     def do_GET(self) -> None:
         """List the models."""
-        provider = self.server.provider
+        provider = self._provider
         with provider._serving():
             provider.requests.append(self.path)
             if self.path.partition("?")[0].endswith("/models"):
@@ -280,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a request to a model."""
-        provider = self.server.provider
+        provider = self._provider
         with provider._serving():
             body = self._body()
             provider.requests.append(self.path)
@@ -291,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             try:
                 parsed = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 parsed = None
             if not isinstance(parsed, dict):
                 self._refuse(400, "the body is no JSON object")
@@ -299,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._serve(way, path, query, parsed, body.decode(errors="replace"))
 
     def _serve(self, way: Route, path: str, query: str, body: dict[str, Any], text: str) -> None:
-        provider = self.server.provider
+        provider = self._provider
         faults = provider._faults(self.headers.get("x-fault", ""), text, path) if way.billed else frozenset()
         unknown = sorted(fault for fault in faults if not is_fault(fault))
         status = next((int(fault) for fault in faults if _STATUS.fullmatch(fault)), 0)
@@ -362,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Send the pieces of an answer, as far as the faults let it come."""
         for number, piece in enumerate(pieces):
             if "slow" in faults and number:
-                self.server.provider._closed.wait(self.server.provider.pace)
+                self._provider._closed.wait(self._provider.pace)
             if number == min(2, len(pieces) - 1):
                 if "stall" in faults and not self._hang():
                     return
@@ -377,7 +381,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang(self) -> bool:
         """Wait until it is released; return False if the client has left or the provider is closed."""
-        released = self.server.provider._released
+        released = self._provider._released
         while not released.is_set():
             if self._left():
                 self.close_connection = True
@@ -396,7 +400,7 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         finally:
             self.connection.settimeout(None)
-        return self.server.provider._closed.wait(_LOOK)  # it has sent its next request, and waits for this one
+        return self._provider._closed.wait(_LOOK)  # it has sent its next request, and waits for this one
 
     def _reset(self) -> None:
         """End the connection as a crash does."""

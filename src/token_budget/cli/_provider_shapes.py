@@ -81,9 +81,9 @@ def count(body: Mapping[str, Any], *, made: bool) -> Count:
     texts = list(_texts(body))
     size = sum(len(text.encode(errors="replace")) for text in texts)
     given = 4 + size // 5
-    cached = given // 2 if given >= _LEAST_CACHED else 0
     if not made:
-        return Count(given, cached, 0, 0)
+        return Count(given, 0, 0, 0)
+    cached = given // 2 if given >= _LEAST_CACHED else 0
     output = min(2 + zlib.crc32("\n".join(texts).encode(errors="replace")) % 12, _limit(body))
     return Count(given, cached, output, output // 4)
 
