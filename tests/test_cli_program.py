@@ -45,7 +45,7 @@ def test_the_module_runs_only_when_it_is_the_program(
 # ---------------------------------------------------------------------- usage
 
 
-@pytest.mark.parametrize("command", ["demo", "scopes"])
+@pytest.mark.parametrize("command", ["demo", "scopes", "meter-demo"])
 @pytest.mark.parametrize("unknown", ["--bogus", "bogus"])
 def test_an_unknown_option_shows_the_usage_of_its_command(
     capsys: pytest.CaptureFixture[str], command: str, unknown: str

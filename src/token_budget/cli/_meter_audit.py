@@ -103,15 +103,15 @@ class Books:
             "settled": "answered and settled",
             "charged": "broke, charged in full",
             "released": "turned away, released",
-            "refused": "refused before it was sent",
+            "refused": "refused, never sent",
         }
         lines = {key: self._of(title, key) for key, title in told.items()}
         used = Amount(final.tokens_used, final.usd_used_nanos)
         billed = Amount(sum(self.provider.billed), self.provider.billed_nanos)
         return {
             **lines,
-            "counted": Line("counted, says the pool", None, used),
-            "billed": Line("billed, says the provider", len(bills), billed),
+            "counted": Line("counted by the pool", None, used),
+            "billed": Line("billed by the provider", len(bills), billed),
         }
 
     def _of(self, title: str, status: str) -> Line:
