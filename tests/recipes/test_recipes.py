@@ -69,8 +69,15 @@ print("used", pool.usd_used_nanos, "reserved", pool.usd_reserved_nanos + pool.to
 """
 
 
+def is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # what it would be a part of is not
+        return False
+
+
 def need(modules: list[str]) -> None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in modules if not is_installed(name)]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
@@ -111,6 +118,53 @@ def test_a_recipe_runs_and_counts_what_is_billed(name: str) -> None:
 def test_every_recipe_is_tested() -> None:
     programs = {path.stem for path in HERE.glob("*.py")} - {Path(__file__).stem}
     assert programs == {*RECIPES, "web"}
+
+
+# ---------------------------------------------------------------- the README of the metering
+
+README = (Path(token_budget.__file__).parent / "metering" / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+# Its own programs, in their order: what they need, and what they print.
+EXAMPLES: list[tuple[list[str], str]] = [
+    (
+        ["openai"],
+        r"budget exceeded on usd: attempted 0\.01\d+ > cap 0\.01 .*; used up: .*\n"
+        r"tokens [\d,]+ \| usd 0\.00\d\d / 0\.0100 \(\d\d%\) \| 0 in flight\n",
+    ),
+    (["anthropic"], r"run 'greeting': 1 call in \d\.\d{3}s, \$0\.0000\d+ of \$2\.00\n"),
+    ([], r"0\.003 \| tokens 6,100 \| usd 0\.0100 / 1\.0000 \(1%\) \| 0 in flight\n"),
+    ([], r"1000 600 500 0\.005575\n0\.75\n.*gpt-6.*\n"),
+    (["openai"], r"8 False \['gpt-5-mini'\] 8\n"),
+    (
+        ["opentelemetry.sdk"],
+        r"gen_ai\.client\.token\.usage chat unknown gpt-5-mini input\n"
+        r"gen_ai\.client\.token\.usage chat unknown gpt-5-mini output\n"
+        r"token_budget\.cap day usd\n"
+        r"token_budget\.reserved day tokens\ntoken_budget\.reserved day usd\n"
+        r"token_budget\.used day tokens\ntoken_budget\.used day usd\n",
+    ),
+    (["rich", "tqdm"], r"answers batch: usd 0\.4000 / 1\.0000 \(40%\) \| 0 in flight\s*"),
+]
+
+
+def test_the_readme_has_every_recipe_as_it_is() -> None:
+    recipes = {path.stem: path.read_text(encoding="utf-8") for path in HERE.glob("*.py") if path != Path(__file__)}
+    assert PROGRAMS[len(EXAMPLES) :] == [recipes[name] for name in ["ask_first", "web", *list(RECIPES)[1:]]]
+
+
+@pytest.mark.parametrize(("number", "modules", "printed"), [(i, *example) for i, example in enumerate(EXAMPLES)])
+def test_a_program_of_the_readme_runs_as_written(number: int, modules: list[str], printed: str) -> None:
+    need(modules)
+    with Provider(RATES) as provider:
+        assert re.fullmatch(printed, run(PROGRAMS[number], **addresses(provider)))
+
+
+def test_the_readme_names_everything_public() -> None:
+    import token_budget.metering
+
+    words = set(re.findall(r"\w+", README))
+    assert not {name for name in token_budget.metering.__all__ if name not in words}
 
 
 # ---------------------------------------------------------------- the web handler, with a real server
