@@ -285,6 +285,13 @@ def test_langchain_s_models_and_clients_are_refused(inside: bool) -> None:
     assert not hasattr(http, "_token_budget_meter")
 
 
+def test_a_client_is_known_also_where_others_put_a_class_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = importlib.import_module(LIBRARIES[0])
+    client = library.Client()
+    monkeypatch.setattr(library, "Client", type("Instrumented", (library.Client,), {}))
+    assert Meter().wrap(client) is client
+
+
 def test_a_client_has_one_meter() -> None:
     library = importlib.import_module(LIBRARIES[0])
     client = Meter().wrap(library.Client())

@@ -11,7 +11,6 @@ An SDK keeps its HTTP client under a private name. So `wrap` looks for it, and s
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,9 +114,12 @@ def _http_clients(client: Any) -> list[Any]:
 
 
 def _is_http_client(client: object) -> bool:
-    """Return whether it is a client of httpx or httpx2. A library that is not imported has none."""
-    libraries = [library for name in HTTP_LIBRARIES if (library := sys.modules.get(name)) is not None]
-    return any(isinstance(client, (library.Client, library.AsyncClient)) for library in libraries)
+    """Return whether it is a client of httpx or httpx2. It is known by name: others put their own classes there."""
+    return any(_is_of(kind, "Client") or _is_of(kind, "AsyncClient") for kind in type(client).__mro__)
+
+
+def _is_of(kind: type, name: str) -> bool:
+    return kind.__name__ == name and kind.__module__.partition(".")[0] in HTTP_LIBRARIES
 
 
 def _check(meter: Any, client: Any) -> None:
@@ -158,7 +160,7 @@ def _hooked_class(kind: Any) -> Any:
 
 
 def _is_async(kind: type) -> bool:
-    return any(base.__name__ == "AsyncClient" and base.__module__.startswith(HTTP_LIBRARIES) for base in kind.__mro__)
+    return any(_is_of(base, "AsyncClient") for base in kind.__mro__)
 
 
 # ---------------------------------------------------------------- other ways than HTTP
