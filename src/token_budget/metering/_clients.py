@@ -145,18 +145,23 @@ def _hooked_class(kind: Any) -> Any:
     for made in kind.__subclasses__():
         if _HOOKED in vars(made):
             return made
-    if _is_async(kind):
-
-        async def hooked(self: Any, request: Any, **options: Any) -> Any:
-            return await asend(self, kind.send, getattr(self, _METER), current_run(), request, options)
-
-    else:
-
-        def hooked(self: Any, request: Any, **options: Any) -> Any:  # type: ignore[misc]
-            return send(self, kind.send, getattr(self, _METER), current_run(), request, options)
-
+    hooked = _metered_async(kind) if _is_async(kind) else _metered(kind)
     body = {"send": hooked, _HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), body)
+
+
+def _metered(kind: Any) -> Any:
+    def hooked(self: Any, request: Any, **options: Any) -> Any:
+        return send(self, kind.send, getattr(self, _METER), current_run(), request, options)
+
+    return hooked
+
+
+def _metered_async(kind: Any) -> Any:
+    async def hooked(self: Any, request: Any, **options: Any) -> Any:
+        return await asend(self, kind.send, getattr(self, _METER), current_run(), request, options)
+
+    return hooked
 
 
 def _is_async(kind: type) -> bool:
@@ -235,37 +240,40 @@ def patch_classes() -> None:
         except ImportError:
             continue
         with _lock:
-            for kind in (library.Client, library.AsyncClient):
+            for kind, patched in ((library.Client, _patched), (library.AsyncClient, _patched_async)):
                 if _HOOKED not in vars(kind.send):
-                    kind.send = _patched(kind.send, is_async=kind is library.AsyncClient)
+                    hooked = functools.update_wrapper(patched(kind.send), kind.send)
+                    setattr(hooked, _HOOKED, True)
+                    kind.send = hooked
 
 
-def _patched(original: Any, *, is_async: bool) -> Any:
+def _patched(original: Any) -> Any:
     """Return a `send` that is metered where a run or a `Meter.patch` block is open, and else the original at once."""
-    if is_async:
 
-        async def hooked(self: Any, request: Any, **options: Any) -> Any:
-            run = current_run()
-            if run is None and not _patching:
-                return await original(self, request, **options)
-            meter = _meter_of(run)
-            if meter is None:  # the block was left just now
-                return await original(self, request, **options)
-            return await asend(self, original, meter, run, request, options)
+    def hooked(self: Any, request: Any, **options: Any) -> Any:
+        run = current_run()
+        if run is None and not _patching:
+            return original(self, request, **options)
+        meter = _meter_of(run)
+        if meter is None:  # the block was left just now
+            return original(self, request, **options)
+        return send(self, original, meter, run, request, options)
 
-    else:
+    return hooked
 
-        def hooked(self: Any, request: Any, **options: Any) -> Any:  # type: ignore[misc]
-            run = current_run()
-            if run is None and not _patching:
-                return original(self, request, **options)
-            meter = _meter_of(run)
-            if meter is None:  # the block was left just now
-                return original(self, request, **options)
-            return send(self, original, meter, run, request, options)
 
-    functools.update_wrapper(hooked, original)
-    setattr(hooked, _HOOKED, True)
+def _patched_async(original: Any) -> Any:
+    """Do what `_patched` does, for an async client."""
+
+    async def hooked(self: Any, request: Any, **options: Any) -> Any:
+        run = current_run()
+        if run is None and not _patching:
+            return await original(self, request, **options)
+        meter = _meter_of(run)
+        if meter is None:
+            return await original(self, request, **options)
+        return await asend(self, original, meter, run, request, options)
+
     return hooked
 
 

@@ -219,7 +219,7 @@ def _route(request: Any) -> Route | None:
 
 
 def _examine(
-    meter: Any, run: Run | None, request: Any, found: Route, body: bytes, options: dict[str, Any]
+    meter: Any, run: Run | None, request: Any, found: Route, body: Any, options: dict[str, Any]
 ) -> _Call | None:
     """Return the call that a request is; None if it passes untouched. It holds nothing yet.
 
