@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +47,7 @@ def test_the_books_agree_with_the_standard_library_alone(capsys: pytest.CaptureF
         assert audit["billed"]["usd_nanos"] <= audit["counted"]["usd_nanos"] <= part["cap_usd_nanos"]
         assert audit["settled"]["calls"] > 0
         assert all(check["ok"] for check in part["checks"])
-    assert [len(part["checks"]) for part in told["parts"].values()] == [7, 8]
+    assert [len(part["checks"]) for part in told["parts"].values()] == [9, 10]
 
 
 def test_the_books_agree_with_the_openai_sdk(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,8 +86,8 @@ def test_it_prints_both_halves_and_its_verdict(capsys: pytest.CaptureFixture[str
     assert "\n40 threads, meter.call() around each request\n" in out
     assert "\n40 tasks, meter.call() in budget_run()\n" in out
     assert "\n  run 'tasks': " in out
-    assert out.count("\n  ok      ") == 15
-    assert out.endswith(" s: the books agree in all of 15 checks.\n")
+    assert out.count("\n  ok      ") == 19
+    assert out.endswith(" s: the books agree in all of 19 checks.\n")
     assert all(len(line) < 80 for line in out.splitlines())
 
 
@@ -164,7 +166,7 @@ def test_a_provider_that_bills_more_is_found(
     monkeypatch.setattr(_provider.Provider.__init__, "__defaults__", (dearer,))
     assert main(STANDARD) == 1
     out = capsys.readouterr().out
-    assert out.endswith(": the books DO NOT AGREE in 4 of 15 checks.\n")
+    assert re.search(r": the books DO NOT AGREE in [4-6] of 19 checks\.\n$", out)
     assert "\n  FAILED  what was counted is at least what was billed: " in out
     assert "\n  FAILED  where no call broke, both are equal: " in out
     assert shown(capsys, status=1)["agrees"] is False
@@ -250,6 +252,15 @@ def _report(made: Books) -> None:
     made.report = {"usd_nanos": final.usd_used_nanos, "tokens": final.tokens_used, "refused": 1, "call_count": 1}
 
 
+def _broken(made: Books) -> None:
+    made.provider.bills.append(replace(made.provider.bills[0], faults=frozenset({"cut"})))
+    made.provider.requests.append("/v1/chat/completions?call=9")
+    made.records.append(SimpleNamespace(status="released", tokens=0, usd_nanos=0))  # type: ignore[arg-type]
+
+
+COUNTED = "what was counted is at least what was billed"
+BROKE = "where one broke, it is charged in full"
+AWAY = "where one was turned away, nothing is counted"
 SENT = "no request was sent without room, or after a refusal"
 
 
@@ -263,8 +274,9 @@ SENT = "no request was sent without room, or after a refusal"
         (_bug, 2, ["every call ended once, and as it should"]),
         (_twice, 2, ["every call ended once, and as it should"]),
         (lambda _: None, 2, ["every call ended once, and as it should"]),
-        (_sent_later, 2, [SENT]),
-        (_without_room, 1, [SENT]),
+        (_broken, 1, [COUNTED, BROKE]),
+        (_sent_later, 2, [AWAY, SENT]),
+        (_without_room, 1, [AWAY, SENT]),
         (_swallowed, 1, [SENT]),
         (_report, 1, ["the run's own report says the same"]),
     ],

@@ -134,6 +134,8 @@ class Books:
                 f"{counted:,} nanodollars counted, {billed:,} billed",
             ),
             self._equal_where_nothing_broke(lines["settled"]),
+            self._dear_where_one_broke(lines["charged"]),
+            self._free_where_turned_away(lines["released"]),
             _equal(
                 "the pool counts what the meter told",
                 Amount(final.tokens_used, final.usd_used_nanos),
@@ -152,6 +154,26 @@ class Books:
             sum(bill.input_tokens + bill.output_tokens for bill in whole), sum(bill.nanos for bill in whole)
         )
         return _equal("where no call broke, both are equal", settled.amount, billed)
+
+    def _dear_where_one_broke(self, charged: Line) -> Check:
+        broken = [bill for bill in self.provider.bills if bill.faults & BROKEN]
+        tokens, nanos = (
+            sum(bill.input_tokens + bill.output_tokens for bill in broken),
+            sum(bill.nanos for bill in broken),
+        )
+        return Check(
+            "where one broke, it is charged in full",
+            (charged.calls or 0) >= len(broken) and charged.amount.tokens >= tokens and charged.amount.nanos >= nanos,
+            f"{charged.calls:,} charged {charged.amount.nanos:,} nanodollars, {len(broken):,} billed {nanos:,}",
+        )
+
+    def _free_where_turned_away(self, released: Line) -> Check:
+        turned_away = len(self.provider.requests) - len(self.provider.bills)
+        return Check(
+            "where one was turned away, nothing is counted",
+            (released.calls or 0) >= turned_away and released.amount == Amount(0, 0),
+            f"{released.calls:,} released, {turned_away:,} turned away",
+        )
 
     def _nothing_left(self, final: BudgetSnapshot) -> Check:
         left = (final.in_flight, final.usd_reserved_nanos)

@@ -171,9 +171,8 @@ def openai_client(url: str, meter: Meter) -> Iterator[Callable[[Job], None]]:
         def call(job: Job) -> None:
             patient = client.with_options(timeout=job.seconds, max_retries=job.tries - 1)
             answer = patient.chat.completions.create(**job.body, extra_headers=job.headers, extra_query=job.query)
-            if job.stream:
-                for _ in answer:
-                    pass
+            for chunk in answer if job.stream else ():
+                _ = chunk.choices[0].delta  # as most programs read a stream: each chunk has a choice
 
         yield call
 
@@ -189,8 +188,8 @@ async def openai_async_client(url: str, _meter: Meter) -> AsyncIterator[Callable
             patient = client.with_options(timeout=job.seconds, max_retries=job.tries - 1)
             answer = await patient.chat.completions.create(**job.body, extra_headers=job.headers, extra_query=job.query)
             if job.stream:
-                async for _ in answer:
-                    pass
+                async for chunk in answer:
+                    _ = chunk.choices[0].delta
 
         yield call
 
