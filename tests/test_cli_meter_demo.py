@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from support import run_program
 from token_budget import BudgetExceeded, BudgetPool
 from token_budget.cli import _meter_calls, _provider, main, meter_demo
 from token_budget.cli._meter_audit import Books
@@ -107,6 +108,70 @@ def test_bad_options_are_told(capsys: pytest.CaptureFixture[str], options: list[
         main(["meter-demo", *options])
     assert exit_.value.code == 2
     assert "usage: token-budget meter-demo " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_a_low_limit_of_open_files_is_raised_meanwhile() -> None:
+    program = """
+import resource, sys
+from token_budget.cli import main
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+status = main(["meter-demo", "--client", "standard", "--calls", "100", "--usd-cap", "1", "--json"])
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (64, hard)
+sys.exit(status)
+"""
+    done = run_program(program, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["parts"]["threads"]["requests_at_once"] > 40
+
+
+ENDLESS = -1
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "got"),
+    [
+        (512, 4096, 256, 512),
+        (512, 4096, 513, 513),
+        (512, 4096, 10**9, 4096),
+        (512, ENDLESS, 10**9, 10**9),
+        (ENDLESS, ENDLESS, 10**9, ENDLESS),
+    ],
+)
+def test_the_limit_is_raised_to_what_is_needed_and_never_above_the_hard_one(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, got: int
+) -> None:
+    limits = [(soft, hard)]
+    double = SimpleNamespace(
+        RLIMIT_NOFILE=7,
+        RLIM_INFINITY=ENDLESS,
+        getrlimit=lambda _: limits[-1],
+        setrlimit=lambda _, pair: limits.append(pair),
+    )
+    monkeypatch.setitem(sys.modules, "resource", double)
+    with meter_demo._open_files(wanted):
+        assert limits[-1] == (got, hard)
+    assert limits[-1] == (soft, hard)
+
+
+def test_where_there_is_no_such_limit_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with meter_demo._open_files(10**9):
+        pass
+
+
+def test_sockets_that_cannot_be_had_end_it_with_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(_provider, "_Server", fail)
+    assert main([*STANDARD, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "token-budget meter-demo: error: [Errno 24] Too many open files\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal of POSIX")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _CALLS = 200
 _MOST_CALLS = 1_000  # all at once, each in a thread of its own
 _MOST_USD_CAP = 10**9
+_FILES, _FILES_OF_A_CALL = 128, 4  # sockets at both ends, and those of the call before that are not closed yet
 _LATENCY = 0.05  # seconds that the provider takes for an answer, so that many calls are in flight
 _SHARE = 0.9  # the default cap is this share of what the calls cost, so that the budget ends before they do
 
@@ -94,7 +95,12 @@ def run(options: Options) -> int:
     if not options.json:
         _say(_header(options, sdk=sdk))
     for half in (_threads, _tasks):
-        part = half(options, random, sdk=sdk)
+        try:
+            with _open_files(_FILES_OF_A_CALL * options.calls + _FILES):
+                part = half(options, random, sdk=sdk)
+        except OSError as error:  # of a socket; what is written is written outside of here
+            sys.stderr.write(f"token-budget meter-demo: error: {error}\n")
+            return 1
         parts.append(part)
         if not options.json:
             _say(_shown(part))
@@ -116,6 +122,25 @@ def _say(text: str) -> None:
 
 def _installed() -> bool:
     return importlib.util.find_spec("openai") is not None
+
+
+@contextmanager
+def _open_files(most: int) -> Iterator[None]:
+    """Let the process have so many files and sockets open, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        yield
+        return
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(OSError, ValueError):  # some systems have a lower limit of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # ---------------------------------------------------------------- the two halves
