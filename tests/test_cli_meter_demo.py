@@ -29,6 +29,12 @@ STANDARD = ["meter-demo", "--client", "standard", "--calls", "40"]
 JOB = Job(number=0, model="house-small", prompt="hello", fault=None, stream=False)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the provider answer sooner."""
+    monkeypatch.setattr(meter_demo, "_LATENCY", 0.01)
+
+
 def shown(capsys: pytest.CaptureFixture[str], *options: str, status: int = 0) -> Any:
     """Run the demo and return its JSON."""
     assert main([*STANDARD, "--json", *options]) == status

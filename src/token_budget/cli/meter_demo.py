@@ -32,7 +32,7 @@ _CALLS = 200
 _MOST_CALLS = 1_000  # all at once, each in a thread of its own
 _MOST_USD_CAP = 10**9
 _FILES, _FILES_OF_A_CALL = 128, 4  # sockets at both ends, and those of the call before that are not closed yet
-_LATENCY = 0.05  # seconds that the provider takes for an answer, so that many calls are in flight
+_LATENCY = 0.1  # seconds that the provider takes for an answer, so that many calls are in flight
 _SHARE = 0.9  # the default cap is this share of what the calls cost, so that the budget ends before they do
 
 _AUTO: Final = "auto"
@@ -156,9 +156,16 @@ def _threads(options: Options, random: Random, *, sdk: bool) -> Part:
     pool = BudgetPool(usd_cap=_cap(options, jobs), name="threads")
     meter = Meter(pool, _meter_calls.PRICES)
     with _books(meter, pool) as books, client(books.provider.url, meter) as call, books.watched():
-        threads = [threading.Thread(target=books.make, args=(call, job), daemon=True) for job in jobs]
+        begin = threading.Event()
+
+        def work(job: Job) -> None:
+            begin.wait()
+            books.make(call, job)
+
+        threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
         for thread in threads:
             thread.start()
+        begin.set()
         for thread in threads:
             thread.join()
     how = "a client in meter.wrap()" if sdk else "meter.call() around each request"
