@@ -649,6 +649,26 @@ def test_a_run_that_is_ended_by_a_finaliser_hangs_on_no_lock() -> None:
     assert run.ended
 
 
+def test_a_run_begins_also_where_an_interrupt_left_the_lock_of_the_hook_taken() -> None:
+    pytest.importorskip("httpx")
+    from token_budget.metering import _clients
+
+    _clients.patch_classes()
+    begun: list[str] = []
+
+    def begin() -> None:
+        with budget_run("job", meter=meter_of()) as run:
+            begun.append(run.name)
+
+    with _clients._lock:
+        thread = threading.Thread(target=begin, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert begun == ["job"]
+        with _clients._lock:  # as in a signal handler
+            pass
+
+
 def test_reports_and_pools_agree_whatever_threads_do(racing: None) -> None:
     pool = BudgetPool(usd_cap=0.4)
     meter = meter_of(pool, timeout=0)

@@ -28,7 +28,7 @@ _METER = "_token_budget_meter"  # the attribute of an HTTP client that is metere
 _HOOKED = "_token_budget_class"  # the attribute of the classes that are made here
 
 _patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may open a run while its thread does
 
 _WRITE_THIS = (
     "write http_client=meter.http_client(openai.DefaultHttpxClient), as the SDK takes it, or use budget_run(...)"
@@ -239,6 +239,8 @@ def patch_classes() -> None:
             library = importlib.import_module(name)
         except ImportError:
             continue
+        if _HOOKED in vars(library.Client.send) and _HOOKED in vars(library.AsyncClient.send):
+            continue  # without the lock, which an interrupt of an entering run or a fork could leave taken
         with _lock:
             for kind, patched in ((library.Client, _patched), (library.AsyncClient, _patched_async)):
                 if _HOOKED not in vars(kind.send):
