@@ -227,6 +227,21 @@ def test_a_lenient_charge_of_tasks_does_the_same(caplog: pytest.LogCaptureFixtur
     assert used(pool) == (14, 1800, 0)
 
 
+def test_a_store_that_comes_back_is_told_once_also_if_the_next_pool_is_interrupted() -> None:
+    store, slow = StorePool(BudgetPool()), StorePool(BudgetPool())
+    charge = Charge([])
+    charge.pools = (store, slow)
+    for settle in (lambda held: held.commit(7, 900), lambda held: asyncio.run(held.acommit(7, 900))):
+        store.down = BudgetUnavailable("gone")
+        held = charge.reserve(10, 1000, 0, lenient=True)
+        store.down, slow.down = None, KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            settle(held)
+        slow.down = None
+        settle(held)
+    assert used(store.inner) == (14, 1800, 0)
+
+
 def test_a_task_s_commit_returns_the_overrun_too() -> None:
     store = StorePool(BudgetPool(usd_cap=1))
 

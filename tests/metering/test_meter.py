@@ -205,6 +205,65 @@ def test_a_commit_that_is_interrupted_after_it_is_done_leaves_nothing_open() -> 
     assert used(store.inner) == (900, 1_200_000, 0)
 
 
+@pytest.mark.parametrize("settle", ["settle", "asettle"])
+def test_an_interrupt_while_an_answer_is_priced_loses_nothing(settle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BudgetPool()
+    meter = meter_of(pool)
+    pending = held(meter)
+
+    def interrupted(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prices, "nanos", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            if settle == "settle":
+                pending.settle(reading())
+            else:
+                asyncio.run(pending.asettle(reading()))
+    assert pending.open
+    assert used(pool) == (0, 0, 1)
+    pending.settle(reading())
+    assert used(pool) == (900, 1_200_000, 0)
+
+
+def test_an_interrupt_between_the_claim_and_the_commit_loses_nothing() -> None:
+    pool = BudgetPool()
+    meter = meter_of(pool)
+    pending = held(meter)
+    assert pending._take("settled") is not None  # and here its thread is interrupted
+    assert not pending.open
+    pending.charge()
+    assert used(pool) == (0, 0, 1)
+    del pending
+    gc.collect()
+    assert used(pool) == (1500, WORST, 0)
+
+
+def test_an_interrupt_after_the_commit_is_neither_charged_nor_told_again() -> None:
+    pool = BudgetPool()
+    meter = meter_of(pool)
+    told: list[CallRecord] = []
+    meter.subscribe(told.append)
+    pending = held(meter)
+    held_now = pending._take("settled")
+    assert held_now is not None
+    held_now.commit(900, 1_200_000)  # and here its thread is interrupted
+    del pending
+    gc.collect()
+    assert used(pool) == (900, 1_200_000, 0)
+    assert told == []
+
+
+def test_an_interrupt_of_the_finaliser_itself_charges_all_the_same() -> None:
+    store = Interrupted(BudgetPool(), KeyboardInterrupt(), done=False)
+    pending = held(meter_of(store))
+    with pytest.raises(KeyboardInterrupt):
+        pending.__del__()
+    assert used(store.inner) == (1500, WORST, 0)
+    assert not pending.open
+
+
 def test_two_pools_of_one_call_are_charged_and_their_total_once() -> None:
     total = BudgetPool(usd_cap=1)
     user, project = total.child(), total.child()

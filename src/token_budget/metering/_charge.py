@@ -200,18 +200,19 @@ class _Told:
 class Held:
     """What a call holds of each of its pools: None of a pool that could not answer."""
 
-    __slots__ = ("nanos", "parts", "tokens")
+    __slots__ = ("claims", "nanos", "parts", "tokens")
 
     def __init__(self, tokens: int, nanos: int) -> None:
         self.tokens = tokens
         self.nanos = nanos
         self.parts: list[tuple[Pool, HeldAmount | None]] = []
+        self.claims = [True]  # whoever pops it settles the call
 
     def commit(self, tokens: int, nanos: int) -> BudgetOverrun | None:
         """Record the real cost in every pool. Return the first overrun; raise nothing."""
         tokens, usd = min(tokens, MAX_TOKENS), to_dollars(min(nanos, MAX_NANOS))
         first = None
-        for pool, part in self.parts:
+        for pool, part in [*self.parts]:
             overrun = None
             try:
                 if part is None:
@@ -224,6 +225,8 @@ class Held:
                 pass
             except Exception as error:  # noqa: BLE001 - whatever a store raises: the answer is there
                 _lost(pool, tokens, usd, error)
+            if part is None:
+                self.parts.remove((pool, part))  # it is told, and not again if the next one is interrupted
             first = first or overrun
         return first
 
@@ -231,7 +234,7 @@ class Held:
         """Do what `commit` does, without blocking the event loop."""
         tokens, usd = min(tokens, MAX_TOKENS), to_dollars(min(nanos, MAX_NANOS))
         first = None
-        for pool, part in self.parts:
+        for pool, part in [*self.parts]:
             overrun = None
             try:
                 if part is None:
@@ -244,6 +247,8 @@ class Held:
                 pass
             except Exception as error:  # noqa: BLE001
                 _lost(pool, tokens, usd, error)
+            if part is None:
+                self.parts.remove((pool, part))  # it is told, and not again if the next one is interrupted
             first = first or overrun
         return first
 

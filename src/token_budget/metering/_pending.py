@@ -2,7 +2,7 @@
 
 What always holds: a call that holds something is settled exactly once, and the first to settle it wins, from whatever
 thread, finaliser or signal handler. Settling raises nothing: it comes after the answer. One that is dropped unsettled
-is charged in full.
+is charged in full, also where an interrupt left it so: what it holds is kept until it is committed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from token_budget.metering._charge import Charge, Held, logger
 from token_budget.metering._decision import Policies, least
 from token_budget.metering._names import plain
 from token_budget.metering._prices import Prices
-from token_budget.metering._refusals import ModelBlocked, RunStopped
+from token_budget.metering._refusals import ModelBlocked, RunStopped, UnknownModel
 from token_budget.metering._report import CallRecord, Status, recorded
 from token_budget.metering._run import Run
 from token_budget.metering._usage import Usage
@@ -103,7 +103,7 @@ def begin(
             run._check_open()
         if terms.policies:
             check_policies(terms, ask, run, context)
-        nanos = terms.prices.nanos(ask.model, ask.worst, provider=ask.provider, service_tier=ask.service_tier)
+        nanos = bound(terms, ask, ask.worst)
         charge = charge_or_refuse(terms, run, pools)
         limit = None
         if terms.cap_output and not ask.limited and ask.worst.output_tokens:
@@ -116,6 +116,11 @@ def begin(
         terms.refused(run, ask, error)
         raise
     return Pending(terms, ask, run, charge, nanos, limit)
+
+
+def bound(terms: Terms, ask: Ask, usage: Usage) -> int:
+    """Return the most that so many tokens can cost, in nanodollars. Raise UnknownModel where there is no price."""
+    return terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier)
 
 
 def check_policies(terms: Terms, ask: Ask, run: Run | None, context: Mapping[str, Any] | None) -> None:
@@ -148,13 +153,10 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
     def worst(limit: int) -> Usage:
         return replace(ask.worst, output_tokens=limit * ask.choices)
 
-    def price(usage: Usage) -> int:
-        return terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier)
-
     def fits(limit: int) -> bool:
         usage = worst(limit)
         within = tokens_left is None or usage.input_tokens + usage.output_tokens <= tokens_left
-        return within and (dollars_left is None or price(usage) <= dollars_left)
+        return within and (dollars_left is None or bound(terms, ask, usage) <= dollars_left)
 
     most = terms.default_output
     if most <= FEWEST_OUTPUT_TOKENS or fits(most):
@@ -164,7 +166,7 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     ask.worst = worst(low)
-    return low, price(ask.worst)
+    return low, bound(terms, ask, ask.worst)
 
 
 class Pending:
@@ -194,7 +196,8 @@ class Pending:
     @property
     def open(self) -> bool:
         """Whether it holds something that is to be settled."""
-        return id(self) in _held
+        held = _held.get(id(self))
+        return held is not None and bool(held.claims)
 
     # ------------------------------------------------------------------ holding
 
@@ -241,103 +244,114 @@ class Pending:
 
     def settle(self, reading: Any) -> None:
         """Commit what the answer says that it cost (a `Reading`). What cannot be priced is charged in full."""
-        held = self._take("settled")
-        if held is not None:
-            self._commit(held, *self._bill(reading))
+        if self.open:
+            self._end(*self._bill(reading))
 
     def charge(self) -> None:
         """Commit the worst case: nobody knows what the call cost."""
-        held = self._take("charged")
-        if held is not None:
-            self._commit(held, self.ask.model, self.ask.worst, self.nanos)
+        self._end("charged", self.ask.model, self.ask.worst, self.nanos)
 
     def seen(self, output_tokens: int) -> None:
         """Commit what was seen of a broken stream: its input, that much output and 256 tokens more.
 
         That is never more than the worst case; with ``broken="full"`` it is the worst case.
         """
-        usage = self._glimpse(output_tokens)
-        if usage is None:
-            self.charge()
-            return
-        held = self._take("seen")
-        if held is not None:
-            self._commit(held, self.ask.model, usage, self._price(self.ask.model, usage))
+        self._end(*self._glimpse(output_tokens))
 
     def release(self) -> None:
         """Give everything back: nothing was sent, or nothing is billed."""
         held = self._take("released")
         if held is not None:
+            _held.pop(id(self), None)  # if that is interrupted, what it held is given back as it is dropped
             held.release()
             self._tell(self.ask.model, NOTHING, 0)
 
     async def asettle(self, reading: Any) -> None:
         """Do what `settle` does, without blocking the event loop."""
-        held = self._take("settled")
-        if held is not None:
-            await self._acommit(held, *self._bill(reading))
+        if self.open:
+            await self._aend(*self._bill(reading))
 
     async def acharge(self) -> None:
         """Do what `charge` does, without blocking the event loop."""
-        held = self._take("charged")
-        if held is not None:
-            await self._acommit(held, self.ask.model, self.ask.worst, self.nanos)
+        await self._aend("charged", self.ask.model, self.ask.worst, self.nanos)
 
     async def aseen(self, output_tokens: int) -> None:
         """Do what `seen` does, without blocking the event loop."""
-        usage = self._glimpse(output_tokens)
-        if usage is None:
-            await self.acharge()
-            return
-        held = self._take("seen")
-        if held is not None:
-            await self._acommit(held, self.ask.model, usage, self._price(self.ask.model, usage))
+        await self._aend(*self._glimpse(output_tokens))
 
     async def arelease(self) -> None:
         """Do what `release` does, without blocking the event loop."""
         held = self._take("released")
         if held is not None:
+            _held.pop(id(self), None)
             await held.arelease()
             self._tell(self.ask.model, NOTHING, 0)
 
     def __del__(self) -> None:
         """Charge what nobody settled: a stream that was dropped is billed all the same."""
-        if id(self) in _held:
-            self.charge()
+        held = _held.get(id(self))
+        if held is not None:
+            if not held.claims:  # whoever settled it was interrupted
+                self._put_back(held)
+            try:
+                self.charge()
+            except BaseException:  # an interrupt here: nobody comes after, so once more
+                self.charge()
+                raise
 
     # ------------------------------------------------------------------ inside
 
     def _take(self, status: Status) -> Held | None:
-        """Return what is held to the first who asks; None to everybody else."""
-        held = _held.pop(id(self), None)
-        if held is not None:
-            self.status = status
+        """Return what is held to the first who asks; None to everybody else. It stays kept until it is committed."""
+        held = _held.get(id(self))
+        if held is None:
+            return None
+        try:
+            held.claims.pop()
+        except IndexError:  # somebody else settles it
+            return None
+        self.status = status
         return held
 
-    def _commit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
+    def _end(self, status: Status, model: str | None, usage: Usage, nanos: int) -> None:
+        """Settle it so, unless somebody else has."""
+        held = self._take(status)
+        if held is None:
+            return
         try:
             self.overrun = held.commit(usage.input_tokens + usage.output_tokens, nanos)
         except BaseException:  # an interrupt
             self._put_back(held)
             raise
+        _held.pop(id(self), None)
         self._tell(model, usage, nanos)
 
-    async def _acommit(self, held: Held, model: str | None, usage: Usage, nanos: int) -> None:
+    async def _aend(self, status: Status, model: str | None, usage: Usage, nanos: int) -> None:
+        """Do what `_end` does, without blocking the event loop."""
+        held = self._take(status)
+        if held is None:
+            return
         try:
             self.overrun = await held.acommit(usage.input_tokens + usage.output_tokens, nanos)
         except BaseException:  # cancelled, on the way to a store
             self._put_back(held)
             raise
+        _held.pop(id(self), None)
         self._tell(model, usage, nanos)
 
     def _put_back(self, held: Held) -> None:
-        """Keep what an interrupt left unsettled: if nobody settles it, the finaliser charges it in full."""
+        """Leave what an interrupt left unsettled to whoever comes next, or to the finaliser, which charges it in full."""
         held.parts = [(pool, part) for pool, part in held.parts if part is None or not part.completed]
         if held.parts:
-            _held[id(self)] = held
+            held.claims = [True]
+        else:
+            _held.pop(id(self), None)
 
-    def _bill(self, reading: Any) -> tuple[str | None, Usage, int]:
-        """Return the model, the usage and the price of an answer; of the worst case if there is no telling."""
+    def _bill(self, reading: Any) -> tuple[Status, str | None, Usage, int]:
+        """Return how an answer is settled: its model, usage and price; the worst case if there is no telling.
+
+        It is asked for before the claim is taken: the list of prices may have to be imported, which takes long.
+        """
         ask = self.ask
         try:
             usage, model = reading.usage, reading.model
@@ -345,11 +359,10 @@ class Pending:
                 model = ask.model
             tier = reading.service_tier or ask.service_tier
             nanos = self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=tier)
-            return model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
+            return "settled", model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
         except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
             logger().warning("an answer of model %r cannot be priced: %s", ask.model, type(error).__name__)
-        self.status = "charged"
-        return ask.model, ask.worst, self.nanos
+        return "charged", ask.model, ask.worst, self.nanos
 
     def _is_priced_by_itself(self, model: str) -> bool:
         """Return whether the answer's model, and not the request's, prices the answer.
@@ -360,18 +373,16 @@ class Pending:
         users_own = answered.startswith(asked) and prices._line(asked) is not None and prices._line(answered) is None
         return prices.knows(model, self.ask.provider) and not users_own
 
-    def _price(self, model: str | None, usage: Usage) -> int:
-        """Return the price of a part of the worst case."""
-        ask = self.ask
-        return self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=ask.service_tier)
-
-    def _glimpse(self, output_tokens: int) -> Usage | None:
-        """Return the usage of a stream of which that much was seen; None if that is the worst case."""
-        worst = self.ask.worst
-        output = output_tokens + UNSEEN_TOKENS
-        if self.terms.broken != "seen" or output >= worst.output_tokens:
-            return None
-        return replace(worst, output_tokens=output)
+    def _glimpse(self, output_tokens: int) -> tuple[Status, str | None, Usage, int]:
+        """Return how a stream is settled of which that much was seen."""
+        ask, output = self.ask, output_tokens + UNSEEN_TOKENS
+        if self.terms.broken == "seen" and output < ask.worst.output_tokens:
+            usage = replace(ask.worst, output_tokens=output)
+            try:
+                return "seen", ask.model, usage, min(bound(self.terms, ask, usage), self.nanos)
+            except UnknownModel:  # its price has ended meanwhile
+                pass
+        return "charged", ask.model, ask.worst, self.nanos
 
     def _tell(self, model: str | None, usage: Usage, nanos: int) -> None:
         run, terms, status = self.run, self.terms, self.status
