@@ -265,6 +265,25 @@ def test_an_event_without_usage_changes_nothing() -> None:
         assert read_event(event, so_far) is so_far
 
 
+@pytest.mark.parametrize(
+    ("told", "tier"),
+    [
+        ({"service_tier": "standard", "speed": "fast"}, "fast"),
+        ({"service_tier": "standard", "speed": "standard", "inference_geo": "global"}, "standard"),
+        ({"service_tier": "standard", "speed": "fast", "inference_geo": "us"}, "fast@us"),
+        ({"service_tier": "priority", "inference_geo": "us"}, "priority@us"),
+        ({"inference_geo": "us"}, "standard@us"),
+    ],
+)
+def test_anthropic_tells_its_fast_mode_and_the_place_beside_the_tier(told: dict[str, str], tier: str) -> None:
+    usage = {"input_tokens": 10, "output_tokens": 5, **told}
+    assert read({"type": "message", "model": "m", "usage": usage}).service_tier == tier
+    start = read_event({"type": "message_start", "message": {"model": "m", "usage": usage}}, None)
+    end = read_event({"type": "message_delta", "usage": {"output_tokens": 9}}, start)
+    assert end is not None
+    assert end.service_tier == tier
+
+
 def test_a_later_usage_takes_the_place_of_an_earlier_one_and_keeps_what_only_that_named() -> None:
     first = read_event({"model": "m", "service_tier": "flex", "usage": CHAT}, None)
     after = read_event({"usage": {"prompt_tokens": 20, "completion_tokens": 4}}, first)

@@ -57,6 +57,7 @@ _AROUND = (
 )
 _MODEL = ("model", "modelVersion", "model_version", "model_name", "modelId", "model_id")
 _TIER = ("service_tier", "serviceTier")
+IN_THE_US = "@us"  # after the name of a tier: Anthropic served it in the US alone (`inference_geo`), for 1.1 times
 _TIER_INSIDE = ("usage", "usageMetadata", "usage_metadata", "response_metadata")
 _OTHER_USAGE = frozenset(_USAGE) - {"usage"}
 _AROUND_NAMES = frozenset(_AROUND)
@@ -188,16 +189,25 @@ def _model(view: Mapping[Any, Any]) -> str | None:
 
 
 def _tier(view: Mapping[Any, Any]) -> str | None:
+    """Return the tier. Anthropic tells its fast mode and the place beside a tier that says ``standard``."""
+    tier = "fast" if view.get("speed") == "fast" else _named_tier(view)
+    if view.get("inference_geo") == "us":
+        return (tier or "standard") + IN_THE_US
+    if tier is None:
+        for key in _TIER_INSIDE:
+            inner = fields(view.get(key))
+            if inner is not None and (found := _tier(inner)) is not None:
+                return found
+    return tier
+
+
+def _named_tier(view: Mapping[Any, Any]) -> str | None:
     for key in _TIER:
         value = view.get(key)
         if isinstance(value, str) and value:
             return str(value)
         if value is not None and isinstance(tier := (fields(value) or {}).get("type"), str):  # Bedrock
             return str(tier)
-    for key in _TIER_INSIDE:
-        inner = fields(view.get(key))
-        if inner is not None and (found := _tier(inner)) is not None:
-            return found
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from token_budget.metering._answers import IN_THE_US
 from token_budget.metering._ask import Ask
 from token_budget.metering._body import LARGEST, Path, drop, parsed, put, value_at, whole, with_field, written
 from token_budget.metering._estimate import text_tokens
@@ -254,12 +255,11 @@ def _speaks(fields: dict[str, Any]) -> bool:
 
 
 def _tier(fields: dict[str, Any]) -> str | None:
-    """Return the service tier that is asked for; Anthropic's fast mode is one too, and Bedrock wraps its own."""
-    if fields.get("speed") == "fast":
-        return "fast"
+    """Return the service tier that is asked for, as answers tell it: Anthropic's fast mode and place are in it too."""
     tier = fields.get("service_tier") or fields.get("serviceTier")
-    tier = tier.get("type") if isinstance(tier, dict) else tier
-    return tier if isinstance(tier, str) else None
+    tier = tier.get("type") if isinstance(tier, dict) else tier  # Bedrock's
+    tier = "fast" if fields.get("speed") == "fast" else tier if isinstance(tier, str) else None
+    return (tier or "standard") + IN_THE_US if fields.get("inference_geo") == "us" else tier
 
 
 def _streams(route: Route, fields: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ What always holds:
 
 * A step begins above its number of input tokens and prices the whole call.
 * A tier of which nothing is known is priced at the dearest one that is known.
+* What is served in the US alone, as Anthropic says it (``fast@us``), costs 1.1 times what its tier does.
 * Priority costs twice the standard and flex half of it, where neither the line nor the list says otherwise. Flex is
   half the price only at the providers that say so; elsewhere it costs what the standard does, as a batch does.
 """
@@ -11,6 +12,7 @@ What always holds:
 from __future__ import annotations
 
 from token_budget._money import shown_type
+from token_budget.metering._answers import IN_THE_US
 from token_budget.metering._rates import Dearest, Free, Rates, amount, is_nothing, sheet, times
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
@@ -34,8 +36,8 @@ def tier_name(tier: object) -> str:
         return STANDARD
     if not isinstance(tier, str) or len(tier) > _LONGEST_TIER:
         return UNKNOWN_TIER
-    name = tier.strip().lower()
-    return STANDARD if name in _STANDARDS else name
+    name, sign, place = tier.strip().lower().partition("@")
+    return (STANDARD if name in _STANDARDS else name) + sign + place
 
 
 class Sheets:
@@ -75,12 +77,20 @@ class Line:
             return self.standard.rates()
         if tier in self.tiers:
             return self.tiers[tier].rates()
+        if tier.endswith(IN_THE_US):
+            return self._in_the_us().priced(tier.removesuffix(IN_THE_US), provider)
         factors = _factors(provider)
         if tier in factors:
             return self.standard.times(factors[tier]).rates()
         known = [self.standard, *self.tiers.values()]
         known += [self.standard.times(factor) for name, factor in factors.items() if name not in self.tiers]
         return Dearest(tuple(each.rates() for each in known))
+
+    def _in_the_us(self) -> Line:
+        from fractions import Fraction
+
+        more = Fraction(11, 10)
+        return Line(self.standard.times(more), {name: sheets.times(more) for name, sheets in self.tiers.items()})
 
 
 def _factors(provider: str | None) -> dict[str, Fraction]:
