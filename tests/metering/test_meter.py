@@ -403,27 +403,59 @@ def test_a_fallback_is_no_price_of_the_answer_s_own() -> None:
     assert used(pool)[1] == 1_200_000 + 12_000_000
 
 
-def test_a_line_of_the_user_s_prices_the_dated_answer_too() -> None:
-    class Listed(Prices):
-        """Prices whose list knows every model."""
+class Listed(Prices):
+    """Prices whose list knows every model, at the fallback's price."""
 
-        def knows(self, model: str | None, provider: str | None = None) -> bool:
-            return True
+    def knows(self, model: str | None, provider: str | None = None) -> bool:
+        return True
 
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "cost"),
+    [
+        ("small", "Small-2026-01-01", 1),  # has no line of its own, and is the user's "small"
+        ("small", "small-2026-02", 2),
+        ("small", "gpt-9", 1),  # whatever answers there
+        ("small", None, 1),
+        ("my-small", "small-2026-01-01", 1),
+        ("my-small", "small-2026-02", 2),
+        ("openai/small", "small-2026-01-01", 1),
+        ("openai/my-small", "openai/small-2026-01-01", 1),
+        ("deployed-eu", "gpt-9", 3),
+        ("deployed-eu", "other-1", 4),
+        ("other-mini", "other-1", 6),  # the pattern for both is not what the user says of the first
+        ("other-mini", "other-mini-2026", 6),
+        ("gpt-8", "gpt-9", 5),
+        ("gpt-8", "small", 1),
+    ],
+)
+def test_the_user_s_own_line_for_what_was_asked_prices_the_answer(asked: str, answered: str | None, cost: int) -> None:
+    table = {
+        "small": (1, 4),
+        "small-2026-02": (2, 8),
+        "deployed-*": (3, 12),
+        "other-*": (4, 16),
+        "other-mini": (6, 24),
+    }
+    own = Listed(table, aliases={"my-small": "small", "openai/my-small": "small"}, fallback=(5, 20), catalogue=False)
     pool = BudgetPool()
-    table = {"small": (1, 4), "small-2026-02": (2, 8)}
-    meter = Meter(pool, Listed(table, fallback=(5, 20), catalogue=False))
-    for model, cost in (
-        ("Small-2026-01-01", 1_200_000),  # has no line of its own, and is the user's "small"
-        ("small-2026-02", 2_400_000),
-        ("other", 6_000_000),
-        (None, 1_200_000),
-    ):
-        before = used(pool)[1]
-        held(meter).settle(reading(model=model))
-        assert used(pool)[1] - before == cost
-    held(meter, ask(model="unlisted")).settle(reading(model="unlisted-2026"))
-    assert used(pool)[1] == 10_800_000 + 6_000_000
+    held(Meter(pool, own), ask(model=asked)).settle(reading(model=answered))
+    assert used(pool)[1] == cost * 1_200_000
+
+
+def test_without_a_table_the_answer_s_model_prices_it() -> None:
+    pool = BudgetPool()
+    held(Meter(pool, Listed(fallback=(5, 20), catalogue=False)), ask(model="a")).settle(reading(model="b"))
+    assert used(pool)[1] == 5 * 1_200_000
+
+
+def test_what_is_denied_is_denied_by_its_aliases_too() -> None:
+    own = Prices({"gpt-5": (1, 4), "small": (1, 4)}, aliases={"smart": "gpt-5", "tiny": "small"}, catalogue=False)
+    for policy, denied in (({}, ["gpt-5*"]), ({}, ["smart"])):
+        meter = Meter(BudgetPool(), own, policies=(policy, denied))
+        with pytest.raises(ModelBlocked, match="model 'smart'"):
+            held(meter, ask(model="smart"))
+        held(meter, ask(model="tiny")).release()
 
 
 class Shapeless:

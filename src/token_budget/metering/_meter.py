@@ -24,6 +24,7 @@ from token_budget.metering._pending import (
     Pending,
     Terms,
     begin,
+    bound,
     charge_or_refuse,
     check_policies,
     fit,
@@ -271,7 +272,7 @@ class Meter:
             if run is not None:
                 run._check_open()
             check_policies(terms, ask, run, said)
-            nanos = terms.prices.nanos(ask.model, ask.worst)
+            nanos = bound(terms, ask, ask.worst)
             charge = charge_or_refuse(terms, run, pools)
             if charge.closed():
                 return Decision(allowed=False, reason="stopped", usd_nanos=nanos)

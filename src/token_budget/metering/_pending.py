@@ -120,15 +120,18 @@ def begin(
 
 def bound(terms: Terms, ask: Ask, usage: Usage) -> int:
     """Return the most that so many tokens can cost, in nanodollars. Raise UnknownModel where there is no price."""
-    return terms.prices.nanos(ask.model, usage, provider=ask.provider, service_tier=ask.service_tier)
+    return terms.prices._most(ask.model, usage, ask.provider, ask.service_tier)
 
 
 def check_policies(terms: Terms, ask: Ask, run: Run | None, context: Mapping[str, Any] | None) -> None:
     """Raise ModelBlocked where a policy denies the model in this context."""
     said = _NO_CONTEXT if run is None else run._context
-    pattern = terms.policies.denies(ask.model, {**said, **context} if context else said)
-    if pattern is not None:
-        raise ModelBlocked(f"a policy denies model {ask.model!r} here (pattern {pattern!r})")
+    said = {**said, **context} if context else said
+    name = plain(ask.model or "")
+    for meant in {name, terms.prices._target(name)}:  # an alias stands for what it leads to
+        pattern = terms.policies.denies(meant, said)
+        if pattern is not None:
+            raise ModelBlocked(f"a policy denies model {ask.model!r} here (pattern {pattern!r})")
 
 
 def charge_or_refuse(terms: Terms, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
@@ -340,7 +343,7 @@ class Pending:
         self._tell(model, usage, nanos)
 
     def _put_back(self, held: Held) -> None:
-        """Leave what an interrupt left unsettled to whoever comes next, or to the finaliser, which charges it in full."""
+        """Leave what an interrupt left unsettled to whoever comes next, or to the finaliser."""
         held.parts = [(pool, part) for pool, part in held.parts if part is None or not part.completed]
         if held.parts:
             held.claims = [True]
@@ -367,11 +370,11 @@ class Pending:
     def _is_priced_by_itself(self, model: str) -> bool:
         """Return whether the answer's model, and not the request's, prices the answer.
 
-        It does where it has a price of its own; but a line of the user's for "gpt-5" also prices "gpt-5-2025-08-07".
+        It does where it has a price of its own; but the user's own line for what was asked comes before the list's
+        price: a line for "gpt-5" also prices "gpt-5-2025-08-07", and one for a deployment whatever answers there.
         """
-        prices, asked, answered = self.terms.prices, plain(self.ask.model or ""), plain(model)
-        users_own = answered.startswith(asked) and prices._line(asked) is not None and prices._line(answered) is None
-        return prices.knows(model, self.ask.provider) and not users_own
+        prices, asked = self.terms.prices, self.ask.model
+        return prices.knows(model, self.ask.provider) and not (asked and prices._governs(asked, model))
 
     def _glimpse(self, output_tokens: int) -> tuple[Status, str | None, Usage, int]:
         """Return how a stream is settled of which that much was seen."""

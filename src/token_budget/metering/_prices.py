@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import typing
 
     from token_budget.metering._rates import Priced
-    from token_budget.metering._table import Line
 else:
     from token_budget._lazy import datetime, decimal, typing
 
@@ -51,7 +50,8 @@ class Prices:
     write; audio and reasoning cost what other tokens do. ``steps={200_000: {...}}`` are the rates of calls with more
     than 200,000 input tokens, for all their tokens. ``tiers={"priority": 1.75, "flex": {...}}`` are service tiers: a
     factor of the line's token rates, or rates of their own. Priority is 2 and flex 0.5 if nothing is said, and a tier
-    that nobody knows costs what the dearest known one does.
+    that nobody knows costs what the dearest known one does. ``@us`` after a tier is Anthropic's ``inference_geo``: 1.1
+    times the tier.
 
     A name of the table may have ``*`` in it. A name without one wins, then the pattern with the most characters that
     are not ``*``. Then aliases, then the name without its provider's prefix, then the list, by provider and without.
@@ -165,6 +165,11 @@ class Prices:
             found = self._found(model, provider, service_tier)
         return found.nanos(usage)
 
+    def _most(self, model: str | None, usage: Usage, provider: str | None, service_tier: str | None) -> int:
+        """Return the most that a call can cost of which that usage is the worst case; see `Rates.most`."""
+        found = self._young.get((model, provider, service_tier)) or self._found(model, provider, service_tier)
+        return found.most(usage)
+
     def knows(self, model: str | None, provider: str | None = None) -> bool:
         """Tell whether the model has a price of its own; the fallback is none."""
         key = (model, provider)
@@ -220,22 +225,36 @@ class Prices:
         name = plain(model)
         if len(model) > MAX_NAME:
             return Unpriced(f"there is no price for model {name!r:.120}: the name is too long")
-        found = self._line(name)
-        if found is None:
-            name = self._target(name)
-            for other in (name, *(short for _, short in names(name, None))):
-                found = found or self._line(other)
-        if found is None:
+        key = self._key(name)
+        name = self._target(name)
+        if key is None:
             return self._listed(name, provider, tier, at)
+        found = self._lines[key]
         return found if isinstance(found, Free) else found.priced(tier, provider_of(name, provider))
 
-    def _line(self, name: str) -> Line | Free | None:
-        """Return the line of the table for exactly that name, else that of a pattern."""
-        exact = self._lines.get(name)
-        if exact is not None:
-            return exact
-        pattern = self._patterns.match(name)
-        return None if pattern is None else self._lines[pattern]
+    def _governs(self, asked: str, answered: str) -> bool:
+        """Tell whether the table's line for the model that was asked prices an answer that names another one.
+
+        It does, for who wrote it knows what the model costs, unless the table also says what the other one costs: by
+        its name, or by a pattern that says nothing of what was asked.
+        """
+        if not self._lines or self._key(plain(asked)) is None:
+            return False
+        key = self._key(plain(answered))
+        return key is None or ("*" in key and any(map(Patterns((key,)).match, self._meanings(plain(asked)))))
+
+    def _key(self, name: str) -> str | None:
+        """Return the key of the table's line for a plain name: itself or a pattern, by an alias, without its prefix."""
+        for meaning in (name,) if name in self._lines else self._meanings(name):
+            key = meaning if meaning in self._lines else self._patterns.match(meaning)
+            if key is not None:
+                return key
+        return None
+
+    def _meanings(self, name: str) -> list[str]:
+        """Return what a plain name may mean in the table: itself, what aliases lead to, both without prefixes."""
+        target = self._target(name)
+        return list(dict.fromkeys((name, target, *(short for _, short in names(target, None)))))
 
     def _target(self, name: str) -> str:
         """Return the name that aliases lead to."""

@@ -97,6 +97,30 @@ class Rates:
             total += usage.web_search_requests * self.web_search
         return -(-(total + tokens * self.input + rest * self.output) // self.scale)
 
+    def most(self, usage: Usage) -> int:
+        """Return the most that a call can cost of which this is the worst case, in nanodollars, rounded up.
+
+        Only the answer tells whether a cache took the input, and how much of the output is reasoning or audio. Where
+        these are not the dearest, what is dearer is taken.
+        """
+        for start, dearer in self.steps:
+            if usage.input_tokens > start:
+                return dearer.most(usage)
+        usages = [usage]
+        if usage.cache_creation_input_tokens and not self.input <= self.cache_write <= self.cache_write_1h:
+            kept = usage.cache_creation_input_tokens
+            usages = [
+                with_counts(usage, cache_creation_input_tokens=written, cache_creation_1h_input_tokens=hour)
+                for written, hour in ((0, 0), (kept, 0), (kept, usage.cache_creation_1h_input_tokens))
+            ]
+        if self.reasoning > self.output or usage.audio_output_tokens:
+            usages += [
+                with_counts(one, audio_output_tokens=0, reasoning_output_tokens=thought)
+                for one in usages
+                for thought in (0, one.output_tokens)
+            ]
+        return max(map(self.nanos, usages))
+
 
 class Dearest:
     """Several rates, of which it is not known which holds: the dearest one for each answer."""
@@ -110,6 +134,10 @@ class Dearest:
         """Return the cost in nanodollars, rounded up."""
         return max([rates.nanos(usage) for rates in self._choices])
 
+    def most(self, usage: Usage) -> int:
+        """Do what `Rates.most` does."""
+        return max([rates.most(usage) for rates in self._choices])
+
 
 class Free:
     """A model that its user says costs nothing."""
@@ -119,6 +147,8 @@ class Free:
     def nanos(self, usage: Usage) -> int:  # noqa: ARG002  # as `Rates.nanos`
         """Return 0."""
         return 0
+
+    most = nanos
 
 
 class Unpriced:
@@ -132,6 +162,8 @@ class Unpriced:
     def nanos(self, usage: Usage) -> int:  # noqa: ARG002  # as `Rates.nanos`
         """Raise UnknownModel."""
         raise UnknownModel(self.reason)
+
+    most = nanos
 
 
 class Timed:
@@ -152,11 +184,24 @@ class Timed:
 
     def nanos(self, usage: Usage) -> int:
         """Return the cost in nanodollars of a call now, rounded up."""
+        return self._now().nanos(usage)
+
+    def most(self, usage: Usage) -> int:
+        """Do what `Rates.most` does."""
+        return self._now().most(usage)
+
+    def _now(self) -> Priced:
         now = self._clock()
         since, until, rates = self._current  # replaced as a whole, so that no lock is needed
         if not since <= now < until:
             self._current = since, until, rates = self._at(now)
-        return rates.nanos(usage)
+        return rates
+
+
+def with_counts(usage: Usage, **counts: int) -> Usage:
+    from dataclasses import replace
+
+    return replace(usage, **counts)
 
 
 Priced = Rates | Dearest | Free | Unpriced | Timed
