@@ -187,7 +187,8 @@ def test_a_stream_raises_refusals_as_themselves(litellm: Any) -> None:
     assert isinstance(stream, Stream)
     assert type(stream).__name__ == "Stream"
     assert type(stream) is type(litellm.completion(lambda: Stream(fine)))
-    assert type(litellm.completion(lambda: stream)) is type(stream)  # one that is handed on is not wrapped twice
+    kind = type(stream)
+    assert type(litellm.completion(lambda: stream)) is kind  # one that is handed on is not wrapped twice
     with pytest.raises(BudgetExceeded):
         next(litellm.completion(lambda: Stream(fail)))
     with pytest.raises(ProviderError):
@@ -211,6 +212,11 @@ def test_streams_of_others_are_left_alone(litellm: Any) -> None:
     assert litellm.completion(lambda: generator) is generator
 
 
+def test_every_function_that_calls_a_model_is_covered() -> None:
+    kinds = ("completion", "text_completion", "embedding", "responses")
+    assert sorted(FUNCTIONS) == sorted([*kinds, *(f"a{name}" for name in kinds)])
+
+
 def test_installing_twice_does_nothing_and_undoing_gives_the_originals_back(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("litellm")
     originals = {name: lambda name=name: name for name in FUNCTIONS}
@@ -221,6 +227,7 @@ def test_installing_twice_does_nothing_and_undoing_gives_the_originals_back(monk
     put = {name: getattr(module, name) for name in FUNCTIONS}
     assert all(put[name] is not originals[name] for name in FUNCTIONS)
     again = install()
+    assert {name: getattr(module, name) for name in FUNCTIONS} == put
     again()
     assert {name: getattr(module, name) for name in FUNCTIONS} == put
     module.completion = above = lambda: "put over it by somebody"

@@ -267,6 +267,16 @@ def test_what_was_ended_tells_no_more(telemetry: Telemetry) -> None:
     assert [value for _, value in telemetry.points("gen_ai.client.token.usage")] == [(2, 2000), (2, 400)]
 
 
+def test_a_pool_that_is_shown_twice_stays_until_both_are_ended(telemetry: Telemetry) -> None:
+    meter = meter_of(BudgetPool(usd_cap=1, name="day"))
+    stops = [observe(meter, meter_provider=telemetry.provider) for _ in range(2)]
+    assert telemetry.gauge("cap") == {("day", "usd"): 1.0}
+    stops[0]()
+    assert telemetry.gauge("cap") == {("day", "usd"): 1.0}
+    stops[1]()
+    assert telemetry.gauge("cap") == {}
+
+
 def test_instruments_are_made_once_however_many_meters_there_are(
     telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,12 +81,12 @@ def test_a_bar_of_tqdm_shows_the_pool_whenever_it_is_drawn() -> None:
 
 
 def test_a_bar_of_tqdm_that_is_moved_by_hand_keeps_its_own_postfix_and_class() -> None:
-    tqdm = pytest.importorskip("tqdm").tqdm
+    own: Any = type("Own", (pytest.importorskip("tqdm").tqdm,), {})
     out = io.StringIO()
-    with tqdm_bar(pool(), show=dollars, base=tqdm, total=2, file=out, mininterval=0) as bar:
+    with tqdm_bar(pool(), show=dollars, base=own, total=2, file=out, mininterval=0) as bar:
         bar.set_postfix_str("2 failed")
         bar.update(2)
-    assert isinstance(bar, tqdm)
+    assert isinstance(bar, own)
     assert "2 failed, 0.25 USD" in out.getvalue()
     far: Any = Unreachable()
     with tqdm_bar(far, total=1, file=out) as bar:

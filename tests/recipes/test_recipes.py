@@ -49,7 +49,7 @@ RECIPES: dict[str, tuple[list[str], str]] = {
     ),
     "litellm_batch": (
         ["litellm"],
-        r"(\d+) answered, (\d+) refused\nrun 'batch': \1 calls in \d+\.\d{3}s, \$0\.000\d+ of \$0\.0010, \2 refused\n",
+        r"(\d+) answered, (\d+) refused\nrun 'batch': \1 calls in \d+\.\d{3}s, \$0\.000\d+ of \$0\.0004, \2 refused\n",
     ),
     "pydantic_agents": (
         ["pydantic_ai", "openai"],

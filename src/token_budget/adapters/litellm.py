@@ -141,4 +141,4 @@ def _refusal(error: Exception, handled: BaseException | None) -> Exception | Non
     A call that is made while a refusal is being handled (by asking a cheaper model) has that one in its errors' chain.
     """
     found = refusal(error)
-    return None if found is error or found is refusal(handled) else found
+    return None if found is refusal(handled) else found
