@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimate_texts import OTHER_SCRIPTS, PROSE, kinds, other_kinds
-from token_budget.metering import _estimate
+from token_budget.metering import _estimate, _input, _media
 from token_budget.metering._estimate import pieces_tokens, text_tokens, weights
+from token_budget.metering._input import caches_unasked
+from token_budget.metering._media import image_tokens
 
 VOCABULARIES = ("o200k_base", "cl100k_base")
 
@@ -121,7 +124,23 @@ def test_a_digit_is_a_token_where_the_vocabulary_says_so(model: str) -> None:
 def test_what_is_known_of_models_is_bounded() -> None:
     for number in range(1000):
         weights(f"model-{number}")
-    assert weights.cache_info().currsize <= 256
+        image_tokens(f"model-{number}")
+    for cache in (_estimate._weights, _media._image_tokens, _input._writes_cache):
+        assert cache.cache_info().currsize <= 256
+
+
+def test_no_long_name_of_a_model_is_kept() -> None:
+    long = "gpt-6" + "x" * 10**6
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            weights(f"{long}{number}")
+            image_tokens(f"{long}{number}", f"{long}{number}")
+            caches_unasked({}, f"{long}{number}")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 3 * 10**6
 
 
 def test_what_stands_between_pieces_counts() -> None:

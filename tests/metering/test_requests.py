@@ -71,6 +71,7 @@ def ask(where: Route, body: Any, **options: Any) -> Ask:
         (GEMINI, {"generationConfig": {"maxOutputTokens": 300, "candidateCount": 4}}, 1200),
         (GEMINI, {"generation_config": {"max_output_tokens": 300, "candidate_count": 2}}, 600),
         (CONVERSE, {"inferenceConfig": {"maxTokens": 512}}, 512),
+        (CONVERSE, {"inferenceConfig": {"maxTokens": 512}, "additionalModelRequestFields": {"max_tokens": 600}}, 600),
         (INVOKE, {"max_gen_len": 99}, 99),
         (INVOKE, {"textGenerationConfig": {"maxTokenCount": 98}}, 98),
         (OLLAMA, {"model": "llama3", "options": {"num_predict": 80}}, 80),
@@ -173,6 +174,9 @@ def test_audio_in_the_answer_is_held_as_audio() -> None:
     assert found.worst.audio_output_tokens == found.worst.output_tokens == 50
     found = ask(GEMINI, {"generationConfig": {"responseModalities": ["AUDIO"], "maxOutputTokens": 60}})
     assert found.worst.audio_output_tokens == 60
+    for outer in ("generationConfig", "generation_config"):
+        for inner in ("responseModalities", "response_modalities"):
+            assert ask(GEMINI, {outer: {inner: ["AUDIO"]}}).worst.audio_output_tokens == 4096
     assert ask(CHAT, {"messages": SAY, "modalities": ["text"]}).worst.audio_output_tokens == 0
     assert ask(CHAT, {"messages": SAY, "modalities": "audio"}).worst.audio_output_tokens == 0
 
@@ -336,6 +340,16 @@ def test_what_the_provider_adds_is_held_by_a_guess(body: dict[str, Any], tokens:
         ({"tools": [{"type": "web_search", "max_uses": 10**9}]}, 1000),
         ({"tools": [{"type": "web_search_preview"}, {"google_search": {}}]}, 6),
         ({"web_search_options": {"search_context_size": "low"}}, 3),
+        ({"web_search_options": {}}, 3),
+        ({"search_parameters": {"mode": "off"}}, 0),
+        ({"search_parameters": {}}, 3),
+        ({"plugins": []}, 0),
+        ({"model": "gpt-4o-search-preview"}, 3),
+        ({"model": "gpt-5-search-api"}, 3),
+        ({"model": "openai/gpt-5:online"}, 3),
+        ({"tools": [{"type": "web_search"}], "max_tool_calls": 50}, 50),
+        ({"tools": [{"type": "web_search", "max_uses": 7}], "max_tool_calls": 50}, 7),
+        ({"tools": [{"type": "web_search"}], "max_tool_calls": "50"}, 3),
         ({"search_parameters": {"mode": "on"}}, 3),
         ({"plugins": [{"id": "web"}]}, 3),
         ({"tools": {"type": "web_search"}}, 0),
@@ -344,6 +358,11 @@ def test_what_the_provider_adds_is_held_by_a_guess(body: dict[str, Any], tokens:
 )
 def test_web_searches_are_held(body: dict[str, Any], searches: int) -> None:
     assert ask(MESSAGES, body).worst.web_search_requests == searches
+
+
+def test_searches_of_which_answers_do_not_tell_are_known_as_such() -> None:
+    assert ask(CHAT, {"web_search_options": {}}).untold_searches == 3
+    assert ask(RESPONSES, {"tools": [{"type": "web_search"}]}).untold_searches == 0
 
 
 @pytest.mark.parametrize(

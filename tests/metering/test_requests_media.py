@@ -26,6 +26,36 @@ PNG, PDF, WAV, CSV = (
 DOCX = f"data:application/vnd.openxmlformats-officedocument.wordprocessingml.document;base64,{BLOB}"
 
 
+LONG = "abcdEFGH1234" * 10_000  # text in which nothing looks like text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool_use", "name": "save", "input": {"format": "png", "data": LONG}},
+        {"type": "tool_use", "name": "save", "input": {"images": [LONG]}},
+        {"type": "tool_use", "name": "save", "input": {"deep": [{"name": "x", "input": {"file_data": LONG}}]}},
+        {"toolUse": {"name": "save", "input": {"image": {"format": "png", "source": {"bytes": LONG}}}}},
+        {"toolResult": {"toolUseId": "t", "content": [{"json": {"format": "png", "data": LONG}}]}},
+        {"functionCall": {"name": "save", "args": {"mimeType": "image/png", "data": LONG}}},
+        {"functionResponse": {"name": "shot", "response": {"mimeType": "image/png", "data": LONG}}},
+        {"functionResponse": {"name": "shot", "response": {"audio": {"id": 1, "text": LONG}}}},
+    ],
+)
+def test_arguments_and_results_of_tools_are_text_whatever_they_look_like(part: Any) -> None:
+    assert tokens(part)[0] > len(LONG) * 0.7
+    body = json.dumps({"model": "m", "messages": [{"content": [part]}]}).encode()
+    found = read(CHAT, {}, body, estimate="bytes")
+    assert found is not None
+    assert found.worst.input_tokens >= len(body)
+
+
+def test_images_beside_the_text_of_a_tool_s_result_are_media() -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BLOB}}
+    for part in ({"type": "tool_result", "content": [image]}, {"name": "x", "input": "text", "parts": [image]}):
+        assert 1600 <= tokens(part)[0] < 1700
+
+
 def tokens(part: Any, model: str = "gpt-4o") -> tuple[int, int]:
     """Return the tokens that a part of a message adds to an empty message, and how many are audio."""
 

@@ -95,6 +95,20 @@ def test_what_was_seen_of_a_stream_is_charged_at_the_dearest_and_never_above_the
     assert used(pool) == (1500, 13_200_000, 0)
 
 
+# ---------------------------------------------------------------- what answers do not tell
+
+
+def test_searches_of_which_the_answer_tells_nothing_are_charged_as_they_were_held() -> None:
+    pool = BudgetPool()
+    meter = Meter(pool, Prices({"q": {"input": 1, "output": 4, "web_search": 1}}, catalogue=False))
+    for told, searches in ((0, 3), (1, 1), (9, 9)):
+        before = used(pool)[1]
+        pending = meter._begin(ask(model="q", untold_searches=3), None)
+        pending.hold()
+        pending.settle(Reading(Usage(input_tokens=1000, web_search_requests=told), "q", None))
+        assert used(pool)[1] - before == 1_000_000 + searches * 10**9
+
+
 # ---------------------------------------------------------------- where it is served
 
 

@@ -23,5 +23,6 @@ class Ask:
     choices: int = 1  # how many answers it asks for (`n`, `candidateCount`)
     stream: bool = False
     service_tier: str | None = None
+    untold_searches: int = 0  # web searches that it asks for in a way in which answers do not tell of them
     retried: bool = False  # the SDK sends it again (`x-stainless-retry-count`)
     body: bytes = field(default=b"", repr=False)  # for the guard against repeats; never kept after the call

@@ -19,6 +19,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+from token_budget.metering._names import MAX_NAME
+
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DIGITS = b"0123456789"
 _BLANKS = b" \t\r\n"
@@ -55,10 +57,14 @@ class Weights(NamedTuple):
     percent: int  # of what the bytes say
 
 
-@functools.lru_cache(maxsize=256)
 def weights(model: str | None) -> Weights:
     """Return what is known of a model's vocabulary, by its name."""
-    name = (model or "").lower()
+    return _weights((model or "")[:MAX_NAME])
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(model: str) -> Weights:
+    name = model.lower()
     digit = 100 if any(family in name for family in _ONE_BY_ONE) else 75
     return Weights(digit, 130 if "claude" in name else 100)
 

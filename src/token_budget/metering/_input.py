@@ -1,7 +1,8 @@
 """Input: the tokens of all that a request holds, and a guess of what its provider adds.
 
-What always holds: every string, key and number of a body is counted, but for media, which are counted by their kind;
-the body is walked without recursion, and what has more pieces than anybody sends is counted whole, as text.
+What always holds: every string, key and number of a body is counted, but for media, which are counted by their kind.
+The arguments and results of tools reach a model as text, so there nothing counts as media, whatever it looks like. The
+body is walked without recursion, and what has more pieces than anybody sends is counted whole, as text.
 
 What a provider adds by itself is not in a body, so a guess is held for it: 8,000 tokens for a conversation or a prompt
 that the provider keeps, 32,000 for a cache that the request names, 8,000 for each use of a tool that runs on the
@@ -16,6 +17,7 @@ from typing import Any
 
 from token_budget.metering._estimate import pieces_tokens
 from token_budget.metering._media import KEYS, Media, take
+from token_budget.metering._names import MAX_NAME
 
 CONVERSATION = 8_000
 CACHE = 32_000
@@ -32,12 +34,20 @@ _MESSAGES = ("messages", "input", "contents", "chat_history", "requests")
 
 _SEARCH_TOOLS = frozenset({"googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval"})
 _HOSTED_TOOLS = frozenset({"urlContext", "url_context", "codeExecution", "code_execution", "fileSearch", "file_search"})
+_SEARCHING = ("search-preview", "search-api", ":online")  # in a model's name: it searches by itself
 _HOSTED = ("web_fetch", "code_execution", "file_search", "code_interpreter", "mcp", "x_search", "tool_search")
+
+
+_TEXTUAL = frozenset({"input", "args", "response", "json"})
+_OF_TOOLS = ("input", "args", "response")  # beside a name: Anthropic, Bedrock, Gemini
 
 
 @functools.lru_cache(maxsize=256)
 def _writes_cache(model: str) -> bool:
-    """Return whether a model of OpenAI's writes its input to a cache without being asked, for a fee: since gpt-5.6."""
+    """Return whether a model of OpenAI's writes its input to a cache without being asked, for a fee: since gpt-5.6.
+
+    What is kept is as long as the name, so the caller cuts it.
+    """
     major, _, minor = model.lower().rpartition("/")[2].removeprefix("gpt-").partition("-")[0].partition(".")
     return (
         "gpt-" in model.lower()
@@ -48,7 +58,7 @@ def _writes_cache(model: str) -> bool:
 
 def caches_unasked(fields: dict[str, Any], model: str | None) -> bool:
     """Return whether the input may be billed as written to a cache although nothing in it is marked."""
-    if model is None or not _writes_cache(model):
+    if model is None or not _writes_cache(model[:MAX_NAME]):
         return False
     options = fields.get("prompt_cache_options")
     return not (isinstance(options, dict) and options.get("mode") == "explicit")
@@ -57,7 +67,7 @@ def caches_unasked(fields: dict[str, Any], model: str | None) -> bool:
 class Input:
     """What one body brings to a model."""
 
-    __slots__ = ("audio", "cached", "hour", "searches", "tokens")
+    __slots__ = ("audio", "cached", "hour", "searches", "tokens", "untold_searches")
 
     def __init__(self, fields: dict[str, Any], body: bytes, model: str | None, estimate: str) -> None:
         media = Media()
@@ -74,6 +84,8 @@ class Input:
             self.hour = self.cached and "1h" in pieces
         self.audio = media.audio
         self.searches, others = _tool_uses(fields)
+        self.untold_searches = _untold_searches(fields, model)
+        self.searches += self.untold_searches
         tokens = len(body) - media.characters if estimate == "bytes" else pieces_tokens(pieces, model)
         tokens += sum(ids.values()) + media.tokens + (self.searches + others) * TOOL_USE
         self.tokens = tokens + _around(fields)
@@ -88,7 +100,12 @@ def collected(value: object, model: str | None, media: Media) -> list[str] | Non
     add, add_all = pieces.append, pieces.extend
     stack: list[Any] = [value]
     push_all, pop = stack.extend, stack.pop
-    while stack:
+    of_tools: list[Any] = []
+    media_keys = KEYS
+    while stack or of_tools:
+        if not stack:  # all else is read: what is left is text
+            push_all(of_tools)
+            of_tools, media_keys = [], frozenset()
         node = pop()
         kind = type(node)
         if kind is str:
@@ -97,7 +114,10 @@ def collected(value: object, model: str | None, media: Media) -> list[str] | Non
             add_all(node)
             if len(pieces) > _MOST_PIECES:
                 return None
-            push_all(node.values() if KEYS.isdisjoint(node) else take(node, model, media))
+            if not _TEXTUAL.isdisjoint(node) and (name := _of_a_tool(node)):
+                of_tools.append(node[name])
+                node = {key: inner for key, inner in node.items() if key != name}
+            push_all(node.values() if media_keys.isdisjoint(node) else take(node, model, media))
         elif kind is list:
             if len(node) + len(pieces) > _MOST_PIECES:
                 return None
@@ -105,6 +125,13 @@ def collected(value: object, model: str | None, media: Media) -> list[str] | Non
         else:
             add(str(node))
     return pieces
+
+
+def _of_a_tool(node: dict[str, Any]) -> str | None:
+    """Return the field of an object that holds the arguments or the result of a tool; None if there is none."""
+    if "name" in node:
+        return next((name for name in _OF_TOOLS if isinstance(node.get(name), dict)), None)
+    return "json" if isinstance(node.get("json"), dict) else None  # Bedrock's results
 
 
 def _token_ids(value: object) -> int:
@@ -136,19 +163,34 @@ def _around(fields: dict[str, Any]) -> int:
 
 
 def _tool_uses(fields: dict[str, Any]) -> tuple[int, int]:
-    """Return how often tools on the provider's side may run: web searches, and others."""
+    """Return how often tools on the provider's side may run, of which answers tell: web searches, and others."""
     searches = others = 0
-    if fields.get("web_search_options") or fields.get("search_parameters") or fields.get("plugins"):
-        searches = USES
+    usual = _times(fields.get("max_tool_calls"), USES)
     tools = fields.get("tools")
     for tool in tools if isinstance(tools, list) else ():
         if not isinstance(tool, dict):
             continue
-        most, kind = tool.get("max_uses"), tool.get("type")
-        uses = min(most, _MOST_USES) if type(most) is int and most >= 0 else USES
+        kind, uses = tool.get("type"), _times(tool.get("max_uses"), usual)
         name = kind if isinstance(kind, str) else ""
         if name.startswith("web_search") or not _SEARCH_TOOLS.isdisjoint(tool):
             searches += uses
         elif name.startswith(_HOSTED) or not _HOSTED_TOOLS.isdisjoint(tool):
             others += uses
     return searches, others
+
+
+def _times(most: object, usual: int) -> int:
+    """Return how often a tool may run by the limit of a request, if it has one that is a number."""
+    return min(most, _MOST_USES) if type(most) is int and most >= 0 else usual
+
+
+def _untold_searches(fields: dict[str, Any], model: str | None) -> int:
+    """Return the web searches that a request asks for by other ways than a tool: few answers tell of those."""
+    parameters = fields.get("search_parameters")
+    asked = (
+        fields.get("web_search_options") is not None  # an empty object asks too
+        or (parameters is not None and not (isinstance(parameters, dict) and parameters.get("mode") == "off"))
+        or fields.get("plugins")
+        or any(part in (model or "") for part in _SEARCHING)
+    )
+    return USES if asked else 0

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from token_budget.metering._names import MAX_NAME
+
 REFERENCE = 3_000
 LONG_REFERENCE = 30_000
 AUDIO_A_SECOND = 32  # tokens: Gemini's figure; OpenAI's is 10
@@ -77,15 +79,19 @@ class Media:
     characters: int = 0  # of the body that are not text
 
 
-@functools.lru_cache(maxsize=256)
 def image_tokens(model: str | None, detail: object = None) -> int:
     """Return the most that one image costs a model, in tokens."""
-    name = (model or "").lower()
     if detail == "original":
         return 12_000
+    return _image_tokens((model or "")[:MAX_NAME], is_low=detail == "low")
+
+
+@functools.lru_cache(maxsize=256)
+def _image_tokens(model: str, *, is_low: bool) -> int:
+    name = model.lower()
     for part, tokens, low in _IMAGES:
         if part in name:
-            return low if detail == "low" else tokens
+            return low if is_low else tokens
     return _IMAGE
 
 
@@ -124,7 +130,7 @@ def _add(found: Media, kind: str, form: str, size: int, model: str | None, detai
         tokens = audio_seconds(size, form) * AUDIO_A_SECOND
         found.audio += tokens
     elif kind == "image":
-        tokens = image_tokens(model, detail if isinstance(detail, str) else None)
+        tokens = image_tokens(model, detail)
     elif kind == "text":
         tokens = -(-size * 7 // 10)
     elif kind == "office":
@@ -137,7 +143,7 @@ def _add(found: Media, kind: str, form: str, size: int, model: str | None, detai
 def _refer(found: Media, kind: str | None, model: str | None, detail: object = None) -> None:
     """Add something that only a reference stands for."""
     if kind == "image":
-        found.tokens += image_tokens(model, detail if isinstance(detail, str) else None)
+        found.tokens += image_tokens(model, detail)
     elif kind in {"audio", "video"}:
         found.tokens += LONG_REFERENCE
         found.audio += LONG_REFERENCE if kind == "audio" else 0

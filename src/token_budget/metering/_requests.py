@@ -33,7 +33,7 @@ _LIMITS: dict[str, tuple[Path, ...]] = {
         ("generation_config", "max_output_tokens"),
         ("generation_config", "maxOutputTokens"),
     ),
-    "bedrock-converse": (("inferenceConfig", "maxTokens"),),
+    "bedrock-converse": (("inferenceConfig", "maxTokens"), ("additionalModelRequestFields", "max_tokens")),
     "bedrock-invoke": (
         ("max_tokens",),
         ("max_gen_len",),
@@ -50,6 +50,13 @@ _CANDIDATES: tuple[Path, ...] = (
     ("generationConfig", "candidate_count"),
     ("generation_config", "candidate_count"),
     ("generation_config", "candidateCount"),
+)
+_MODALITIES: tuple[Path, ...] = (
+    ("modalities",),
+    ("generationConfig", "responseModalities"),
+    ("generationConfig", "response_modalities"),
+    ("generation_config", "response_modalities"),
+    ("generation_config", "responseModalities"),
 )
 _CHOICES: dict[str, tuple[Path, ...]] = {
     "openai-chat": (("n",), ("best_of",)),
@@ -132,6 +139,7 @@ def read(
         choices=choices,
         stream=route.stream or _streams(route, fields),
         service_tier=_tier(fields),
+        untold_searches=given.untold_searches,
         retried=retried,
         body=body,
     )
@@ -250,8 +258,8 @@ def _reasons(name: str) -> bool:
 
 def _speaks(fields: dict[str, Any]) -> bool:
     """Return whether the answer may be audio."""
-    wanted = fields.get("modalities") or value_at(fields, ("generationConfig", "responseModalities")) or ()
-    return isinstance(wanted, list) and any(str(one).lower() == "audio" for one in wanted)
+    said = (value_at(fields, path) for path in _MODALITIES)
+    return any(str(one).lower() == "audio" for wanted in said if isinstance(wanted, list) for one in wanted)
 
 
 def _tier(fields: dict[str, Any]) -> str | None:
