@@ -52,6 +52,11 @@ def test_adding_is_associative_and_loses_nothing(a: Usage, b: Usage, c: Usage) -
         assert getattr(a + b, name) == getattr(a, name) + getattr(b, name)
 
 
+def test_a_sum_ends_at_the_most_that_a_usage_holds() -> None:
+    most = Usage(input_tokens=10**18, output_tokens=1)
+    assert most + most == Usage(**(most + most).to_dict()) == Usage(input_tokens=10**18, output_tokens=2)
+
+
 @given(usages)
 def test_its_dict_makes_it_again(usage: Usage) -> None:
     assert Usage(**usage.to_dict()) == usage
@@ -308,6 +313,73 @@ def test_the_delta_of_anthropic_lies_over_the_start(data: st.DataObject) -> None
         {"type": "message_delta", "usage": told},
     ]
     assert read(events) == read({"model": "claude", "usage": merged})
+
+
+BEDROCK = {"output": {"message": {}}, "stopReason": "end_turn", "usage": {"inputTokens": 20, "outputTokens": 5}}
+COHERE = {
+    "id": "c",
+    "finish_reason": "COMPLETE",
+    "message": {"role": "assistant"},
+    "usage": {"tokens": {"input_tokens": 20, "output_tokens": 5}},
+}
+OLLAMA = {"model": "l", "done": True, "prompt_eval_count": 20, "eval_count": 5}
+GEMINI = {"candidates": [], "usageMetadata": {"promptTokenCount": 20, "candidatesTokenCount": 5}}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [BEDROCK, BEDROCK],
+        [COHERE, COHERE],
+        [{**OLLAMA, "done": False, "prompt_eval_count": None, "eval_count": None}, OLLAMA, OLLAMA],
+        [{**GEMINI, "responseId": "a"}, {**GEMINI, "responseId": "a"}, {**GEMINI, "responseId": "b"}],
+        [{"response_id": "a", "usage_metadata": GEMINI["usageMetadata"]}, {**GEMINI, "responseId": "b"}],
+        [Usage(input_tokens=20, output_tokens=5), Usage(input_tokens=20, output_tokens=5).to_dict()],
+    ],
+)
+def test_whole_answers_in_a_list_are_added(answers: list[Any]) -> None:
+    usage = Usage.from_response(answers)
+    assert (usage.input_tokens, usage.output_tokens) == (40, 10)
+
+
+def test_a_model_of_its_own_server_that_tells_no_input_is_still_read() -> None:
+    assert Usage.from_response([{"done": True, "eval_count": 5}]) == Usage(output_tokens=5)
+
+
+@pytest.mark.parametrize("model", ["gemini-3-pro", "gemini-2.5-pro", None])
+def test_searches_of_gemini_are_counted_wherever_a_stream_tells_them(model: str | None) -> None:
+    queries = {"groundingMetadata": {"webSearchQueries": ["a", "b"]}}
+    told = {**GEMINI, "candidates": [queries, {"grounding_metadata": {"web_search_queries": ["c"]}}, {}, None]}
+    whole = {"modelVersion": model} if model else {}
+    searches = 1 if model == "gemini-2.5-pro" else 3
+    assert Usage.from_response({**told, **whole}).web_search_requests == searches
+    assert Usage.from_response([{**told, **whole}, {**GEMINI, **whole}]).web_search_requests == searches
+    assert Usage.from_response([{**GEMINI, **whole}, {**told, **whole}]).web_search_requests == searches
+    assert Usage.from_response({**GEMINI, **whole}).web_search_requests == 0
+
+
+def test_searches_of_xai_and_openrouter_are_counted() -> None:
+    tools = {"web_search_calls": 3, "x_search_calls": 2}
+    assert Usage.from_response({"usage": {**CHAT, "server_side_tool_usage_details": tools}}).web_search_requests == 5
+    assert Usage.from_response({"usage": {**CHAT, "num_sources_used": 4}}).web_search_requests == 4
+    details = {"web_search_requests": 2}
+    assert Usage.from_response({"usage": {**CHAT, "server_tool_use_details": details}}).web_search_requests == 2
+
+
+@pytest.mark.parametrize(
+    ("details", "hour"),
+    [
+        ([{"ttl": "1h", "inputTokens": 60}, {"ttl": "5m", "inputTokens": 30}, {"ttl": "1h", "inputTokens": 10}], 70),
+        ([{"ttl": "5m", "inputTokens": 100}, None], 0),
+        ({"ttl": "1h"}, 0),
+        (None, 0),
+    ],
+)
+def test_bedrock_tells_in_a_list_what_is_kept_for_an_hour(details: Any, hour: int) -> None:
+    counts = {"inputTokens": 10, "outputTokens": 5, "cacheWriteInputTokens": 100, "cacheDetails": details}
+    assert Usage.from_response({"usage": counts}) == Usage(
+        input_tokens=110, output_tokens=5, cache_creation_input_tokens=100, cache_creation_1h_input_tokens=hour
+    )
 
 
 def test_a_list_that_goes_on_after_a_cut_stream_is_cut() -> None:

@@ -62,6 +62,7 @@ _TIER_INSIDE = ("usage", "usageMetadata", "usage_metadata", "response_metadata")
 _OTHER_USAGE = frozenset(_USAGE) - {"usage"}
 _AROUND_NAMES = frozenset(_AROUND)
 _PROPERTIES = frozenset((*_USAGE, *_AROUND, *_MODEL, *_TIER))
+_GROUNDED_AT_ONCE = ("gemini-1", "gemini-2")  # billed once for a prompt, and not for each of its searches
 _DEEPEST = 6
 _WHOLE_TYPES = ("message", "ai", "AIMessageChunk")  # LangChain's chunks are parts of a sum
 _WHOLE_OBJECTS = ("chat.completion", "response", "list")
@@ -103,6 +104,8 @@ def follow(event: object, so_far: Found | None, provider: str | None = None) -> 
     if so_far is None:
         return None if delta and not found.counts[INPUT] else found
     later = _overlay(found.counts, so_far.counts) if delta else found.counts
+    if so_far.counts[SEARCHES] > later[SEARCHES]:  # Gemini tells them in one of the events
+        later = (*later[:SEARCHES], so_far.counts[SEARCHES])  # type: ignore[assignment]
     return Found(later, found.model or so_far.model, found.service_tier or so_far.service_tier)
 
 
@@ -164,10 +167,22 @@ def _amended(view: Mapping[Any, Any], found: Counts) -> Counts:
     tools = view.get("tool_usage")
     if tools is not None:
         return add(found, tool_counts(fields(tools) or {}))
-    output = view.get("output")
-    if isinstance(output, list) and (searches := sum(map(_is_search, output))) > found[SEARCHES]:
-        return (*found[:SEARCHES], searches)  # type: ignore[return-value]
-    return found
+    searches, output, candidates = 0, view.get("output"), view.get("candidates")
+    if isinstance(output, list):
+        searches = sum(map(_is_search, output))
+    elif isinstance(candidates, list):
+        searches = sum(map(_queries, candidates))
+        if (_model(view) or "").startswith(_GROUNDED_AT_ONCE):
+            searches = min(searches, 1)
+    return found if searches <= found[SEARCHES] else (*found[:SEARCHES], searches)  # type: ignore[return-value]
+
+
+def _queries(candidate: object) -> int:
+    """Return how often Gemini searched for a candidate."""
+    view = fields(candidate) or {}
+    grounding = fields(view.get("groundingMetadata") or view.get("grounding_metadata")) or {}
+    queries = grounding.get("webSearchQueries") or grounding.get("web_search_queries")
+    return len(queries) if isinstance(queries, list) else 0
 
 
 def _is_search(item: object) -> bool:
@@ -218,12 +233,15 @@ def _look_through(items: Iterable[object], provider: str | None, depth: int) -> 
     """Return what a list tells: the last of a stream's events, the sum of whole answers."""
     total: Found | None = None
     stream: Found | None = None
-    cut = False
+    cut, answer = False, None
     for item in items:
         kind = _kind(item)
         if kind == "whole":
             total = _sum(total, _look(item, provider, depth + 1))
         else:
+            before, answer = answer, _gemini_answer(item) or answer
+            if before not in {None, answer}:
+                total, stream = _sum(total, stream), None
             stream = follow(item, stream, provider)
             cut = kind == "message_start" or (cut and kind != "message_delta")
     # Whole answers without any input are LangChain's chunks of a stream whose start told no usage.
@@ -239,8 +257,20 @@ def _kind(item: object) -> object:
         or view.get("object") in _WHOLE_OBJECTS
         or view.get("kind") == "response"  # pydantic-ai
         or ("response_id" in view and "output" in view)  # openai-agents
+        or ("stopReason" in view and "output" in view)  # Bedrock
+        or ("finish_reason" in view and "message" in view)  # Cohere
+        or (view.get("done") is True and "prompt_eval_count" in view)  # Ollama
+        or ("web_search_requests" in view and "reasoning_output_tokens" in view)  # our own
     )
     return "whole" if whole else kind
+
+
+def _gemini_answer(item: object) -> object:
+    """Return the id of the answer that an event of Gemini's is a part of; None where there is none."""
+    view = fields(item) or {}
+    if "usageMetadata" not in view and "usage_metadata" not in view:
+        return None
+    return view.get("responseId") or view.get("response_id")
 
 
 def _sum(one: Found | None, other: Found | None) -> Found | None:

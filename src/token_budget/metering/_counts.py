@@ -51,15 +51,16 @@ _WRITE_5M = 14
 _REASONING_BESIDE = 15  # Perplexity counts reasoning and citations beside the output; others use the first name inside
 _CITATIONS = 16
 _UNMEASURED = 17  # pydantic-ai: how many answers told nothing
+_OTHER_SEARCHES = 18  # xAI: those of X, beside those of the web
 # Cohere bills less than it processes. Its SDK declares all of these as floats, and so turns the integers of its API
 # into floats; from here on a float without a fraction is a count.
-_MAYBE_FLOAT = 18
-_BILLED_INPUT = 18
-_BILLED_OUTPUT = 19
-_PROCESSED_INPUT = 20
-_PROCESSED_OUTPUT = 21
-_CACHED = 22
-_ROWS = 23
+_MAYBE_FLOAT = 19
+_BILLED_INPUT = 19
+_BILLED_OUTPUT = 20
+_PROCESSED_INPUT = 21
+_PROCESSED_OUTPUT = 22
+_CACHED = 23
+_ROWS = 24
 _NO_WRITES = [0] * (REASONING - WRITE)
 _NO_MORE = [0] * (_ROWS - _TOOL_INPUT)
 
@@ -102,6 +103,9 @@ _NAMES: Table = {
     "reasoning_tokens": _REASONING_BESIDE,
     "citation_tokens": _CITATIONS,
     "num_search_queries": SEARCHES,
+    "num_sources_used": SEARCHES,  # xAI bills each source
+    "server_side_tool_usage_details": {"web_search_calls": SEARCHES, "x_search_calls": _OTHER_SEARCHES},
+    "server_tool_use_details": {"web_search_requests": SEARCHES},  # OpenRouter
     "connector_tokens": _TOOL_INPUT,  # Mistral's conversations
     "connectors": {"web_search": SEARCHES},
     "tool_calls_details": {"search_web": {"invocation": SEARCHES}},
@@ -298,6 +302,18 @@ def _collect_audio(usage: Mapping[Any, Any], n: list[int]) -> None:
                 n[row] += count[INPUT]
 
 
+def _collect_hour(details: object, n: list[int]) -> None:
+    """Count what Bedrock says is kept for an hour."""
+    hour = 0
+    for part in details if isinstance(details, (list, tuple)) else ():
+        one = fields(part) or {}
+        if one.get("ttl") == "1h":
+            count = [0] * _ROWS
+            _collect(one, _NAMES, count)
+            hour += count[INPUT]
+    n[WRITE_1H] = max(n[WRITE_1H], hour)
+
+
 def _add_iterations(iterations: object, n: list[int]) -> None:
     for iteration in iterations if isinstance(iterations, (list, tuple)) else ():
         one = fields(iteration) or {}
@@ -315,6 +331,8 @@ def _settle_billed(n: list[int]) -> None:
 
 def _settle_input(usage: Mapping[Any, Any], n: list[int]) -> None:
     n[INPUT] += n[_TOOL_INPUT]
+    if n[_WRITE_BESIDE] and (details := usage.get("cacheDetails")):
+        _collect_hour(details, n)
     n[WRITE] = max(n[WRITE], n[_WRITE_BESIDE], n[WRITE_1H] + n[_WRITE_5M])
     n[READ] = max(n[READ], n[_READ_BESIDE], n[_CACHED])
     beside = n[_READ_BESIDE] or n[_WRITE_BESIDE]
@@ -325,5 +343,6 @@ def _settle_input(usage: Mapping[Any, Any], n: list[int]) -> None:
 def _settle_output(usage: Mapping[Any, Any], n: list[int]) -> None:
     n[REASONING] = max(n[REASONING], n[_REASONING_BESIDE], n[_THOUGHTS])
     n[OUTPUT] += n[_THOUGHTS]
+    n[SEARCHES] += n[_OTHER_SEARCHES]
     if "citation_tokens" in usage or "num_search_queries" in usage:
         n[OUTPUT] += n[_REASONING_BESIDE] + n[_CITATIONS]

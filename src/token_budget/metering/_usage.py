@@ -80,10 +80,11 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: object) -> Usage:
-        """Return both usages together."""
+        """Return both usages together. A count ends at 10**18, the most that a usage holds."""
         if not isinstance(other, Usage):
             return NotImplemented
-        return made(add(counts_of(self), counts_of(other)))
+        one, more = counts_of(self), counts_of(other)
+        return made(tuple(min(count, MAX_TOKENS) for count in add(one, more)))  # type: ignore[arg-type]
 
     def __radd__(self, other: object) -> Usage:
         """Let ``sum(usages)`` start at its 0."""
