@@ -247,6 +247,31 @@ def patch_classes() -> None:
                     hooked = functools.update_wrapper(patched(kind.send), kind.send)
                     setattr(hooked, _HOOKED, True)
                     kind.send = hooked
+    _patch_google()
+
+
+@functools.cache
+def _patch_google() -> None:
+    """Let google-genai's async clients go through httpx while they are metered, and not through aiohttp.
+
+    They prefer that where it is installed, and nobody sees what goes through it.
+    """
+    import importlib.util
+
+    try:
+        if importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("google.genai") is None:
+            return
+    except ImportError:  # there is no package google
+        return
+    kind = importlib.import_module("google.genai._api_client").BaseApiClient
+    original = kind._use_aiohttp
+
+    def use_aiohttp(self: Any) -> bool:
+        # A client that is being made asks too, and makes what it needs for aiohttp: it may be used outside of a run.
+        is_made = hasattr(self, "_async_client_session_request_args")
+        return bool(original(self)) and not (is_made and (_patching or current_run() is not None))
+
+    kind._use_aiohttp = use_aiohttp
 
 
 def _patched(original: Any) -> Any:
