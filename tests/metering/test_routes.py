@@ -119,7 +119,23 @@ UNMETERED = [
     ("api.mistral.ai", "/v1/conversations"),
     ("api.mistral.ai", "/v1/agents/completions"),
     ("api.mistral.ai", "/v1/batch/jobs"),
+    ("api.mistral.ai", "/v1/conversations/c_1"),
+    ("api.mistral.ai", "/v1/conversations/c_1/restart"),
     ("api.cohere.com", "/v1/chat"),
+    ("api.cohere.com", "/v1/embed"),
+    ("api.cohere.com", "/v1/generate"),
+    (OPENAI, "/v1/videos/v_1/remix"),
+    (AZURE, "/openai/v1/videos/v_1/remix"),
+    ("gateway", "/v1/videos/v_1/remix"),
+    (OPENAI, "/v1/fine_tuning/jobs/j_1/resume"),
+    (OPENAI, "/v1/engines/gpt-3.5-turbo-instruct/completions"),
+    (ANTHROPIC, "/v1/sessions/s_1/events"),
+    (GOOGLE, "/v1beta/cachedContents"),
+    (VERTEX, f"{PROJECT}/cachedContents"),
+    (GOOGLE, "/v1beta/models/aqa:generateAnswer"),
+    (VERTEX, f"{PROJECT}/publishers/google/models/g:serverStreamingPredict"),
+    ("api.voyageai.com", "/v1/multimodalembeddings"),
+    ("api.perplexity.ai", "/search"),
     (GOOGLE, "/v1beta/models/veo:predictLongRunning"),
     (GOOGLE, "/v1beta/models/g:batchGenerateContent"),
     (GOOGLE, "/v1beta/interactions"),
@@ -158,6 +174,12 @@ UNKNOWN = [
     ("testserver", "/model/7"),
     ("testserver", "/model/7/rename"),
     ("testserver", "/runs"),
+    ("testserver", "/threads/7/runs"),
+    ("testserver", "/videos/7/remix"),
+    ("testserver", "/v1/conversations/7"),
+    ("testserver", "/v1/embed"),
+    ("testserver", "/search"),
+    (OPENAI, "/v1/fine_tuning/jobs/j_1/cancel"),
     ("graph.example.org", "/v17.0/1234/messages"),
     (OPENAI, "/v1/threads/t_1/messages"),
     (OPENAI, "/v1/chat/completions/chatcmpl-1"),
@@ -278,4 +300,5 @@ def test_routes_are_kept_in_bounded_memory() -> None:
     assert _routes._known.cache_info().currsize <= 1024
     before = _routes._known.cache_info().currsize
     assert route("POST", OPENAI, "/" + "v" * 600 + "/chat/completions").shape == "openai-chat"
+    assert route("POST", "v" * 600, "/v1/chat/completions").shape == "openai-chat"
     assert _routes._known.cache_info().currsize == before

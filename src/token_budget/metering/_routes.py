@@ -123,7 +123,23 @@ _UNMETERED = frozenset(
         "rerank",
     }
 )
-_MANAGED = frozenset({("anthropic", "sessions"), ("mistral", "conversations"), ("cohere", "v1/chat")})
+# The ends of unmetered paths, "*" for an id: those that follow a version at any host, and those of one vendor.
+_UNMETERED_BY_ID = (
+    ("videos", "*", "remix"),
+    ("fine_tuning", "jobs", "*", "resume"),
+    ("engines", "*", "completions"),
+    ("threads", "*", "runs"),
+    ("threads", "*", "runs", "*", "submit_tool_outputs"),
+    ("evals", "*", "runs"),
+)
+_MANAGED = {
+    "anthropic": (("sessions",), ("sessions", "*", "events")),
+    "cohere": (("v1", "chat"), ("v1", "embed"), ("v1", "generate"), ("v1", "summarize")),
+    "google": (("cachedContents",),),
+    "mistral": (("conversations",), ("conversations", "*"), ("conversations", "*", "restart")),
+    "perplexity": (("search",),),
+    "voyageai": (("multimodalembeddings",), ("contextualizedembeddings",)),
+}
 
 # the verb after the colon of a Google path -> shape, operation
 _VERBS = {
@@ -133,7 +149,16 @@ _VERBS = {
     "batchEmbedContents": ("gemini-embed", "embeddings"),
     "predict": ("vertex-predict", "embeddings"),
 }
-_VERBS_UNMETERED = frozenset({"predictLongRunning", "batchGenerateContent", "asyncBatchEmbedContent"})
+_VERBS_UNMETERED = frozenset(
+    {
+        "predictLongRunning",
+        "batchGenerateContent",
+        "asyncBatchEmbedContent",
+        "generateAnswer",
+        "streamingPredict",
+        "serverStreamingPredict",
+    }
+)
 _BEDROCK = {
     "invoke": ("bedrock-invoke", False),
     "invoke-with-response-stream": ("bedrock-invoke", True),
@@ -146,7 +171,7 @@ def route(method: str, host: str, path: str) -> Route:
     """Return what a request is, by its method, its host (without the port) and its path (without the query)."""
     if method not in _SPENDING:
         return FREE if method in {"GET", "HEAD", "DELETE", "OPTIONS"} else UNKNOWN
-    return _known(host, path) if len(path) < 512 else _find(host, path)  # a long path is not kept
+    return _known(host, path) if len(host) + len(path) < 512 else _find(host, path)  # a long path is not kept
 
 
 def provider_of(host: str) -> str | None:
@@ -179,12 +204,24 @@ def _find(host: str, path: str) -> Route:
         tail = "/".join(parts[-size:])
         if len(parts) >= size and (found := _by_tail(provider, parts[:-size], tail)):
             return found
-    if parts[-1] in {"runs", "submit_tool_outputs"} and {"threads", "evals"} & set(parts):
-        return Route("unmetered", "runs", provider)
-    return UNKNOWN
+    return _by_end(provider, parts)
 
 
 _known = functools.lru_cache(maxsize=1024)(_find)
+
+
+def _by_end(provider: str | None, parts: list[str]) -> Route:
+    """Return the route of a path with ids in it, and of what one vendor alone has."""
+    ends = [end for end in _MANAGED.get(provider or "", ()) if _ends_in(parts, end)]
+    for end in _UNMETERED_BY_ID:
+        if _ends_in(parts, end) and _is_version(parts[: -len(end)][-1:], known=provider is not None):
+            ends.append(end)
+    return Route("unmetered", "/".join(name for name in ends[0] if name != "*"), provider) if ends else UNKNOWN
+
+
+def _ends_in(parts: list[str], end: tuple[str, ...]) -> bool:
+    tail = parts[-len(end) :]
+    return len(tail) == len(end) and all(name in {"*", part} for name, part in zip(end, tail, strict=True))
 
 
 def _by_tail(provider: str | None, before: list[str], tail: str) -> Route | None:
@@ -196,7 +233,7 @@ def _by_tail(provider: str | None, before: list[str], tail: str) -> Route | None
         model = before[-1] if deployed else None
         payee = provider or ("azure" if deployed else None)
         return Route("metered", operation, payee, shape, model, vague=vague and payee is None)
-    if (provider, tail) in _MANAGED or (tail in _UNMETERED and (versioned or "/" in tail)):
+    if tail in _UNMETERED and (versioned or "/" in tail):
         return Route("unmetered", tail, provider)
     return Route("free", tail, provider) if tail in _FREE and versioned else None
 
