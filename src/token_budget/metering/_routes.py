@@ -124,7 +124,7 @@ _UNMETERED = frozenset(
     }
 )
 # The ends of unmetered paths, "*" for an id: those that follow a version at any host, and those of one vendor.
-_UNMETERED_BY_ID = (
+_UNMETERED_BY_ID: tuple[tuple[str, ...], ...] = (
     ("videos", "*", "remix"),
     ("fine_tuning", "jobs", "*", "resume"),
     ("engines", "*", "completions"),
@@ -132,7 +132,7 @@ _UNMETERED_BY_ID = (
     ("threads", "*", "runs", "*", "submit_tool_outputs"),
     ("evals", "*", "runs"),
 )
-_MANAGED = {
+_MANAGED: dict[str, tuple[tuple[str, ...], ...]] = {
     "anthropic": (("sessions",), ("sessions", "*", "events")),
     "cohere": (("v1", "chat"), ("v1", "embed"), ("v1", "generate"), ("v1", "summarize")),
     "google": (("cachedContents",),),
@@ -212,10 +212,12 @@ _known = functools.lru_cache(maxsize=1024)(_find)
 
 def _by_end(provider: str | None, parts: list[str]) -> Route:
     """Return the route of a path with ids in it, and of what one vendor alone has."""
-    ends = [end for end in _MANAGED.get(provider or "", ()) if _ends_in(parts, end)]
-    for end in _UNMETERED_BY_ID:
-        if _ends_in(parts, end) and _is_version(parts[: -len(end)][-1:], known=provider is not None):
-            ends.append(end)
+    managed = [end for end in _MANAGED.get(provider or "", ()) if _ends_in(parts, end)]
+    ends = managed or [
+        end
+        for end in _UNMETERED_BY_ID
+        if _ends_in(parts, end) and _is_version(parts[: -len(end)][-1:], known=provider is not None)
+    ]
     return Route("unmetered", "/".join(name for name in ends[0] if name != "*"), provider) if ends else UNKNOWN
 
 
