@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import string
 import threading
+import types
+from collections import UserString, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meters import StorePool, answer, meter_of, used
 from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool
-from token_budget.metering import Call, UnknownModel, Usage
+from token_budget.metering import Call, Meter, UnknownModel, Usage
+from token_budget.metering._call import texts
 from token_budget.metering._run import _metering_off, metering_is_off
 
 WORST = 3_000_000  # 1,000 tokens of input and 500 of output of "small"
@@ -346,6 +352,55 @@ def test_the_text_of_the_arguments_is_the_input_if_nothing_else_is_said(estimate
         assert pool.snapshot().tokens_reserved == tokens
 
     work("a prompt", 5, messages=[{"role": b"text"}])
+
+
+class Message:
+    """A message as frameworks have them."""
+
+    def __init__(self, content: Any, **more: Any) -> None:
+        self.content = content
+        self._cache = "private " * 1000
+        self.__dict__.update(more)
+
+
+@dataclass
+class Agent:
+    history: list[Any]
+    model: type = Message
+    lock: Any = field(default_factory=threading.Lock)
+
+
+def test_text_in_the_fields_of_objects_counts() -> None:
+    parts = [Message("b"), types.SimpleNamespace(text="c"), {"d"}, frozenset("e"), deque("f")]
+    agent = Agent(
+        [Message(parts), b"g", iter(["no"]), print, Message, Path("no"), UserString("h"), string.Template("i")]
+    )
+    found = texts(((agent,), {"key": Message("a")}))
+    assert sorted(found) == ["a", "b", "c", "d", "e", "f", "g", "h", "i", "key"]
+    deep: Any = "too deep"
+    for depth in range(5, 0, -1):
+        deep = Message(deep, name=str(depth))
+    assert texts(deep) == ["1", "2", "3", "4"]
+
+
+def test_arguments_that_refer_to_themselves_end() -> None:
+    root: dict[str, Any] = {"text": "hi", "children": []}
+    root["children"] += [{"parent": root}, Message("there", parent=root)]
+    assert sorted(texts(root)) == ["children", "hi", "parent", "text", "there"]
+
+
+def test_a_decorated_function_is_held_for_the_output_that_nothing_limits() -> None:
+    pool = BudgetPool(usd_cap=0.02)
+
+    @Meter(pool, {"small": (1, 4)}, cap_output="fit", timeout=0).metered("small", input_tokens=0)
+    def work() -> dict[str, Any]:
+        assert pool.snapshot().tokens_reserved == 4096
+        with pytest.raises(BudgetExceeded):
+            work()
+        return answer(0, 4096)
+
+    work()
+    assert used(pool)[0] == 4096
 
 
 def test_what_is_no_function_cannot_be_metered() -> None:

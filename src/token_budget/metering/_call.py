@@ -5,7 +5,9 @@ For what the hooks cannot see (boto3, gRPC, a model of one's own), and for worst
 
 from __future__ import annotations
 
+import sys
 import types
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -15,10 +17,15 @@ from token_budget._money import shown_type, to_tokens, to_usd
 from token_budget.contract import Pool
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge, logger
+from token_budget.metering._objects import fields
 from token_budget.metering._pending import Pending, Terms, begin, record_of
 from token_budget.metering._run import Off, Run, _metering_off, current_run
 from token_budget.metering._shapes import Reading, UnknownUsage, read
 from token_budget.metering._usage import Usage
+
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+_OF_TEXT = frozenset({"argparse", "collections", "string", "types"})  # modules of Python whose objects may hold text
+_DEEPEST = 4  # objects inside objects: a framework's agent, its message, its part, its text
 
 
 def checked_pools(pool: Any) -> tuple[Pool, ...]:
@@ -260,19 +267,35 @@ class Spend:
 
 
 def texts(arguments: object) -> list[str]:
-    """Return all text in the arguments of a function: in dicts, lists and tuples too, and nothing of other objects."""
+    """Return all text in the arguments of a function: in containers, and in the fields of objects four deep.
+
+    A message, a document and a prompt of a framework are such objects. Each is read once, so that those that refer to
+    each other end. Left out are names of fields, private fields, classes, functions, and the objects of Python itself
+    (a lock, a file, a path): an agent that is handed to its own method brings its history, and not its clients' locks.
+    """
     found: list[str] = []
-    pending: list[object] = [arguments]
-    for one in pending:  # it grows meanwhile
+    pending: list[tuple[object, int]] = [(arguments, 0)]
+    seen: set[int] = set()
+    for one, depth in pending:  # it grows meanwhile
         if isinstance(one, str):
             found.append(one)
         elif isinstance(one, (bytes, bytearray)):
             found.append(one.decode("latin-1"))
-        elif isinstance(one, Mapping):
-            pending += [*one.keys(), *one.values()]
-        elif isinstance(one, (list, tuple)):
-            pending += one
+        elif id(one) not in seen:
+            seen.add(id(one))
+            if isinstance(one, Mapping):
+                pending += [(inner, depth) for pair in one.items() for inner in pair]
+            elif isinstance(one, _CONTAINERS):
+                pending += [(inner, depth) for inner in one]
+            elif depth < _DEEPEST and not _is_of_python(type(one)) and not isinstance(one, type):
+                told = fields(one) or {}
+                pending += [(inner, depth + 1) for name, inner in told.items() if str(name)[:1] != "_"]
     return found
+
+
+def _is_of_python(kind: type) -> bool:
+    module = kind.__module__.partition(".")[0]
+    return module in sys.stdlib_module_names and module not in _OF_TEXT
 
 
 def told_usage(answer: object, input_tokens: Any, output_tokens: Any, usd: Any) -> Reading:

@@ -218,8 +218,10 @@ class Meter:
 
         Args:
             model: as `call`.
-            input_tokens: as `call`; if it is left out, an estimate of all text in the function's arguments.
-            max_output_tokens: as `call`.
+            input_tokens: as `call`; if it is left out, an estimate of all text in the function's arguments, also in
+                the fields of objects. Say it where the prompt stands elsewhere: in a file, an iterator, a variable.
+            max_output_tokens: as `call`; ``default_output`` also with ``cap_output="fit"``, of which nothing would tell
+                the function.
             pool: as `call`.
 
         Raises:
@@ -243,7 +245,9 @@ class Meter:
 
             name = told(model)
             tokens = self._text_tokens((args, kwargs), name) if input_tokens is None else told(input_tokens)
-            return self.call(name, input_tokens=tokens, max_output_tokens=told(max_output_tokens), pool=told(pool))
+            limit = told(max_output_tokens)
+            limit = self.default_output if limit is None else limit
+            return self.call(name, input_tokens=tokens, max_output_tokens=limit, pool=told(pool))
 
         return lambda function: decorated(function, call)
 
