@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meters import ask, meter_of
-from token_budget import BudgetPool
-from token_budget.metering import LoopDetected, budget_run
+from token_budget import BudgetExceeded, BudgetPool
+from token_budget.metering import LoopDetected, Meter, Run, budget_run
 from token_budget.metering._guards import Guards
 
 if TYPE_CHECKING:
@@ -193,6 +194,98 @@ def test_the_guards_of_the_outer_run_hold_for_the_inner_one() -> None:
         with pytest.raises(LoopDetected, match="calls_per_minute=2"):
             meter._begin(ask(), inner)
         assert len(inner._guards._times) == 2  # what the outer run refused, the inner one does not count
+
+
+def test_what_the_inner_run_refuses_the_outer_one_does_not_count() -> None:
+    meter = meter_of()
+    with (
+        budget_run("outer", meter=meter, calls_per_minute=2) as outer,
+        budget_run("inner", calls_per_minute=1) as inner,
+    ):
+        meter._begin(ask(), inner)
+        for _ in range(5):
+            with pytest.raises(LoopDetected, match="calls_per_minute=1"):
+                meter._begin(ask(), inner)
+        meter._begin(ask(), outer)
+
+
+def test_what_another_thread_s_call_in_between_makes_refused_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = meter_of()
+    with (
+        budget_run("outer", meter=meter, calls_per_minute=2) as outer,
+        budget_run("inner", calls_per_minute=1) as inner,
+    ):
+        meter._begin(ask(), inner)
+        monkeypatch.setattr(Guards, "look", lambda *_: None)  # as it was before the other's call
+        with pytest.raises(LoopDetected, match="calls_per_minute=1"):
+            meter._begin(ask(), inner)
+        assert len(outer._guards._times) == 1
+
+
+@pytest.mark.parametrize("guard", [{"repeats": 1}, {"calls_per_minute": 2}])
+def test_a_call_that_the_pool_refuses_is_not_counted(guard: dict[str, Any]) -> None:
+    meter = meter_of(BudgetPool(usd_cap=0.004), timeout=0)
+    with budget_run("job", meter=meter, **guard) as run:
+        blocker = meter._begin(ask(100, 900, body=b"other"), run)
+        blocker.hold()
+        for _ in range(3):
+            refused = meter._begin(ask(1000, body=b"same"), run)
+            with pytest.raises(BudgetExceeded):
+                refused.hold()
+            asyncio.run(refused_too(meter, run))
+        blocker.release()
+        meter._begin(ask(1000, body=b"same"), run).hold()
+        with pytest.raises(LoopDetected):
+            meter._begin(ask(1000, body=b"same"), run)
+
+
+def test_input_that_was_never_sent_grows_nothing() -> None:
+    meter = meter_of(BudgetPool(usd_cap=0.004), timeout=0)
+    with budget_run("job", meter=meter, growth=(0.5, 3)) as run:
+        blocker = meter._begin(ask(100, 900), run)
+        blocker.hold()
+        for tokens in (500, 600, 700):
+            with pytest.raises(BudgetExceeded):
+                meter._begin(ask(tokens), run).hold()
+        assert list(run._guards._inputs) == [100]
+
+
+async def refused_too(meter: Meter, run: Run) -> None:
+    with pytest.raises(BudgetExceeded):
+        await meter._begin(ask(1000, body=b"same"), run).ahold()
+
+
+def test_a_call_that_is_cancelled_while_it_waits_for_room_is_not_counted_and_not_refused() -> None:
+    meter = meter_of(BudgetPool(usd_cap=0.004), timeout=None)
+
+    async def main() -> None:
+        with budget_run("job", meter=meter, calls_per_minute=2) as run:
+            blocker = meter._begin(ask(), run)
+            blocker.hold()
+            for _ in range(3):
+                waiting = asyncio.create_task(meter._begin(ask(), run).ahold())
+                await asyncio.sleep(0)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+            assert len(run._guards._times) == 1
+            assert run.report()["refused"] == 0
+            blocker.release()
+
+    asyncio.run(main())
+
+
+def test_what_was_counted_is_given_back_and_nothing_else() -> None:
+    guards = Guards(repeats=1, growth=(0.5, 3), calls_per_minute=5)
+    counted = guards.admit(ask(100, body=b"same"))
+    guards.withdraw(ask(100, body=b"same"), counted)
+    assert (len(guards._times), len(guards._inputs)) == (0, 0)
+    retried = ask(100, body=b"same", retried=True)
+    guards.withdraw(retried, guards.admit(retried))
+    assert len(guards._times) == 0
+    counted = guards.admit(ask(100, body=b"kept"))
+    guards._seen.clear()  # as by a thousand other requests
+    guards.withdraw(ask(100, body=b"kept"), counted)
 
 
 def test_each_entering_of_a_block_has_guards_of_its_own() -> None:

@@ -52,6 +52,15 @@ class Grouped(Exception):
         self.exceptions = tuple(exceptions)
 
 
+@pytest.mark.parametrize("exceptions", [None, {"task": ValueError()}, 7, ["text", None], "text"])
+def test_an_error_with_something_else_named_exceptions_is_looked_through(exceptions: Any) -> None:
+    one, outer = RunStopped("no"), ValueError()
+    outer.exceptions = exceptions  # type: ignore[attr-defined]
+    assert refusal(outer) is None
+    outer.__cause__ = one
+    assert refusal(outer) is one
+
+
 def test_a_chain_without_a_refusal_or_with_a_circle_has_none() -> None:
     first, second = ValueError(), KeyError()
     first.__context__ = second

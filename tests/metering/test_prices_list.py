@@ -445,6 +445,7 @@ def test_a_package_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_old_python_is_told_which_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "genai_prices.data_snapshot", raising=False)  # of an earlier test
     monkeypatch.setitem(sys.modules, "genai_prices", None)
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     assert "(on Python 3.11 or newer)" in str(_catalogue.load())

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
@@ -17,7 +19,7 @@ import pytest
 
 from meters import StorePool, answer, ask, meter_of, used
 from support import run_together
-from token_budget import BudgetExceeded, BudgetPool, PoolClosed
+from token_budget import BudgetExceeded, BudgetPool, PoolClosed, PoolForked
 from token_budget.metering import (
     CallRecord,
     Meter,
@@ -26,9 +28,11 @@ from token_budget.metering import (
     RunStopped,
     UnknownModel,
     Usage,
+    _run,
     budget_run,
     current_run,
 )
+from token_budget.metering._report import renew_locks
 from token_budget.metering._run import _for_all
 
 WORST = 3_000_000
@@ -300,7 +304,7 @@ def test_the_pool_of_a_run_that_stops_between_examining_and_charging_is_no_user_
     class Stopping(Prices):
         """Prices in whose look-up another thread stops the run."""
 
-        def nanos(self, *_arguments: object, **_more: object) -> int:
+        def _most(self, *_arguments: object, **_more: object) -> int:
             run.stop("meanwhile")
             return 1000
 
@@ -519,13 +523,138 @@ def test_one_run_for_all_threads_may_stand_inside_another() -> None:
             assert in_thread(current_run) is inner
         assert in_thread(current_run) is outer
 
-        def another() -> Run | None:
-            with budget_run("another", threads=True) as run:
-                assert run.around == (run, outer)
-                return in_thread(current_run)  # type: ignore[no-any-return]
 
-        assert in_thread(another).name == "another"
+def test_another_thread_s_run_for_all_threads_takes_over_none_of_their_workers() -> None:
+    def another() -> str:
+        try:
+            with budget_run("another", threads=True):
+                return "begun"
+        except RuntimeError as error:
+            return str(error)
+
+    with budget_run("outer", threads=True) as outer:
+        assert in_thread(another).startswith("run 'outer' takes all threads (threads=True) until it ends")
         assert in_thread(current_run) is outer
+        assert in_thread(outer.bind(another)) == "begun"  # that thread belongs to it, and stands inside
+    assert in_thread(another) == "begun"
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_run_whose_beginning_is_interrupted_is_ended(
+    done: bool, threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pool = Run._open, BudgetPool()
+    begun: list[Run] = []
+
+    def interrupted(run: Run, **more: Any) -> Any:
+        begun.append(run)
+        if done:
+            whole(run, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        budget_run("job", pool=pool, threads=threads).__enter__()
+    monkeypatch.undo()
+    assert current_run() is None
+    assert begun[0].ended
+    assert begun[0].pool.closed
+    assert not _for_all
+
+
+def test_an_interrupt_while_a_run_ends_leaves_no_step_undone() -> None:
+    class Interrupted(BudgetPool):
+        def close(self) -> None:
+            assert current_run() is None, "a signal handler here may begin a run"
+            super().close()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), budget_run("job", threads=True) as run:
+        run._pool = Interrupted()
+    assert run.ended
+    assert current_run() is None
+    assert not _for_all
+
+
+def test_a_run_with_a_meter_for_each_request_keeps_only_some_of_their_pools() -> None:
+    total = BudgetPool()
+    with budget_run("server", pool=total) as run:
+        for _ in range(500):
+            spend(meter_of(total.child()))
+        assert len(run._charges) <= 64
+        assert total.statistics().children <= 70
+    assert used(total)[1] == 500 * 1_200_000
+
+
+def test_locks_that_other_threads_hold_as_the_process_forks_are_new_in_the_child() -> None:
+    meter = meter_of(BudgetPool())
+    with budget_run("job", meter=meter, calls_per_minute=100) as run:
+        taken, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with run._guards._lock, run._ledger._lock, meter._listening, _run._opening:
+                run._ledger._booking = True
+                taken.set()
+                go_on.wait(10)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert taken.wait(10)
+        locks = run._guards._lock, run._ledger._lock, meter._listening, _run._opening
+        renew_locks()  # what a fork does in the child
+        _run._renew_lock()
+        try:
+            heard: list[CallRecord] = []
+
+            def work() -> None:
+                meter.subscribe(heard.append)
+                with budget_run("inside", threads=True):
+                    spend(meter)
+
+            worker = threading.Thread(target=run.bind(work), daemon=True)
+            worker.start()
+            worker.join(10)
+            assert not worker.is_alive()
+            assert run.report()["call_count"] == len(heard) == 1
+        finally:
+            go_on.set()
+            holder.join(10)
+        assert not set(map(id, locks)) & set(map(id, (run._guards._lock, run._ledger._lock, meter._listening)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork beside threads, which is what this is about
+def test_a_forked_child_refuses_and_hangs_on_no_lock() -> None:
+    meter = meter_of(BudgetPool())
+    with budget_run("job", meter=meter, calls_per_minute=100) as run:
+        taken, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with run._guards._lock, run._ledger._lock, meter._listening, _run._opening:
+                taken.set()
+                go_on.wait(30)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert taken.wait(10)
+        child = os.fork()
+        if child == 0:  # pragma: no cover - runs in the child
+            code = 1
+            try:
+                signal.alarm(10)  # it ends a child that hangs
+                run.report()
+                try:
+                    spend(meter)
+                except PoolForked:
+                    code = 0
+            finally:
+                os._exit(code)
+        try:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        finally:
+            go_on.set()
+            holder.join(10)
 
 
 def test_two_runs_for_all_threads_that_overlap_are_refused() -> None:

@@ -17,7 +17,7 @@ KEPT = {"cache_creation_input_tokens": 1000}
 HOUR = {**KEPT, "cache_creation_1h_input_tokens": 1000}
 
 
-def most(line: Any, tier: str | None = None, **counts: int) -> int:
+def most(line: Any, counts: dict[str, int], tier: str | None = None) -> int:
     """Return what is held for 1,000 tokens of input and 100 of output."""
     usage = Usage(input_tokens=1000, output_tokens=100, **counts)
     return Prices({"m": line}, catalogue=False)._most("m", usage, None, tier)
@@ -44,12 +44,12 @@ def most(line: Any, tier: str | None = None, **counts: int) -> int:
 def test_what_is_dearest_is_held_whatever_a_cache_takes_or_is_thought(
     line: Any, counts: dict[str, int], nanos: int
 ) -> None:
-    assert most(line, **counts) == nanos
+    assert most(line, counts) == nanos
 
 
 def test_a_tier_that_nobody_knows_is_held_at_the_dearest() -> None:
     line = {"input": 1, "output": 4, "tiers": {"fast": {"input": 1, "output": 4, "reasoning": 50}}}
-    assert most(line, "nobody-knows") == 6_000_000
+    assert most(line, {}, "nobody-knows") == 6_000_000
 
 
 def test_prices_that_change_are_held_at_what_they_are_now() -> None:

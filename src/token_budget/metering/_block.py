@@ -40,11 +40,13 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         calls_per_minute: how many calls may begin in any 60 seconds.
         growth: ``(share, k)``: refuse the k-th of k calls in a row whose input grows from each to the next and by the
             share in all: ``(0.5, 4)``.
-        repeats: how often the same request may be sent; the SDK's own retries do not count.
+        repeats: how often the same request may be sent; the SDK's own retries do not count. It looks at the bodies of
+            requests, so it does nothing for calls by hand (`Meter.call`, `Meter.metered`), whose text nobody sees.
 
     Raises:
         TypeError, ValueError: an argument is none that is taken.
-        RuntimeError: on entering: another run with ``threads=True`` is open.
+        RuntimeError: on entering: another run with ``threads=True`` is open, and this one is not inside of it, in the
+            same thread or task.
         PoolClosed: on entering: the pool that it would be a part of is closed.
         RunStopped: on entering: the run around it was stopped.
 
@@ -107,8 +109,12 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         outer = current_run()
         if outer is not None:
             outer._check_open()
-        run = self._new(outer)
-        self._open.append((run, run._open(for_all=self._threads)))
+        run, before = self._new(outer), _current.get()
+        try:
+            self._open.append((run, run._open(for_all=self._threads)))
+        except BaseException:  # also an interrupt: nobody else would end it
+            run._end(before)
+            raise
         return run
 
     def __exit__(

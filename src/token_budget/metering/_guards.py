@@ -1,7 +1,8 @@
 """Guards: signs of a loop in the calls of one run. They refuse the next call, before it is sent.
 
 What always holds: a guard that is off costs nothing; no request is kept, only a digest of it, and only while
-``repeats`` is on. The lock may be taken again by its own thread, so a finaliser that makes a call hangs on nothing.
+``repeats`` is on. The lock may be taken again by its own thread, so a finaliser that makes a call hangs on nothing;
+and a forked child has its own. A call that was counted and never sent is given back (`withdraw`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any
 from token_budget._money import shown_type
 from token_budget.metering._ask import Ask
 from token_budget.metering._refusals import LoopDetected
+from token_budget.metering._report import locked
 
 MINUTE = 60.0
 _REMEMBERED = 1000  # different requests
+
+Counted = tuple["float | None", "bytes | None"]  # of one call: when it began, the digest of its request
 
 
 class Guards:
@@ -32,28 +36,45 @@ class Guards:
         TypeError, ValueError: one of them is no such number.
     """
 
-    __slots__ = ("_inputs", "_lock", "_seen", "_times", "active", "calls_per_minute", "growth", "repeats")
+    __slots__ = (
+        "__weakref__",
+        "_inputs",
+        "_lock",
+        "_seen",
+        "_times",
+        "active",
+        "calls_per_minute",
+        "growth",
+        "repeats",
+    )
 
     def __init__(self, *, calls_per_minute: Any = None, growth: Any = None, repeats: Any = None) -> None:
         self.calls_per_minute = _count(calls_per_minute, "calls_per_minute", 1)
         self.growth = None if growth is None else _growth(growth)
         self.repeats = _count(repeats, "repeats", 1)
         self.active = not (calls_per_minute is None and growth is None and repeats is None)
-        self._lock = threading.RLock()
+        self._renew()
+        if self.active:
+            locked.add(self)
         self._times: deque[float] = deque(maxlen=self.calls_per_minute)
         self._inputs: deque[int] = deque(maxlen=2 if self.growth is None else self.growth[1])
         self._seen: dict[bytes, int] = {}
 
-    def admit(self, ask: Ask) -> None:
-        """Count a call that is about to be sent.
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def admit(self, ask: Ask) -> Counted:
+        """Count a call that is about to be sent. Return what `withdraw` needs.
 
         Raises:
             LoopDetected: there are signs of a loop. The call is not counted.
         """
+        began = None
         with self._lock:
             key = self._examine(ask)
             if self.calls_per_minute is not None:
-                self._times.append(time.monotonic())
+                began = time.monotonic()
+                self._times.append(began)
             if self.growth is not None and not ask.retried:
                 self._inputs.append(ask.worst.input_tokens)
             if key is not None:
@@ -61,6 +82,20 @@ class Guards:
                 self._seen[key] = count + 1
                 if len(self._seen) > _REMEMBERED:
                     del self._seen[next(iter(self._seen))]
+        return began, key
+
+    def withdraw(self, ask: Ask, counted: Counted) -> None:
+        """Take back what `admit` counted: the call was not sent."""
+        began, key = counted
+        with self._lock:
+            if began is not None and began in self._times:
+                self._times.remove(began)
+            if self.growth is not None and not ask.retried and ask.worst.input_tokens in self._inputs:
+                self._inputs.reverse()  # the latest such call, whichever it was
+                self._inputs.remove(ask.worst.input_tokens)
+                self._inputs.reverse()
+            if key is not None and key in self._seen:
+                self._seen[key] -= 1
 
     def look(self, ask: Ask) -> None:
         """Do what `admit` does, and count nothing."""

@@ -31,7 +31,7 @@ from token_budget.metering._pending import (
 )
 from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import LoopDetected, ModelBlocked, RunStopped, UnknownModel
-from token_budget.metering._report import CallRecord
+from token_budget.metering._report import CallRecord, locked
 from token_budget.metering._run import Run, current_run
 from token_budget.metering._shapes import Reading, UnknownUsage
 
@@ -113,9 +113,13 @@ class Meter:
         terms.policies = Policies(policies)
         terms.charge = Charge(checked_pools(pool))
         terms.callbacks = ()
-        self._listening = threading.RLock()  # of the callbacks; a finaliser may end a subscription
+        self._renew()
+        locked.add(self)
         self._unmetered: Literal["refuse", "allow"] = _one_of(unmetered, "unmetered", "refuse", "allow")
         self._estimate: Literal["typical", "bytes"] = _one_of(estimate, "estimate", "typical", "bytes")
+
+    def _renew(self) -> None:
+        self._listening = threading.RLock()  # of the callbacks; a finaliser may end a subscription
 
     # ------------------------------------------------------------------ what it is
 

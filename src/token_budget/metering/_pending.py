@@ -21,7 +21,7 @@ from token_budget.metering._names import plain
 from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import ModelBlocked, RunStopped, UnknownModel
 from token_budget.metering._report import CallRecord, Status, recorded
-from token_budget.metering._run import Run
+from token_budget.metering._run import Admitted, Run, withdraw
 from token_budget.metering._usage import Usage
 
 FEWEST_OUTPUT_TOKENS = 256  # of `cap_output="fit"`
@@ -31,6 +31,7 @@ NOTHING = Usage()
 # in any order, cannot find it before the call that settles it.
 _held: dict[int, Held] = {}
 _NO_CONTEXT: Mapping[str, Any] = {}
+_ADMITTED: Admitted = []  # where there is no run
 
 
 class Terms:
@@ -110,12 +111,11 @@ def begin(
             limit = terms.default_output
             if terms.cap_output == "fit":
                 limit, nanos = fit(terms, ask, charge, nanos)
-        if run is not None:
-            run._admit(ask)
+        admitted = _ADMITTED if run is None else run._admit(ask)
     except Exception as error:
         terms.refused(run, ask, error)
         raise
-    return Pending(terms, ask, run, charge, nanos, limit)
+    return Pending(terms, ask, run, charge, nanos, limit, admitted)
 
 
 def bound(terms: Terms, ask: Ask, usage: Usage) -> int:
@@ -175,12 +175,31 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
 class Pending:
     """One call: examined, then held, then settled once."""
 
-    __slots__ = ("_charge", "_started", "ask", "nanos", "output_limit", "overrun", "run", "status", "terms")
+    __slots__ = (
+        "_admitted",
+        "_charge",
+        "_started",
+        "ask",
+        "nanos",
+        "output_limit",
+        "overrun",
+        "run",
+        "status",
+        "terms",
+    )
 
     def __init__(
-        self, terms: Terms, ask: Ask, run: Run | None, charge: Charge, nanos: int, output_limit: int | None
+        self,
+        terms: Terms,
+        ask: Ask,
+        run: Run | None,
+        charge: Charge,
+        nanos: int,
+        output_limit: int | None,
+        admitted: Admitted,
     ) -> None:
         self._started = 0.0
+        self._admitted = admitted
         self._charge = charge
         self.terms = terms
         self.ask = ask
@@ -216,7 +235,7 @@ class Pending:
         terms = self.terms
         try:
             held = self._charge.reserve(self.tokens, self.nanos, terms.timeout, lenient=terms.lenient)
-        except Exception as error:
+        except BaseException as error:
             self._refused(error)
             raise
         _held[id(self)] = held
@@ -227,14 +246,17 @@ class Pending:
         terms = self.terms
         try:
             held = await self._charge.areserve(self.tokens, self.nanos, terms.timeout, lenient=terms.lenient)
-        except Exception as error:
+        except BaseException as error:
             self._refused(error)
             raise
         _held[id(self)] = held
         self._started = time.perf_counter()
 
-    def _refused(self, error: Exception) -> None:
-        """Note a refusal; raise RunStopped in its place where the run's end is why."""
+    def _refused(self, error: BaseException) -> None:
+        """Note that it is not sent; raise RunStopped in its place where the run's end is why."""
+        withdraw(self.ask, self._admitted)
+        if not isinstance(error, Exception):  # cancelled or interrupted: nobody refused it
+            return
         if isinstance(error, PoolClosed) and self.run is not None:
             try:
                 self.run._check_open()

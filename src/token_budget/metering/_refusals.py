@@ -34,13 +34,15 @@ def refusal(error: BaseException | None) -> BudgetExceeded | Refusal | PoolClose
 
     Frameworks wrap what an SDK raises. This looks through causes, contexts and exception groups.
     """
-    pending, seen = [error], set()
+    pending: list[object] = [error]
+    seen: set[int] = set()
     while pending:
         one = pending.pop(0)
-        if one is None or id(one) in seen:
+        if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
         if isinstance(one, (BudgetExceeded, Refusal, PoolClosed, PoolForked)):
             return one
-        pending += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        inner = getattr(one, "exceptions", ())  # of a group; libraries have errors with something else of that name
+        pending += [one.__cause__, one.__context__, *(inner if isinstance(inner, (tuple, list)) else ())]
     return None

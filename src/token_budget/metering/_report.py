@@ -2,15 +2,20 @@
 
 What always holds: the sums are exact integers over all calls; of the calls themselves the latest 1,000 are kept. An
 entry may come from any thread, from a finaliser or a signal handler, also one that interrupts the ledger itself: it is
-put on a deque, which is one step, and whoever has the ledger books it.
+put on a deque, which is one step, and whoever has the ledger books it. A forked child has locks of its own.
+
+One thing does not hold: an interrupt that raises (Ctrl-C) in the few microseconds in which a call is booked may leave
+that call out of the report, or out of some of its sums. The pool, which keeps the cap, has it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakSet
 
 from token_budget._money import to_usd, usd_text
 from token_budget.metering._usage import Usage
@@ -22,6 +27,26 @@ KEPT = 1000
 NOT_MADE = frozenset({"refused", "released"})
 
 Status = Literal["settled", "charged", "seen", "released", "refused"]
+
+
+class Locked(Protocol):
+    """What has a lock, which another thread may hold as the process forks. In the child nobody would let go of it."""
+
+    def _renew(self) -> None:
+        """Take a new lock."""
+
+
+locked: WeakSet[Locked] = WeakSet()  # everything that is alive
+
+
+def renew_locks() -> None:
+    """Do so in a forked child."""
+    for one in list(locked):
+        one._renew()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=renew_locks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +116,21 @@ class Sums:
 class Ledger:
     """The calls of one run."""
 
-    __slots__ = ("_booking", "_calls", "_dearest", "_entries", "_lock", "_models", "_refused", "_total")
+    __slots__ = ("__weakref__", "_booking", "_calls", "_dearest", "_entries", "_lock", "_models", "_refused", "_total")
 
     def __init__(self) -> None:
         self._entries: deque[CallRecord] = deque()  # what is not booked yet
-        self._lock = threading.RLock()
-        self._booking = False  # under the lock: a finaliser inside of `_book` finds it True
+        self._renew()
+        locked.add(self)
         self._total = Sums()
         self._models: dict[str, Sums] = {}
         self._calls: deque[tuple[CallRecord, int]] = deque(maxlen=KEPT)  # each with the nanodollars spent until then
         self._dearest: tuple[CallRecord, int] | None = None
         self._refused = 0
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+        self._booking = False  # under the lock: a finaliser inside of `_book` finds it True
 
     def add(self, record: CallRecord) -> None:
         """Count a call. It waits for nobody."""
@@ -128,8 +157,8 @@ class Ledger:
             }
 
     def _book(self) -> None:
-        self._booking = True
         try:
+            self._booking = True
             while self._entries:
                 self._take(self._entries.popleft())
         finally:

@@ -7,6 +7,7 @@ take it with them, threads do not, unless it is handed over (`Run.bind`) or the 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,16 +20,34 @@ from token_budget._pool import BudgetPool
 from token_budget.contract import Pool
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge
-from token_budget.metering._guards import Guards
-from token_budget.metering._refusals import RunStopped
+from token_budget.metering._guards import Counted, Guards
+from token_budget.metering._refusals import LoopDetected, RunStopped
 from token_budget.metering._report import CallRecord, Ledger, dollars
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Admitted = list[tuple[Guards, Counted]]  # what guards have counted of one call
+_MOST_CHARGES = 64  # of different meters' pools that a run keeps; a server may have a meter for each request
 
 _current: ContextVar[Run | None] = ContextVar("token_budget.run", default=None)
 _for_all: list[Run] = []  # the runs with `threads=True` that are open, each around the next
 _opening = threading.RLock()  # of `_for_all`; a finaliser may end a run while its thread opens one
+
+
+def _renew_lock() -> None:
+    """Take a new lock in a forked child, where nobody would let go of one that is held."""
+    global _opening  # noqa: PLW0603
+    _opening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def withdraw(ask: Ask, admitted: Admitted) -> None:
+    """Give back to the guards what was counted of a call that is not sent."""
+    for guards, counted in admitted:
+        guards.withdraw(ask, counted)
 
 
 class Off:
@@ -235,11 +254,20 @@ class Run:
             if run._seconds is not None:
                 raise RunStopped(f"run {run._name!r} has ended")
 
-    def _admit(self, ask: Ask) -> None:
-        """Count a call in the guards of this run and of those around it, the outermost first."""
-        for run in reversed(self.around):
-            if run._guards.active:
-                run._guards.admit(ask)
+    def _admit(self, ask: Ask) -> Admitted:
+        """Count a call in the guards of this run and of those around it, the outermost first: in all or in none."""
+        guards = [run._guards for run in reversed(self.around) if run._guards.active]
+        if len(guards) > 1:
+            for one in guards:
+                one.look(ask)
+        admitted: Admitted = []
+        try:
+            for one in guards:
+                admitted.append((one, one.admit(ask)))
+        except LoopDetected:  # another thread's call came between
+            withdraw(ask, admitted)
+            raise
+        return admitted
 
     def _look(self, ask: Ask) -> None:
         """Do what `_admit` does, and count nothing."""
@@ -253,6 +281,8 @@ class Run:
         if known is not None:
             return known[1]
         charge = Charge(self._all_pools(pool))
+        if len(self._charges) >= _MOST_CHARGES:
+            self._charges = {}
         self._charges[id(pool)] = (pool, charge)  # the pool stays alive, so that its id stays its own
         return charge
 
@@ -279,25 +309,34 @@ class Run:
         Raises:
             RuntimeError: it is for all threads, and another such run is open that does not stand around it.
         """
+        before = _current.get()
         if for_all:
+            around = () if before is None else before.around
             with _opening:
-                if _for_all and _for_all[-1] not in self.around:
+                if _for_all and _for_all[-1] not in around:  # it may be that of another thread
                     raise RuntimeError(
                         f"run {_for_all[-1]._name!r} takes all threads (threads=True) until it ends: two such runs "
-                        "must stand one inside the other"
+                        "must stand one inside the other, in one thread or task"
                     )
                 _for_all.append(self)
-        before = _current.get()
         _current.set(self)
         return before
 
     def _end(self, before: Run | None) -> None:
-        """End it: whatever outlives it is refused. May be called in another context than `_open`."""
-        self._seconds = time.monotonic() - self._started
-        self._pool.close()
-        with _opening:
-            if self in _for_all:
-                _for_all.remove(self)
-        here = _current.get()
-        if here is not None and self in here.around:
-            _current.set(before)
+        """End it: whatever outlives it is refused. May be called in another context than `_open`.
+
+        An interrupt at any step leaves none of the others undone. It is the current run no more before it has ended:
+        a signal handler in between may begin one of its own.
+        """
+        try:
+            here = _current.get()
+            if here is not None and self in here.around:
+                _current.set(before)
+        finally:
+            try:
+                with _opening:
+                    if self in _for_all:
+                        _for_all.remove(self)
+            finally:
+                self._seconds = time.monotonic() - self._started
+                self._pool.close()
