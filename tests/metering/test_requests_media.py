@@ -77,6 +77,7 @@ def tokens(part: Any, model: str = "gpt-4o") -> tuple[int, int]:
         ({"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}, 1600),
         ({"type": "input_image", "image_url": PNG, "detail": "auto"}, 1600),
         ({"type": "input_image", "file_id": "file-1"}, 1600),
+        ({"type": "input_image", "file_id": PNG}, 1600),
         ({"type": "input_image", "image_url": "file-1"}, 1600),
         ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BLOB}}, 1600),
         ({"type": "image", "source": {"type": "url", "url": "https://example.org/cat.png"}}, 1600),

@@ -38,6 +38,7 @@ def most(line: Any, counts: dict[str, int], tier: str | None = None) -> int:
         ({"input": 3, "output": 4, "cache_write": 1, "cache_write_1h": 4}, HOUR, 4_400_000),
         ({"input": 1, "output": 1, "reasoning": 2, "cache_write": 0}, HOUR, 1_200_000),
         ({"input": 1, "output": 4, "steps": {500: {"input": 2, "output": 4, "reasoning": 5}}}, {}, 2_500_000),
+        ({"input": 1, "output": 4, "steps": {5000: (2, 8)}}, {}, 1_400_000),
         ("free", HOUR, 0),
     ],
 )
