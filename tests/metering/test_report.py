@@ -212,6 +212,54 @@ def test_an_entry_that_finds_the_ledger_taken_waits_for_nobody() -> None:
     assert ledger.report()["call_count"] == 1
 
 
+class _Stopped(Ledger):
+    """A ledger whose lock is taken, or let go, as an interrupt comes."""
+
+    def __init__(self, moment: str) -> None:
+        super().__init__()
+        self.moment: str | None = moment
+        self.whole = self._lock
+        self._lock = self
+
+    def _stop(self, moment: str) -> None:
+        if self.moment == moment:
+            self.moment = None
+            raise KeyboardInterrupt
+
+    def _is_owned(self) -> bool:
+        return bool(self.whole._is_owned())
+
+    def acquire(self, **how: Any) -> bool:
+        self._stop("before")
+        taken = self.whole.acquire(**how)
+        self._stop("taken")
+        return bool(taken)
+
+    def release(self) -> None:
+        self._stop("let go")
+        self.whole.release()
+
+    def _take(self, record: CallRecord) -> None:
+        self._stop("booking")
+        super()._take(record)
+
+
+@pytest.mark.parametrize("moment", ["before", "taken", "booking", "let go"])
+@pytest.mark.parametrize("what", ["add", "report"])
+def test_an_interrupt_at_any_step_leaves_the_ledger_to_the_next(moment: str, what: str) -> None:
+    ledger = _Stopped(moment)
+    if what == "report":
+        ledger._entries.append(record())
+    with pytest.raises(KeyboardInterrupt):
+        ledger.report() if what == "report" else ledger.add(record())
+    worker = threading.Thread(target=ledger.add, args=(record(),), daemon=True)
+    worker.start()
+    worker.join(10)
+    assert not worker.is_alive()
+    assert len(ledger._entries) == 0
+    assert ledger.report()["call_count"] == (1 if moment == "booking" else 2)
+
+
 def test_a_call_that_is_dropped_inside_of_a_pool_s_operation_is_booked() -> None:
     """The collector may find a call that nobody settled while the same thread is in the pool, or in the ledger."""
     meter = meter_of(BudgetPool())

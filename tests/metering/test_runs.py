@@ -594,7 +594,6 @@ def test_locks_that_other_threads_hold_as_the_process_forks_are_new_in_the_child
 
         def hold() -> None:
             with run._guards._lock, run._ledger._lock, meter._listening, _run._opening:
-                run._ledger._booking = True
                 taken.set()
                 go_on.wait(10)
 

@@ -116,7 +116,7 @@ class Sums:
 class Ledger:
     """The calls of one run."""
 
-    __slots__ = ("__weakref__", "_booking", "_calls", "_dearest", "_entries", "_lock", "_models", "_refused", "_total")
+    __slots__ = ("__weakref__", "_calls", "_dearest", "_entries", "_lock", "_models", "_refused", "_total")
 
     def __init__(self) -> None:
         self._entries: deque[CallRecord] = deque()  # what is not booked yet
@@ -129,24 +129,21 @@ class Ledger:
         self._refused = 0
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()
-        self._booking = False  # under the lock: a finaliser inside of `_book` finds it True
+        self._lock: Any = threading.RLock()  # it is taken once, and knows whose it is
 
     def add(self, record: CallRecord) -> None:
         """Count a call. It waits for nobody."""
         self._entries.append(record)
-        while self._entries and self._lock.acquire(blocking=False):
-            try:
-                if self._booking:
-                    return  # this thread is at it, and books the rest
-                self._book()
-            finally:
-                self._lock.release()
+        while self._entries and self._booked_if_free():
+            pass
 
     def report(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        with self._lock:
-            if not self._booking:
+        lock = self._lock
+        mine = lock._is_owned()  # inside of `_book`: a finaliser or a signal handler
+        try:
+            if not mine:
+                lock.acquire()
                 self._book()
             return {
                 **self._total.to_dict(),
@@ -155,14 +152,38 @@ class Ledger:
                 "most_expensive": None if self._dearest is None else _shown(*self._dearest),
                 "calls": [_shown(*call) for call in list(self._calls)],
             }
+        finally:
+            try:  # twice, as in `_booked_if_free`
+                if not mine and lock._is_owned():
+                    lock.release()
+            finally:
+                if not mine and lock._is_owned():
+                    lock.release()
+
+    def _booked_if_free(self) -> bool:
+        """Book what there is, unless somebody is at it: another thread, or this one further out. Whoever is books it.
+
+        An interrupt may come as any call returns. So whether the lock is held is asked of the lock, and twice.
+        """
+        lock = self._lock
+        if lock._is_owned():
+            return False
+        try:
+            free = bool(lock.acquire(blocking=False))
+            if free:
+                self._book()
+            return free
+        finally:
+            try:
+                if lock._is_owned():
+                    lock.release()
+            finally:
+                if lock._is_owned():
+                    lock.release()
 
     def _book(self) -> None:
-        try:
-            self._booking = True
-            while self._entries:
-                self._take(self._entries.popleft())
-        finally:
-            self._booking = False
+        while self._entries:
+            self._take(self._entries.popleft())
 
     def _take(self, record: CallRecord) -> None:
         if record.status in NOT_MADE:
