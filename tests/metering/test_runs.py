@@ -563,6 +563,38 @@ def test_a_run_whose_beginning_is_interrupted_is_ended(
     assert not _for_all
 
 
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_block_that_is_dropped_ends_what_it_began(threads: bool) -> None:
+    block = budget_run("job", threads=threads)
+    outer, inner = block.__enter__(), block.__enter__()
+    assert current_run() is inner
+    del block  # as by an interrupt on the way into `__exit__`
+    gc.collect()
+    assert outer.ended
+    assert inner.ended
+    assert current_run() is None
+    assert not _for_all
+    with pytest.raises(TypeError):
+        budget_run(name=5)  # type: ignore[arg-type]  # it has begun nothing
+
+
+def test_a_run_whose_end_is_interrupted_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, interrupts = Run._end, [KeyboardInterrupt()]
+
+    def end(run: Run, before: Run | None) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        whole(run, before)
+
+    monkeypatch.setattr(Run, "_end", end)
+    block = budget_run("job")
+    with pytest.raises(KeyboardInterrupt), block as run:
+        pass
+    assert run.ended
+    assert current_run() is None
+    assert block._open == []
+
+
 def test_an_interrupt_while_a_run_ends_leaves_no_step_undone() -> None:
     class Interrupted(BudgetPool):
         def close(self) -> None:

@@ -25,7 +25,8 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
     with RunStopped. Tasks take the run with them; threads do so where it is handed over (`Run.bind`, ``threads=True``).
     A generator that opens a run leaks it to its caller between two yields.
 
-    The block may be entered again, also while it is open: each time begins a new run.
+    The block may be entered again, also while it is open: each time begins a new run. One that is dropped while it is
+    open, as when an interrupt comes before ``__exit__`` does anything, ends what it began.
 
     Args:
         name: what reports and refusals call the run, at most 200 characters.
@@ -113,7 +114,7 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         try:
             self._open.append((run, run._open(for_all=self._threads)))
         except BaseException:  # also an interrupt: nobody else would end it
-            run._end(before)
+            self._end((run, before))
             raise
         return run
 
@@ -126,9 +127,23 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         begun = [*self._open]
         mine = [entry for entry in begun if entry[0] in around] or begun  # in another context (a generator's): the last
         if mine:
-            run, before = mine[-1]
-            self._open.remove(mine[-1])
+            self._end(mine[-1])
+
+    def __del__(self) -> None:
+        """End what an interrupt left open, as it came before ``__exit__`` did anything."""
+        for entry in reversed(getattr(self, "_open", ())):
+            self._end(entry)
+
+    def _end(self, entry: tuple[Run, Run | None]) -> None:
+        run, before = entry
+        try:
             run._end(before)
+        except BaseException:  # an interrupt: once more, which does what is not done
+            run._end(before)
+            raise
+        finally:
+            if entry in self._open:
+                self._open.remove(entry)
 
     async def __aenter__(self) -> Run:
         """Do what ``__enter__`` does; never suspends."""
