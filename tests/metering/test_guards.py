@@ -196,7 +196,15 @@ def test_the_guards_of_the_outer_run_hold_for_the_inner_one() -> None:
         assert len(inner._guards._times) == 2  # what the outer run refused, the inner one does not count
 
 
-def test_what_the_inner_run_refuses_the_outer_one_does_not_count() -> None:
+def test_what_the_inner_run_refuses_the_outer_one_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int | None] = []
+    admit = Guards.admit
+
+    def counting(guards: Guards, call: Ask) -> Any:
+        counted.append(guards.calls_per_minute)
+        return admit(guards, call)
+
+    monkeypatch.setattr(Guards, "admit", counting)
     meter = meter_of()
     with (
         budget_run("outer", meter=meter, calls_per_minute=2) as outer,
@@ -207,6 +215,7 @@ def test_what_the_inner_run_refuses_the_outer_one_does_not_count() -> None:
             with pytest.raises(LoopDetected, match="calls_per_minute=1"):
                 meter._begin(ask(), inner)
         meter._begin(ask(), outer)
+    assert counted == [2, 1, 2]  # also not for a moment
 
 
 def test_what_another_thread_s_call_in_between_makes_refused_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

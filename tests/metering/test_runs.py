@@ -627,7 +627,7 @@ def test_locks_that_other_threads_hold_as_the_process_forks_are_new_in_the_child
         def hold() -> None:
             with run._guards._lock, run._ledger._lock, meter._listening, _run._opening:
                 taken.set()
-                go_on.wait(10)
+                go_on.wait(60)
 
         holder = threading.Thread(target=hold)
         holder.start()
