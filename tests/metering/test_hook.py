@@ -392,20 +392,34 @@ def test_a_patch_block_meters_all_threads_until_it_is_left(way: Any) -> None:
     from threading import Thread
 
     library, _, is_async = way
-    door, inner = (Door(library, "none", is_async=is_async) for _ in range(2))
+    door = Door(library, "none", is_async=is_async)
     door.send(answer())
     assert door.statuses == []
-    with door.meter.patch() as meter, inner.meter.patch():
+    with door.meter.patch() as meter:
         assert meter is door.meter
         thread = Thread(target=door.send, args=(answer(),))
         thread.start()
         thread.join()
-        assert (door.statuses, inner.statuses) == ([], ["settled"])
+        assert door.statuses == ["settled"]
     door.send(answer())
-    assert (door.statuses, inner.statuses) == ([], ["settled"])
+    assert door.statuses == ["settled"]
     with door.meter.patch(), budget_run("inside", usd_cap=1) as run:
         door.send(answer())
-    assert run.report()["usd_nanos"] == door.spent == COST
+    assert run.report()["usd_nanos"] == COST
+    assert door.spent == COST * 2
+
+
+def test_a_call_counts_once_in_the_budget_of_each_meter_around_it(way: Any) -> None:
+    library, hooking, is_async = way
+    door = Door(library, hooking, is_async=is_async)
+    outer, full = BudgetPool(usd_cap=1), Meter(BudgetPool(usd_cap=0), timeout=0)
+    with Meter(outer).patch(), Meter(outer).patch(), Meter().patch(), door.meter.patch():
+        door.send(answer())
+        assert door.statuses == ["settled"]
+        assert door.spent == outer.snapshot().usd_used_nanos == COST
+    with full.patch(), door.meter.patch(), pytest.raises(BudgetExceeded):
+        door.send()
+    assert len(door.requests) == 1
 
 
 def test_a_run_with_threads_takes_a_thread_and_others_do_not(way: Any) -> None:

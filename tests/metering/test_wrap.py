@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hooked import ANSWER, CHAT, COST, DONE, LIBRARIES, Door, answer, delta, event, maybe, streamed
+from hooked import ANSWER, CHAT, COST, DONE, LIBRARIES, Door, Reply, answer, delta, event, maybe, streamed
 from token_budget import BudgetExceeded, BudgetPool
 from token_budget.metering import Meter, Unmetered, _clients, _refused, _stream, budget_run
 
@@ -170,8 +170,6 @@ def test_a_refusal_that_waited_arrives_as_it_is_in_one_try(sdk: Any) -> None:
 
 
 def test_the_retries_of_an_sdk_are_metered_one_by_one(sdk: Any) -> None:
-    from hooked import Reply
-
     door, client = sdk.door()
     door.meter.wrap(client)
     busy = Reply(429, body=b"{}", headers={"retry-after-ms": "1", "content-type": "application/json"})
@@ -290,6 +288,81 @@ def test_a_client_is_known_also_where_others_put_a_class_of_their_own(monkeypatc
     client = library.Client()
     monkeypatch.setattr(library, "Client", type("Instrumented", (library.Client,), {}))
     assert Meter().wrap(client) is client
+
+
+@pytest.mark.parametrize("hooking", ["wrap", "run", "patch"])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_client_made_before_others_put_a_class_of_their_own_there_is_metered(
+    library: str, hooking: str, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = importlib.import_module(library), "AsyncClient" if is_async else "Client"
+    door, kind = Door(library, "none", is_async=is_async), getattr(module, name)
+    _clients.patch_classes()
+    monkeypatch.setattr(kind, "send", inspect.unwrap(kind.send))  # as before the first run
+    monkeypatch.setattr(module, name, type("Instrumented", (kind,), {}))
+    door.hooking = hooking
+    for client in (door.client, door.make()):
+        door.client = client
+        if hooking == "wrap":
+            door.meter.wrap(client)
+        door.send(answer())
+    assert door.spent == COST * 2
+
+
+def trying(kind: Any, *, is_async: bool, calls: str) -> Any:
+    """Return a class of clients that send a request again where it breaks."""
+
+    class Trying(kind):  # type: ignore[misc]
+        def send(self, request: Any, **options: Any) -> Any:
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    return super().send(request, **options)
+            raise OSError
+
+    class AsyncTrying(kind):  # type: ignore[misc]
+        async def send(self, request: Any, **options: Any) -> Any:
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    return await super(AsyncTrying, self).send(request, **options)  # noqa: UP008 - a way to write it
+            raise OSError
+
+    made: Any = AsyncTrying if is_async else Trying
+    if calls == "decorated":
+        made.send = functools.update_wrapper(
+            lambda *given, send=made.send, **options: send(*given, **options), made.send
+        )
+    elif calls == "hidden":
+        made.send = functools.partialmethod(made.send)
+    return type("Again", (made,), {})
+
+
+@pytest.mark.parametrize(("calls", "times"), [("super", 2), ("decorated", 2), ("hidden", 1)])
+@pytest.mark.parametrize("hooking", ["wrap", "run", "patch"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_each_time_counts_that_a_client_s_own_send_sends_a_request(
+    hooking: str, is_async: bool, calls: str, times: int
+) -> None:
+    door = Door(LIBRARIES[0], "none", is_async=is_async)
+    kind = trying(type(door.client), is_async=is_async, calls=calls)
+    door.client = kind(transport=door.client._transport)
+    door.hooking = hooking
+    if hooking == "wrap":
+        assert door.meter.wrap(door.meter.wrap(door.client)) is door.client
+        assert isinstance(door.client, kind)
+    elif calls == "hidden":
+        times = 2  # the hook on the classes is the one below in any case
+    door.send(Reply(error=OSError()), answer())
+    assert door.statuses == ["charged", "settled"][-times:]
+    assert len(door.requests) == 2
+
+
+def test_a_client_that_others_make_of_a_wrapped_one_s_class_is_not_metered() -> None:
+    for is_async in (False, True):
+        door = Door(LIBRARIES[0], "wrap", is_async=is_async)
+        door.client = type(door.client)(transport=door.client._transport)
+        door.send(answer())
+        assert door.statuses == []
 
 
 def test_a_client_has_one_meter() -> None:
@@ -485,7 +558,7 @@ def test_a_block_that_is_left_while_a_call_starts_leaves_it_alone(monkeypatch: p
         def __bool__(self) -> bool:
             return True
 
-    monkeypatch.setattr(_clients, "_patching", Leaving())
+    monkeypatch.setattr(_clients, "patching", Leaving())
     for is_async in (False, True):
         door = Door(LIBRARIES[0], "none", is_async=is_async)
         door.send(answer())

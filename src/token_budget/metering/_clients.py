@@ -1,8 +1,9 @@
 """Where the hook is put: on the HTTP client inside an SDK's client, on one that is made here, or on the classes.
 
 What always holds: a client keeps its own transport, proxies, limits and subclass; only its `send` is another one. The
-hook on the classes is put on once and stays: taking it off again would take off what others have put over it. It does
-nothing outside of a run and of a `Meter.patch` block. A client that would spend unseen is refused (`TypeError`), or
+hook stands right over httpx's own `send`, below that of a subclass, which may send a request several times. The hook on
+the classes is put on once and stays: taking it off again would take off what others have put over it. It does nothing
+outside of a run and of a `Meter.patch` block. A client that would spend unseen is refused (`TypeError`), or
 refuses by itself what goes by other ways than HTTP (`Unmetered`).
 
 An SDK keeps its HTTP client under a private name. So `wrap` looks for it, and says what to write where it finds none.
@@ -11,23 +12,24 @@ An SDK keeps its HTTP client under a private name. So `wrap` looks for it, and s
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any, NoReturn, TypeVar
 
 from token_budget._money import shown_type
 from token_budget.metering._refusals import Unmetered
 from token_budget.metering._refused import HTTP_LIBRARIES
 from token_budget.metering._run import current_run
-from token_budget.metering._send import asend, send
+from token_budget.metering._send import asend, patching, send
 
 Client = TypeVar("Client")
 
 _METER = "_token_budget_meter"  # the attribute of an HTTP client that is metered
 _HOOKED = "_token_budget_class"  # the attribute of the classes that are made here
 
-_patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
 _lock = threading.RLock()  # a signal handler may open a run while its thread does
 
 _WRITE_THIS = (
@@ -141,25 +143,55 @@ def _hook(meter: Any, client: Any) -> None:
 
 
 def _hooked_class(kind: Any) -> Any:
-    """Return the subclass of a client's class whose `send` is metered; it is made once."""
+    """Return the subclass of a client's class whose `send` is metered; it is made once.
+
+    Where the class has a `send` of its own that calls the one below it, the hook goes between the two.
+    """
     for made in kind.__subclasses__():
         if _HOOKED in vars(made):
             return made
-    hooked = _metered_async(kind) if _is_async(kind) else _metered(kind)
-    body = {"send": hooked, _HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    body: dict[str, Any] = {_HOOKED: True, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    own = _own_class(kind)
+    above = [vars(one)["send"] for one in kind.__mro__[: kind.__mro__.index(own)] if "send" in vars(one)]
+    if all(map(_calls_the_one_below, above)) and kind is not own:
+        return type(kind.__name__, (kind, _hooked_class(own)), body)
+    body["send"] = _metered_async(kind) if _is_async(kind) else _metered(kind)
     return type(kind.__name__, (kind,), body)
+
+
+def _own_class(kind: Any) -> Any:
+    """Return the library's own class below a client's class, which others may have put into its place."""
+    return next((one for one in reversed(kind.__mro__) if _is_of(one, "Client") or _is_of(one, "AsyncClient")), kind)
+
+
+def _calls_the_one_below(method: Any) -> bool:
+    """Return whether a `send` calls ``super().send``."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code is not None and {"super", "send"} <= _names(code)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names in the code of a function, and of the functions that it makes."""
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
 
 
 def _metered(kind: Any) -> Any:
     def hooked(self: Any, request: Any, **options: Any) -> Any:
-        return send(self, kind.send, getattr(self, _METER), current_run(), request, options)
+        meter = getattr(self, _METER, None)
+        if meter is None:  # somebody made another client of this class
+            return kind.send(self, request, **options)
+        return send(self, kind.send, meter, current_run(), request, options)
 
     return hooked
 
 
 def _metered_async(kind: Any) -> Any:
     async def hooked(self: Any, request: Any, **options: Any) -> Any:
-        return await asend(self, kind.send, getattr(self, _METER), current_run(), request, options)
+        meter = getattr(self, _METER, None)
+        if meter is None:
+            return await kind.send(self, request, **options)
+        return await asend(self, kind.send, meter, current_run(), request, options)
 
     return hooked
 
@@ -239,10 +271,11 @@ def patch_classes() -> None:
             library = importlib.import_module(name)
         except ImportError:
             continue
-        if _HOOKED in vars(library.Client.send) and _HOOKED in vars(library.AsyncClient.send):
+        sync, asynchronous = _own_class(library.Client), _own_class(library.AsyncClient)
+        if _HOOKED in vars(sync.send) and _HOOKED in vars(asynchronous.send):
             continue  # without the lock, which an interrupt of an entering run or a fork could leave taken
         with _lock:
-            for kind, patched in ((library.Client, _patched), (library.AsyncClient, _patched_async)):
+            for kind, patched in ((sync, _patched), (asynchronous, _patched_async)):
                 if _HOOKED not in vars(kind.send):
                     hooked = functools.update_wrapper(patched(kind.send), kind.send)
                     setattr(hooked, _HOOKED, True)
@@ -269,7 +302,7 @@ def _patch_google() -> None:
     def use_aiohttp(self: Any) -> bool:
         # A client that is being made asks too, and makes what it needs for aiohttp: it may be used outside of a run.
         is_made = hasattr(self, "_async_client_session_request_args")
-        return bool(original(self)) and not (is_made and (_patching or current_run() is not None))
+        return bool(original(self)) and not (is_made and (patching or current_run() is not None))
 
     kind._use_aiohttp = use_aiohttp
 
@@ -279,7 +312,7 @@ def _patched(original: Any) -> Any:
 
     def hooked(self: Any, request: Any, **options: Any) -> Any:
         run = current_run()
-        if run is None and not _patching:
+        if run is None and not patching:
             return original(self, request, **options)
         meter = _meter_of(run)
         if meter is None:  # the block was left just now
@@ -294,7 +327,7 @@ def _patched_async(original: Any) -> Any:
 
     async def hooked(self: Any, request: Any, **options: Any) -> Any:
         run = current_run()
-        if run is None and not _patching:
+        if run is None and not patching:
             return await original(self, request, **options)
         meter = _meter_of(run)
         if meter is None:
@@ -307,7 +340,7 @@ def _patched_async(original: Any) -> Any:
 def _meter_of(run: Any) -> Any:
     """Return the meter of a call through the classes: that of the `Meter.patch` block, or else the run's."""
     try:
-        return _patching[-1]
+        return patching[-1]
     except IndexError:
         return None if run is None else run.meter
 
@@ -316,8 +349,8 @@ def _meter_of(run: Any) -> Any:
 def patch(meter: Any) -> Iterator[Any]:
     """Meter the calls of all clients of the process, in all threads, until the block is left."""
     patch_classes()
-    _patching.append(meter)
+    patching.append(meter)
     try:
         yield meter
     finally:
-        _patching.remove(meter)
+        patching.remove(meter)

@@ -19,6 +19,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+from token_budget.contract import Pool
 from token_budget.metering import _requests, _shapes
 from token_budget.metering._ask import Ask
 from token_budget.metering._pending import Pending
@@ -49,6 +50,8 @@ _READABLE = frozenset({"gzip", "deflate", "identity"})
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 _SERVERS = 1000  # of these that are remembered
 _declining: dict[bytes, bool] = {}
+
+patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
 
 Outcome = _shapes.Reading | Literal["charge", "release"]
 Send = Callable[..., Any]
@@ -234,12 +237,17 @@ def _examine(
         ask = _requests.read(found, request.headers, body, estimate=meter.estimate, default_output=meter.default_output)
         if ask is None:
             return None
-        pending = meter._begin(ask, run)
+        pending = meter._begin(ask, run, pools=_others(meter))
         if ask.stream or options.get("stream") or pending.output_limit is not None:
             return _changed(pending, request, found, body)
     except Unmetered as error:
         raise _unmetered(meter, run, found, error) from None
     return _Call(pending, request, found, strip=False)
+
+
+def _others(meter: Any) -> tuple[Pool, ...]:
+    """Return the pools of the other meters whose `Meter.patch` blocks are open: they count the call too."""
+    return tuple(other.pool for other in [*patching] if other is not meter and other.pool is not None)
 
 
 _UNMETERED = (
