@@ -23,6 +23,7 @@ from token_budget.cli._workload import Prices, Workload, plan, simulated_sizes
 
 PROGRAM = [sys.executable, "-m", "token_budget"]
 DEMO = ["demo", "--speed", "max", "--calls", "4"]
+METER_DEMO = ["meter-demo", "--client", "standard", "--calls", "2"]
 
 
 def test_python_m_token_budget_runs_a_command() -> None:
@@ -45,7 +46,7 @@ def test_the_module_runs_only_when_it_is_the_program(
 # ---------------------------------------------------------------------- usage
 
 
-@pytest.mark.parametrize("command", ["demo", "scopes"])
+@pytest.mark.parametrize("command", ["demo", "scopes", "meter-demo"])
 @pytest.mark.parametrize("unknown", ["--bogus", "bogus"])
 def test_an_unknown_option_shows_the_usage_of_its_command(
     capsys: pytest.CaptureFixture[str], command: str, unknown: str
@@ -74,7 +75,7 @@ def test_a_reader_that_goes_away_ends_the_program_without_a_message(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX is used")
-@pytest.mark.parametrize("command", ["demo --speed max", "demo --speed max --json", "scopes"])
+@pytest.mark.parametrize("command", ["demo --speed max", "demo --speed max --json", "scopes", "meter-demo --calls 2"])
 def test_head_ends_a_program_without_a_message(command: str) -> None:
     # `head` exits before the first line. Output that is buffered until the end must not fail later either.
     line = f'{{ sleep 0.2; "$0" -m token_budget {command}; echo "status $?" >&2; }} | head -n 0'
@@ -83,7 +84,9 @@ def test_head_ends_a_program_without_a_message(command: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-@pytest.mark.parametrize("command", [DEMO, [*DEMO, "--json"], ["scopes"]], ids=["demo", "json", "scopes"])
+@pytest.mark.parametrize(
+    "command", [DEMO, [*DEMO, "--json"], ["scopes"], METER_DEMO], ids=["demo", "json", "scopes", "meter"]
+)
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_full_disk_gives_one_line_on_standard_error(command: list[str], *, buffered: bool) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
@@ -106,7 +109,7 @@ def test_a_full_disk_is_reported_by_the_exit_status_of_main(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX is used")
-@pytest.mark.parametrize("command", ["demo", "scopes", "demo --json"])
+@pytest.mark.parametrize("command", ["demo", "scopes", "demo --json", "meter-demo"])
 def test_a_closed_standard_output_gives_one_line_on_standard_error(command: str) -> None:
     line = f'"$0" -m token_budget {command} >&-'
     done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from token_budget import __version__
-from token_budget.cli import demo, scopes
+from token_budget.cli import demo, meter_demo, scopes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,4 +72,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo.add_command(commands)
     scopes.add_command(commands)
+    meter_demo.add_command(commands)
     return parser

@@ -141,11 +141,11 @@ def filled(text: str, *, first: str = "", then: str = "") -> str:
 def report(audit: Audit, *, elapsed: float, interrupted: bool) -> str:
     """Return the audit as text for people."""
     title = f"audit after {elapsed:.1f} s"
-    rows = [_row(title, "calls", "tokens", "USD")]
-    rows += [_line_text(line) for line in audit.lines.values()]
-    rows += [_row("  most in flight at once", f"{audit.most_in_flight:,}", "", "").rstrip(), ""]
+    rows = [row(title, "calls", "tokens", "USD")]
+    rows += [line_text(line) for line in audit.lines.values()]
+    rows += [row("  most in flight at once", f"{audit.most_in_flight:,}", "", "").rstrip(), ""]
     rows += [filled(_OVERRUN), "", "checks"]
-    rows += [_check_text(check) for check in audit.checks]
+    rows += [check_text(check) for check in audit.checks]
     failed = sum(not check.ok for check in audit.checks)
     verdict = (
         f"FAILED in {failed} of {len(audit.checks)} checks" if failed else f"agrees in all {len(audit.checks)} checks"
@@ -164,21 +164,24 @@ def contrast_text(contrast: CheckThenSpend, caps: Caps) -> str:
     return filled(f"Check-then-spend, without reservations, would have spent {tokens} and {usd} with the same calls.")
 
 
-def _row(title: str, calls: str, tokens: str, usd: str) -> str:
+def row(title: str, calls: str, tokens: str, usd: str) -> str:
+    """Return one row of a table of amounts."""
     return f"{title:<26} {calls:>9} {tokens:>19} {usd:>21}"
 
 
-def _line_text(line: Line) -> str:
+def line_text(line: Line) -> str:
+    """Return one line of an audit, as a row."""
     calls = "" if line.calls is None else f"{line.calls:,}"
-    return _row(f"  {line.title}", calls, f"{line.amount.tokens:,}", _usd_text(line.amount.nanos))
+    return row(f"  {line.title}", calls, f"{line.amount.tokens:,}", usd_text(line.amount.nanos))
 
 
-def _check_text(check: Check) -> str:
+def check_text(check: Check) -> str:
+    """Return one check, as lines."""
     mark = "ok" if check.ok else "FAILED"
     return filled(f"{check.name}: {check.detail}", first=f"  {mark:<7} ", then=" " * 10)
 
 
-def _usd_text(nanos: int) -> str:
+def usd_text(nanos: int) -> str:
     """Return nanodollars as dollars, with every digit."""
     whole, part = divmod(nanos, 10**9)
     return f"{whole:,}.{part:09}"

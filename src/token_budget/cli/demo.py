@@ -24,6 +24,7 @@ from token_budget.cli._audit import Caps, audit
 from token_budget.cli._contrast import CheckThenSpend
 from token_budget.cli._display import contrast_text, filled, progress_on, report
 from token_budget.cli._fanout import FanOut
+from token_budget.cli._options import real, whole
 from token_budget.cli._workload import (
     Prices,
     TraceError,
@@ -86,13 +87,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "of the calls up to then agrees.",
     )
     add = parser.add_argument
-    add("--workers", type=_whole(1, _MOST_WORKERS), default=16, metavar="N", help="calls at once (16)")
-    add("--calls", type=_whole(0, _MOST_CALLS), metavar="N", help="calls to make (200, or the whole trace)")
+    add("--workers", type=whole(1, _MOST_WORKERS), default=16, metavar="N", help="calls at once (16)")
+    add("--calls", type=whole(0, _MOST_CALLS), metavar="N", help="calls to make (200, or the whole trace)")
     add("--seed", type=int, default=1, metavar="N", help="the same seed gives the same calls (1)")
     caps = "or none; by default nine tenths of what the calls cost, rounded"
-    add("--token-cap", type=_cap(_whole(0, _MOST_TOKEN_CAP)), default=_AUTO, metavar="N", help=f"tokens, {caps}")
-    add("--usd-cap", type=_cap(_number(0, _MOST_USD_CAP)), default=_AUTO, metavar="USD", help=f"dollars, {caps}")
-    price = _number(0, _MOST_PRICE)
+    add("--token-cap", type=_cap(whole(0, _MOST_TOKEN_CAP)), default=_AUTO, metavar="N", help=f"tokens, {caps}")
+    add("--usd-cap", type=_cap(real(0, _MOST_USD_CAP)), default=_AUTO, metavar="USD", help=f"dollars, {caps}")
+    price = real(0, _MOST_PRICE)
     add("--input-price", type=price, default=3.0, metavar="USD", help="per million input tokens (3)")
     add("--output-price", type=price, default=15.0, metavar="USD", help="per million output tokens (15)")
     add("--speed", type=_speed, default=1.0, metavar="X", help="10: ten times as fast; max: without sleeping (1)")
@@ -252,27 +253,6 @@ def _as_json(
         "checks": [check._asdict() for check in result.checks],
         "check_then_spend": None if contrast is None else {"tokens": contrast.tokens, "usd": contrast.usd},
     }
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    return _bounded(int, "a whole number", least, most)
-
-
-def _number(least: int, most: int) -> Callable[[str], float]:
-    return _bounded(float, "a number", least, most)
-
-
-def _bounded(convert: Callable[[str], _Number], what: str, least: int, most: int) -> Callable[[str], _Number]:
-    def parse(text: str) -> _Number:
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not least <= value <= most:  # false for NaN as well
-            raise argparse.ArgumentTypeError(f"must be {what} from {least} to {most:,}, not {text!r}")
-        return value
-
-    return parse
 
 
 def _cap(parse: Callable[[str], _Number]) -> Callable[[str], _Number | _Auto | None]:

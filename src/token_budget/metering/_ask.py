@@ -1,0 +1,28 @@
+"""Ask: what the meter knows about a request before it is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from token_budget.metering._usage import Usage
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request to a model: for whom it is priced, and the most that it can cost.
+
+    ``worst`` is an estimate of the input (or its true bound, with ``estimate="bytes"``) and the most output that the
+    request allows; without a limit in the request, that is the meter's ``default_output``.
+    """
+
+    operation: str  # OpenTelemetry's `gen_ai.operation.name`: chat, text_completion, embeddings, generate_content, ...
+    provider: str | None  # who serves it: openai, anthropic, google, groq, ...; None: unknown
+    model: str | None
+    worst: Usage
+    limited: bool = True  # whether the request itself limits its output
+    choices: int = 1  # how many answers it asks for (`n`, `candidateCount`)
+    stream: bool = False
+    service_tier: str | None = None
+    untold_searches: int = 0  # web searches that it asks for in a way in which answers do not tell of them
+    retried: bool = False  # the SDK sends it again (`x-stainless-retry-count`)
+    body: bytes = field(default=b"", repr=False)  # for the guard against repeats; never kept after the call
