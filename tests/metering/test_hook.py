@@ -580,6 +580,10 @@ def test_a_body_of_an_error_that_is_no_generator_is_looked_at_too(library: str) 
 
     class Body(module.AsyncByteStream):  # type: ignore[name-defined, misc]
         def __aiter__(self) -> Any:
+            return Chunks()
+
+    class Chunks:
+        def __aiter__(self) -> Any:
             return self
 
         async def __anext__(self) -> bytes:

@@ -121,7 +121,7 @@ class _Call:
         kept = watch.feed(content) + watch.end()
         if watch.strip:
             response._content = kept
-        return watch.ready or "charge"
+        return watch.ready or watch.told or "charge"
 
     def _watch(self, response: Any, *, decoded: bool = False) -> Watch:
         headers = {name.lower(): value.lower() for name, value in response.headers.raw}

@@ -1,9 +1,9 @@
 """The body of an answer on its way to the caller: it settles its call at the event that tells the usage.
 
-What always holds: the call is settled before the caller gets the bytes that tell what it cost. A body that is broken
-off, cut or never read is charged in full (or what was seen of it, with ``broken="seen"``); one that is collected is
-charged in full by its call's own finaliser. Settling raises nothing, so what the caller sees is what the transport gave
-or raised.
+What always holds: the call is settled before the caller gets the bytes that end the answer. A body that is left after
+the end of its text is settled by what it told until then. One that is broken off, cut or never read is charged in full
+(or what was seen of it, with ``broken="seen"``); one that is collected is charged in full by its call's own finaliser.
+Settling raises nothing, so what the caller sees is what the transport gave or raised.
 
 `peek` looks at the beginning of an answer that is an error. The caller gets it all the same.
 """
@@ -97,18 +97,22 @@ class _Body:
         return getattr(self.__dict__["_inner"], name)
 
     def _broken(self) -> None:
-        """Charge what did not come to its end. Does nothing if the call is settled."""
-        pending = self._pending
+        """Settle what did not come to its end. Does nothing if the call is settled."""
+        pending, told = self._pending, self._watch.told
         if pending.open:
-            if pending.terms.broken == "seen":
+            if told is not None:
+                pending.settle(told)
+            elif pending.terms.broken == "seen":
                 pending.seen(self._watch.seen())
             else:
                 pending.charge()
 
     async def _abroken(self) -> None:
-        pending = self._pending
+        pending, told = self._pending, self._watch.told
         if pending.open:
-            if pending.terms.broken == "seen":
+            if told is not None:
+                await pending.asettle(told)
+            elif pending.terms.broken == "seen":
                 await pending.aseen(self._watch.seen())
             else:
                 await pending.acharge()
