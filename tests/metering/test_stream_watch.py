@@ -118,9 +118,12 @@ def test_data_waits_for_nothing_while_an_event_may_be_left_out() -> None:
     assert watch.feed(b"data: {}\n") == b"id: 1\ndata: {}\n"
     assert watch.feed(b"data: {}\nid: 2\nev") == b"data: {}\n"
     assert watch.feed(b"ent: x\n") == b""
-    assert watch.feed(b": ping\n") == b"id: 2\nevent: x\n: ping\n"
+    assert watch.feed(b": ping\n") == b""
+    assert watch.feed(b"\n") == b"id: 2\nevent: x\n: ping\n\n"
+    assert watch.feed(b": ping\n") == b": ping\n"
     assert watch.feed(b"id: 3\n" * 1000) == b"id: 3\n" * 1000  # too many to wait
-    assert watch.feed(event(TOLD) + PLAIN[0]) == PLAIN[0]
+    assert watch.feed(b": a\nid: 4\n: b\n") == b": a\n"
+    assert watch.feed(b": c\n" + event(TOLD) + PLAIN[0]) == b": b\n: c\n" + PLAIN[0]
     assert watch.feed(b"".join(event(TOLD).splitlines(keepends=True)[:1]) + PLAIN[0]) == PLAIN[0]
 
 

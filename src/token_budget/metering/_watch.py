@@ -264,8 +264,7 @@ class Watch:
                 self._pass(line)
             if alone and self.strip and line.startswith(b"data:"):
                 self._gap = True
-                while kept and kept[-1].startswith(_FIELDS):
-                    kept.pop()
+                _leave_out_fields(kept)
             else:
                 kept.append(line)
         return b"".join(kept) if self.strip else lines
@@ -320,13 +319,23 @@ class Watch:
 
 def _before_fields(lines: bytes, end: int) -> int:
     """Return where an event begins at the end of these lines whose data has not come; ``end`` if none does."""
-    first = end
-    while first and end - first < _LONGEST_FIELDS:
-        start = lines.rfind(b"\n", 0, first - 1) + 1
-        if not lines.startswith(_FIELDS, start):
+    first = before = end
+    while before and end - before < _LONGEST_FIELDS:
+        start = lines.rfind(b"\n", 0, before - 1) + 1
+        if lines.startswith(_FIELDS, start):
+            first = start
+        elif not lines.startswith(b":", start):  # a comment may stand between
             return first
-        first = start
-    return end if first else 0
+        before = start
+    return end if before else first
+
+
+def _leave_out_fields(lines: list[bytes]) -> None:
+    """Remove the fields at the end of these lines; comments between them stay."""
+    first = len(lines)
+    while first and lines[first - 1].startswith((*_FIELDS, b":")):
+        first -= 1
+    lines[first:] = [line for line in lines[first:] if line.startswith(b":")]
 
 
 def _is_final(event: dict[str, Any], *, finished: bool) -> bool:
