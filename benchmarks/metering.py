@@ -45,10 +45,11 @@ MESSAGES = [
     {"role": "user", "content": _PROSE * 11 + '\n{"id": 81723, "took_ms": 12.5, "status": "ok"}'},
 ]
 REQUEST = {"model": MODEL, "messages": MESSAGES, "max_completion_tokens": 500, "temperature": 0.2}
+TOKENS = 1006
 USAGE = {
     "prompt_tokens": 874,
     "completion_tokens": 132,
-    "total_tokens": 1006,
+    "total_tokens": TOKENS,
     "prompt_tokens_details": {"cached_tokens": 512, "audio_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 64, "audio_tokens": 0},
 }
@@ -152,15 +153,17 @@ def _openai_call(openai: Any, options: Options) -> list[list[str]]:
         http_client = openai.DefaultHttpxClient(transport=transport)
         return openai.OpenAI(api_key="none", base_url=URL, max_retries=0, http_client=http_client)
 
+    meter = _meter()
     with client() as plain, client() as wrapped:
         contenders = {
-            METERED: partial(own_copy(_repeat), create(_meter().wrap(wrapped)), calls),
+            METERED: partial(own_copy(_repeat), create(meter.wrap(wrapped)), calls),
             WITHOUT: partial(own_copy(_repeat), create(plain), calls),
         }
-        goal = [Pair(METERED, WITHOUT, "120 / 80")]
-        return _rows(
-            f"chat.completions.create of openai {openai.__version__}", contenders, calls, options.repeats, goal
-        )
+        pairs = [Pair(METERED, WITHOUT, "120 / 80")]
+        operation = f"chat.completions.create of openai {openai.__version__}"
+        rows = _rows(operation, contenders, calls, options.repeats, pairs)
+    assert _counted(meter) == calls * (options.repeats + 1)  # or this measured something else
+    return rows
 
 
 def _bare_call(library: Any, options: Options) -> list[list[str]]:
@@ -170,7 +173,8 @@ def _bare_call(library: Any, options: Options) -> list[list[str]]:
     body = json.dumps(REQUEST, separators=(",", ":")).encode()
     idle = _idle(library.Client)
     transport = library.MockTransport(lambda _: library.Response(200, headers=JSON, content=answer))
-    metered = _meter().http_client(library.Client, transport=transport)
+    meter = _meter()
+    metered = meter.http_client(library.Client, transport=transport)
     with metered, library.Client(transport=transport) as bare, idle(transport=transport) as idling:
         contenders = {
             name: partial(
@@ -179,7 +183,9 @@ def _bare_call(library: Any, options: Options) -> list[list[str]]:
             for name, each in {METERED: metered, IDLE: idling, WITHOUT: bare}.items()
         }
         pairs = [Pair(METERED, WITHOUT, "75 / 60"), Pair(METERED, IDLE), Pair(IDLE, WITHOUT)]
-        return _rows(f"post of {_shown(library)}", contenders, calls, options.repeats, pairs)
+        rows = _rows(f"post of {_shown(library)}", contenders, calls, options.repeats, pairs)
+    assert _counted(meter) == calls * (options.repeats + 1)
+    return rows
 
 
 def _repeat(call: Callable[[], object], calls: int) -> int:
@@ -204,6 +210,13 @@ def _meter() -> Meter:
     return Meter(large_pool(), {MODEL: ("0.25", 2, "0.025")})
 
 
+def _counted(meter: Meter) -> float:
+    """Return how many calls the meter has counted, each by the usage of its answer."""
+    before: int = large_pool().snapshot().tokens_used
+    used: int = meter.pool.snapshot().tokens_used
+    return (used - before) / TOKENS
+
+
 # ---------------------------------------------------------------- one chunk of a stream
 
 
@@ -219,13 +232,16 @@ def _openai_chunks(openai: Any, options: Options) -> list[list[str]]:
         http_client = openai.DefaultHttpxClient(transport=_streaming(library, chunks))
         return openai.OpenAI(api_key="none", base_url=URL, max_retries=0, http_client=http_client)
 
+    meter = _meter()
     with client() as plain, client() as wrapped:
         contenders = {
-            METERED: partial(own_copy(_read_all), partial(stream, _meter().wrap(wrapped))),
+            METERED: partial(own_copy(_read_all), partial(stream, meter.wrap(wrapped))),
             WITHOUT: partial(own_copy(_read_all), partial(stream, plain)),
         }
         pairs = [Pair(METERED, WITHOUT, "2")]
-        return _rows(f"a chunk, by openai {openai.__version__}", contenders, chunks, options.repeats, pairs)
+        rows = _rows(f"a chunk, by openai {openai.__version__}", contenders, chunks, options.repeats, pairs)
+    assert _counted(meter) == options.repeats + 1
+    return rows
 
 
 def _bare_chunks(library: Any, options: Options) -> list[list[str]]:
@@ -235,9 +251,10 @@ def _bare_chunks(library: Any, options: Options) -> list[list[str]]:
     for asker, more in (("us", {}), ("the caller", {"stream_options": {"include_usage": True}})):
         body = json.dumps({**REQUEST, "stream": True, **more}).encode()
         transport = _streaming(library, chunks)
+        meter = _meter()
         with (
             library.Client(transport=transport) as plain,
-            _meter().http_client(library.Client, transport=transport) as metered,
+            meter.http_client(library.Client, transport=transport) as metered,
         ):
             contenders = {
                 name: partial(own_copy(_read_all), partial(_opened, client, body))
@@ -245,6 +262,7 @@ def _bare_chunks(library: Any, options: Options) -> list[list[str]]:
             }
             operation = f"a chunk, by {_shown(library)}, the usage asked for by {asker}"
             rows += _rows(operation, contenders, chunks, options.repeats, [Pair(METERED, WITHOUT, "2")])
+        assert _counted(meter) == options.repeats + 1
     return rows
 
 
