@@ -40,7 +40,7 @@ def run(options: Options) -> list[Table]:
             ["", "found", "must"],
             [
                 ["median ms above a bare interpreter", _ms(costs[ours]), MILLISECONDS_GOAL],
-                ["modules outside the standard library", ", ".join(_foreign_modules(package_folder)) or "none", "none"],
+                ["modules outside the standard library", ", ".join(foreign_modules(package_folder)) or "none", "none"],
             ],
         ),
     ]
@@ -50,25 +50,27 @@ def _importing(folder: Path, module: str) -> Callable[[], float]:
     """Return a function that gives the microseconds of one import."""
 
     def measured() -> float:
-        report = _python("-S", "-X", "importtime", "-c", _program(folder, f"import {module}")).stderr
+        report = interpreter("-S", "-X", "importtime", "-c", program_with(folder, f"import {module}")).stderr
         lines = [line.split("|") for line in report.splitlines()]
         return next(float(line[1]) for line in reversed(lines) if line[-1].strip() == module)
 
     return measured
 
 
-def _foreign_modules(folder: Path) -> list[str]:
-    """Return what the import brings in from elsewhere, where it may use what is installed."""
-    program = "before = set(sys.modules); import token_budget; print(*set(sys.modules) - before)"
-    imported = {name.partition(".")[0] for name in _python("-c", _program(folder, program)).stdout.split()}
+def foreign_modules(folder: Path, module: str = "token_budget") -> list[str]:
+    """Return what an import brings in from elsewhere, where it may use what is installed."""
+    program = f"before = set(sys.modules); import {module}; print(*set(sys.modules) - before)"
+    imported = {name.partition(".")[0] for name in interpreter("-c", program_with(folder, program)).stdout.split()}
     return sorted(imported - sys.stdlib_module_names - {"token_budget"})
 
 
-def _program(folder: Path, statements: str) -> str:
+def program_with(folder: Path, statements: str) -> str:
+    """Return a program that finds its modules in the folder first."""
     return f"import sys; sys.path.insert(0, {str(folder.resolve())!r}); {statements}"
 
 
-def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def interpreter(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an interpreter of its own, which looks neither at the environment nor into the current folder."""
     return subprocess.run([sys.executable, "-I", *arguments], check=True, capture_output=True, text=True)
 
 

@@ -6,9 +6,12 @@ No test checks a time, since that depends on what else the machine does. The mem
 from __future__ import annotations
 
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,8 @@ SCOPES = {
     ("with reserve + commit", "a run below a join"): "5.5",
     ("with reserve + commit", "async with areserve"): "2.2",
 }
+LIBRARIES = ["httpx2", "httpx"]
+UNUSED = "raise ImportError"  # a library that looks as if it were not installed
 THREADS = ["2 threads", "8 threads", "32 threads"]
 
 Row = dict[str, str]
@@ -198,6 +203,52 @@ def test_import_takes_nothing_from_outside_the_standard_library(reference: Path)
     assert results["modules outside the standard library"] == "none"
 
 
+@pytest.fixture(params=["what is installed", "nothing installed"])
+def libraries(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return which of openai, httpx2 and httpx the benchmarks find."""
+    if request.param == "what is installed":
+        return [name for name in ("openai", *LIBRARIES) if find_spec(name) is not None]
+    for name in ("openai", *LIBRARIES):
+        (tmp_path / f"{name}.py").write_text(UNUSED, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return []
+
+
+def test_metering_compares_calls_chunks_and_requests_with_and_without_us(tmp_path: Path, libraries: list[str]) -> None:
+    output = printed("metering", tmp_path)
+    *compared, imports, found = tables_in(output)
+    bare = [name for name in LIBRARIES if name in libraries]
+    sdk = [name for name in libraries if name == "openai"]
+    ours = "metered / without us"
+    calls = {(f"chat.completions.create of {name}", ours, "120 / 80") for name in sdk}
+    calls |= {(f"post of {name}", ours, "75 / 60") for name in bare}
+    calls |= {(f"post of {name}", "metered / a hook that does nothing", "") for name in bare}
+    calls |= {(f"post of {name}", "a hook that does nothing / without us", "") for name in bare}
+    chunks = {(f"a chunk, by {name}", ours, "2") for name in sdk}
+    chunks |= {
+        (f"a chunk, by {name}, the usage asked for by {asker}", ours, "2")
+        for name in bare
+        for asker in ("us", "the caller")
+    }
+    patched = "through the class patch / without us"
+    passing = {(f"get of {name}", patched, "") for name in bare}
+    passing |= {(f"send that does nothing, of {name}", patched, "1") for name in bare}
+    expected = [each for each in (calls, chunks, passing) if each]
+    assert [without_versions(rows) for rows in compared] == expected
+    for rows in compared:
+        assert_ratios(rows)
+        assert all(math.isfinite(float(row["us more"])) for row in rows)
+    for name in ("openai", *LIBRARIES):
+        assert (f"Without {name}, which is not installed here" in output) == (name not in libraries)
+
+    against = {"import token_budget", *(f"import {name}" for name in sdk)}
+    assert keys(imports, "compared") == {(f"import token_budget.metering / {each}",) for each in against}
+    assert_ratios(imports)
+    results = {row[""]: row["found"] for row in found}
+    assert is_positive(results["median ms above the core"])
+    assert results["modules outside the standard library"] == "none"
+
+
 def test_without_the_reference_it_says_how_to_install_it(tmp_path: Path) -> None:
     assert f"pip install --no-deps --target benchmarks/.reference {REFERENCE.replace(' ', '==')}" in printed(
         "memory", tmp_path
@@ -247,6 +298,12 @@ def keys(rows: list[Row], *columns: str) -> set[tuple[str, ...]]:
     found = [tuple(row[column] for column in columns) for row in rows]
     assert len(found) == len(set(found))
     return set(found)
+
+
+def without_versions(rows: list[Row]) -> set[tuple[str, ...]]:
+    """Return what names the rows of metering, and their goals, without the versions of the libraries."""
+    found = keys(rows, "operation", "compared", "must / aim, us")
+    return {(re.sub(r" \d[\w.]*", "", operation), *more) for operation, *more in found}
 
 
 def assert_ratios(rows: list[Row]) -> None:

@@ -21,12 +21,13 @@ from support import run_program
 from token_budget import BudgetExceeded, BudgetPool
 from token_budget.cli import _meter_calls, _provider, main, meter_demo
 from token_budget.cli._meter_audit import Books
-from token_budget.cli._meter_calls import PRICES, Job, Outcome, TurnedAway, cost, outcome_of, plan
+from token_budget.cli._meter_calls import LIMIT, PRICES, Job, Outcome, TurnedAway, cost, outcome_of, plan
 from token_budget.cli._provider import RATES, Provider, Rate
 from token_budget.metering import Meter, Prices, Usage
 
 STANDARD = ["meter-demo", "--client", "standard", "--calls", "40"]
 JOB = Job(number=0, model="house-small", prompt="hello", fault=None, stream=False)
+OTHER = Job(number=1, model="house-small", prompt="x", fault=None, stream=False)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_the_books_agree_with_the_standard_library_alone(capsys: pytest.CaptureF
         assert audit["billed"]["usd_nanos"] <= audit["counted"]["usd_nanos"] <= part["cap_usd_nanos"]
         assert audit["settled"]["calls"] > 0
         assert all(check["ok"] for check in part["checks"])
-    assert [len(part["checks"]) for part in told["parts"].values()] == [9, 10]
+    assert [len(part["checks"]) for part in told["parts"].values()] == [10, 11]
 
 
 def test_the_books_agree_with_the_openai_sdk(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +94,8 @@ def test_it_prints_both_halves_and_its_verdict(capsys: pytest.CaptureFixture[str
     assert "\n40 threads, meter.call() around each request\n" in out
     assert "\n40 tasks, meter.call() in budget_run()\n" in out
     assert "\n  run 'tasks': " in out
-    assert out.count("\n  ok      ") == 19
-    assert out.endswith(" s: the books agree in all of 19 checks.\n")
+    assert out.count("\n  ok      ") == 21
+    assert out.endswith(" s: the books agree in all of 21 checks.\n")
     assert all(len(line) < 80 for line in out.splitlines())
 
 
@@ -237,7 +238,7 @@ def test_a_provider_that_bills_more_is_found(
     monkeypatch.setattr(_provider.Provider.__init__, "__defaults__", (dearer,))
     assert main(STANDARD) == 1
     out = capsys.readouterr().out
-    assert re.search(r": the books DO NOT AGREE in [4-6] of 19 checks\.\n$", out)
+    assert re.search(r": the books DO NOT AGREE in [4-6] of 21 checks\.\n$", out)
     assert "\n  FAILED  what was counted is at least what was billed: " in out
     assert "\n  FAILED  where no call broke, both are equal: " in out
     assert shown(capsys, status=1)["agrees"] is False
@@ -290,19 +291,37 @@ def _peak(made: Books) -> None:
 
 
 def _bug(made: Books) -> None:
-    made.make(lambda _: json.loads("{"), Job(1, "house-small", "x", None, stream=False))
+    made.make(lambda _: json.loads("{"), OTHER)
 
 
 def _twice(made: Books) -> None:
     made.ended.append(made.ended[0])
 
 
-def _refused(made: Books) -> None:
-    def refuse(job: Job) -> None:
+def _refused_with_room(made: Books) -> None:
+    def refuse(job: Job) -> str:
         raise BudgetExceeded("planned")
 
-    made.make(refuse, Job(1, "house-small", "x", None, stream=False))
+    made.make(refuse, OTHER)
     made.records.append(SimpleNamespace(status="refused", tokens=0, usd_nanos=0))  # type: ignore[arg-type]
+
+
+def _refused(made: Books) -> None:
+    _refused_with_room(made)
+    made.peak = 10**9 - OTHER.most + 1
+
+
+def _changed(made: Books) -> None:
+    made.make(lambda _: "The sky is green.", OTHER)
+
+
+def _failed(made: Books) -> None:
+    made.provider.errors.append(IndexError())
+
+
+def _charged_less(made: Books) -> None:
+    usage = Usage(input_tokens=10_000, output_tokens=LIMIT - 1)
+    made.records.append(SimpleNamespace(status="charged", tokens=0, usd_nanos=0, usage=usage))  # type: ignore[arg-type]
 
 
 def _sent_later(made: Books) -> None:
@@ -333,6 +352,8 @@ COUNTED = "what was counted is at least what was billed"
 BROKE = "where one broke, it is charged in full"
 AWAY = "where one was turned away, nothing is counted"
 SENT = "no request was sent without room, or after a refusal"
+ENDED = "every call ended once, and as it should"
+ROOM = "a call was refused only where it did not fit"
 
 
 @pytest.mark.parametrize(
@@ -340,11 +361,15 @@ SENT = "no request was sent without room, or after a refusal"
     [
         (lambda _: None, 1, []),
         (_refused, 2, []),
+        (_refused_with_room, 2, [ROOM]),
+        (_changed, 2, [ENDED]),
+        (_failed, 1, [ENDED]),
+        (_charged_less, 1, [BROKE]),
         (_spent, 1, ["the pool counts what the meter told"]),
         (_peak, 1, ["used and reserved were never above the cap"]),
-        (_bug, 2, ["every call ended once, and as it should"]),
-        (_twice, 2, ["every call ended once, and as it should"]),
-        (lambda _: None, 2, ["every call ended once, and as it should"]),
+        (_bug, 2, [ENDED]),
+        (_twice, 2, [ENDED]),
+        (lambda _: None, 2, [ENDED]),
         (_broken, 1, [COUNTED, BROKE]),
         (_sent_later, 2, [AWAY, SENT]),
         (_without_room, 1, [AWAY, SENT]),

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import importlib
 import json
+import zlib
 from typing import Any
 
 import pytest
 
-from hooked import ANSWER, CHAT, COST, LIBRARIES, URL, USAGE, Door, Reply, answer, maybe, stream_of, streamed
+from hooked import (
+    ANSWER,
+    CHAT,
+    COST,
+    EVENTS,
+    LIBRARIES,
+    URL,
+    USAGE,
+    Door,
+    Hang,
+    Reply,
+    answer,
+    maybe,
+    stream_of,
+    streamed,
+)
 from token_budget import BudgetExceeded, BudgetPool, PoolClosed
 from token_budget.metering import (
     LoopDetected,
@@ -21,6 +39,7 @@ from token_budget.metering import (
     _send,
     budget_run,
 )
+from token_budget.metering._stream import apeek
 
 pytestmark = pytest.mark.skipif(not LIBRARIES, reason="needs httpx or httpx2")
 
@@ -30,7 +49,7 @@ WAYS = [
     for hooking in ("wrap", "run", "patch")
     for is_async in (False, True)
 ]
-STAINLESS = {"x-stainless-lang": "python", "content-type": "application/json"}
+STAINLESS = {"x-stainless-os": "Linux", "content-type": "application/json"}
 
 
 @pytest.fixture(params=WAYS)
@@ -353,6 +372,7 @@ def test_a_request_that_is_sent_twice_is_counted_twice(door: Door) -> None:
     assert door.send(answer(), request=request).status_code == 200
     assert door.statuses == ["settled"] * 2
     assert shared == {}
+    assert "token_budget" not in request.extensions
     response = door.send(streamed(), request=door.request({**CHAT, "stream": True}))
     door.send(streamed(), request=response.request)
     assert door.statuses == ["settled"] * 4
@@ -493,6 +513,92 @@ def test_a_server_that_does_not_take_the_question_for_the_usage_is_not_asked_aga
     assert list(_send._declining) == [b"127.0.0.1:2"]
 
 
+def test_a_server_that_refuses_something_else_is_asked_the_next_time(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_send, "_declining", {})
+    body = {**CHAT, "stream": True}
+    shown = Reply(422, body=b'{"detail": {"top_p": 7, "stream_options": {"include_usage": true}}}')
+    assert door.send(shown, shown, body=body).status_code == 422
+    door.send(streamed(), body=body)
+    assert door.statuses == ["released", "settled"]
+    assert b"stream_options" in door.requests[2].content
+
+
+DECLINES = b"unknown field: stream_options"
+LONG = b"x" * (1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "declines"),
+    [
+        ([DECLINES], True),
+        ([DECLINES[:20], DECLINES[20:], OSError()], True),
+        ([DECLINES, LONG, Hang()], True),
+        ([gzip.compress(DECLINES)], True),
+        ([LONG, Hang()], False),
+        ([LONG, DECLINES], False),
+        ([gzip.compress(bytes(1 << 17) + DECLINES)], False),
+        ([b"\x1f\x8b this is no gzip"], False),
+    ],
+)
+def test_an_answer_that_may_decline_the_question_is_looked_at_and_no_further(
+    way: Any, chunks: Any, declines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, hooking, is_async = way
+    monkeypatch.setattr(_send, "_declining", {})
+    door = Door(library, hooking, is_async=is_async)
+    headers = {**EVENTS, "content-encoding": "gzip"} if chunks[0][:1] == b"\x1f" else EVENTS
+    got = door.read(streamed(chunks, headers, status=400), streamed(), chunks=None if declines else 0)
+    assert got == (b"".join(stream_of(door.request({**CHAT, "stream": True}))) if declines else b"")
+    assert len(door.script) == (not declines)
+    assert door.bodies[0].closed
+    assert door.statuses == ["charged" if declines else "released"]
+
+
+def test_an_error_that_is_looked_at_reaches_the_caller_as_it_is(door: Door) -> None:
+    chunks: list[Any] = [LONG, b"such ", b"model"]
+    body = {**CHAT, "stream": True}
+    for loaded in (False, True):
+        assert door.read(streamed(chunks, status=400, loaded=loaded)) == b"".join(chunks)
+        response = door.send(streamed(chunks, status=400, loaded=loaded), body=body)
+        assert response.content == b"".join(chunks)
+        assert loaded or response.elapsed.total_seconds() >= 0
+    broken = [b"no", door.error("ReadError")]
+    response = door.send(streamed(broken, status=400), body=body, stream=True)
+    assert response.status_code == 400
+    for use in (door.send, door.read):
+        with pytest.raises(door.library.ReadError):
+            use(streamed(broken, status=400), body=body)
+    assert set(door.statuses) == {"released"}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_body_of_an_error_that_is_no_generator_is_looked_at_too(library: str) -> None:
+    module = importlib.import_module(library)
+    chunks = [b"a", b"b"]
+
+    class Body(module.AsyncByteStream):  # type: ignore[name-defined, misc]
+        def __aiter__(self) -> Any:
+            return Chunks()
+
+    class Chunks:
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not chunks:
+                raise StopAsyncIteration
+            return chunks.pop(0)
+
+    async def work() -> None:
+        response = module.Response(400, stream=Body())
+        assert await apeek(response) == b"ab"
+        assert await response.aread() == b"ab"
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("cap_output", [True, "fit"])
 def test_a_limit_is_written_into_a_request_that_has_none(way: Any, cap_output: Any) -> None:
     library, hooking, is_async = way
@@ -515,6 +621,49 @@ def test_a_signed_request_leaves_as_it_is(way: Any) -> None:
     door.send(streamed(), request=request)
     assert door.requests == [request]
     assert door.statuses == ["charged"]
+
+
+def test_where_no_limit_can_be_written_the_default_is_held(way: Any) -> None:
+    library, hooking, is_async = way
+    door = Door(library, hooking, is_async=is_async, cap_output="fit", usd_cap=0.01)
+    body = {"model": "m", "messages": CHAT["messages"]}
+    with pytest.raises(BudgetExceeded):
+        door.send(json=body, headers={"authorization": "AWS4-HMAC-SHA256 Credential=x"})
+    assert door.requests == []
+    door.pool.set_caps(usd_cap=1)
+    door.send(answer(), json=body, headers={"authorization": "AWS4-HMAC-SHA256 Credential=x"})
+    assert json.loads(door.requests[0].content) == body
+    assert door.spent == COST
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])  # the second is one that others have too
+def test_a_packed_body_is_read_and_leaves_as_it_is(way: Any, coding: str, path: str) -> None:
+    library, hooking, is_async = way
+    door = Door(library, hooking, is_async=is_async, cap_output=True)
+    url, plain = URL.replace("chat/completions", path), json.dumps({**CHAT, "stream": True}).encode()
+    content = gzip.compress(plain) if coding == "gzip" else zlib.compress(plain)
+    request = door.request(None, url=url, content=content, headers={"content-encoding": coding})
+    door.send(streamed([b"data: {}\n\n"]), request=request)
+    assert door.requests == [request]
+    assert door.statuses == ["charged"]
+    with pytest.raises(Unmetered):
+        door.send(body=None, content=b"no gzip", headers={"content-encoding": coding})
+
+
+@pytest.mark.parametrize("path", ["responses", "serving-endpoints/embeddings", "inference/completions/"])
+def test_a_path_without_a_version_is_a_model_s_where_an_sdk_asks(way: Any, path: str) -> None:
+    library, hooking, is_async = way
+    door = Door(library, hooking, is_async=is_async)
+    url, body = f"http://127.0.0.1:1/{path}", {"model": "m", "input": "hi", "prompt": "hi", "max_tokens": 9}
+    door.send(answer(), json=body, url=url, headers={"x-stainless-os": "Linux"})
+    assert door.statuses == ["settled"]
+    door.send(answer(), json=body, url=url)
+    door.send(answer(), json=body, url="http://127.0.0.1:1/other/thing", headers=STAINLESS)
+    assert door.statuses == ["settled"]
+    response = door.send(json=body, url="http://127.0.0.1:1/videos", headers=STAINLESS)
+    with pytest.raises(Unmetered):
+        response.raise_for_status()
 
 
 def test_a_form_with_a_recording_is_read_and_its_model_found(door: Door) -> None:

@@ -88,10 +88,13 @@ def test_without_the_mark_a_call_counts_in_every_hook_on_its_way(monkeypatch: py
     other = Meter(BudgetPool(usd_cap=1), rows.PRICES)
     with other.patch():
         assert red(["openai"], ("wrap",), "chat", "streamed") == []
-        assert other.pool.snapshot().usd_used_nanos == 0
+        before = other.pool.snapshot().usd_used_nanos
+        red(["openai"], ("wrap",), "chat")
+        once = other.pool.snapshot().usd_used_nanos - before
+        assert once > 0
         monkeypatch.setattr(_send._Call, "leave", lambda self: self.request)
         red(["openai"], ("wrap",), "chat")
-        assert other.pool.snapshot().usd_used_nanos > 0
+        assert other.pool.snapshot().usd_used_nanos - before == once * 3
 
 
 def test_a_row_says_what_is_wrong_with_its_books() -> None:

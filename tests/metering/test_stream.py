@@ -289,11 +289,70 @@ def test_what_is_no_stream_of_events_is_charged_in_full_and_reaches_the_caller(d
     assert door.statuses == ["charged"]
 
 
-def test_a_second_usage_changes_nothing(door: Door) -> None:
-    again = {**TOLD, "usage": {"prompt_tokens": 9000, "completion_tokens": 9000}}
-    door.read(streamed([*PLAIN, event(TOLD), event(again), DONE]), body=ASKING)
+def finished(**more: Any) -> bytes:
+    """Return the chunk that ends the text of a chat."""
+    return event({**delta("", **more), "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+
+def used(output: int) -> dict[str, Any]:
+    return {"prompt_tokens": 10, "completion_tokens": output, "total_tokens": 10 + output}
+
+
+def test_a_usage_after_the_one_that_ends_a_stream_changes_nothing(door: Door) -> None:
+    again = {**TOLD, "usage": used(9000)}
+    door.read(streamed([*PLAIN, finished(), event(TOLD), event(again), DONE]), body=ASKING)
     assert door.spent == COST
     assert door.statuses == ["settled"]
+
+
+EARLY = {
+    "at first": [event({**TOLD, "usage": used(0)}), *PLAIN, finished()],
+    "with every chunk": [event({**delta("Hello."), "usage": used(n)}) for n in (1, 2)] + [finished(usage=used(2))],
+    "with the end of the text": [*PLAIN, finished(usage=used(2))],
+    "that speaks of the end": [event(delta("data: [DONE]\n", usage=used(1))), *PLAIN, finished()],
+}
+
+
+@pytest.mark.parametrize("chunks", EARLY.values(), ids=EARLY)
+@pytest.mark.parametrize("body", [STREAM, ASKING])
+def test_an_early_usage_is_not_taken_for_the_last(door: Door, chunks: list[bytes], body: Any) -> None:
+    door.read(streamed([*chunks, event(TOLD), DONE]), body=body)
+    door.read(streamed([b"".join([*chunks, event(TOLD), DONE])]), body=body)
+    assert door.spent == COST * 2
+    with pytest.raises(door.library.ReadError):
+        door.read(streamed([*chunks[:2], door.error("ReadError")]), body=body)
+    assert door.statuses == ["settled", "settled", "charged"]
+
+
+def test_a_usage_that_gemini_tells_after_the_end_of_the_text_counts(door: Door) -> None:
+    last = event({"candidates": [], "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 9}})
+    door.read(streamed([*GEMINI["chunks"], last]), json=GEMINI["body"], url=GEMINI["url"])
+    assert door.spent == COST + 4 * 4000
+    door.read(streamed([*GEMINI["chunks"], last]), json=GEMINI["body"], url=GEMINI["url"], chunks=4)
+    door.read(
+        streamed([b"".join(GEMINI["chunks"]), door.error("ReadError")]),
+        json=GEMINI["body"],
+        url=GEMINI["url"],
+        chunks=1,
+    )
+    assert door.statuses == ["settled", "charged", "settled"]
+
+
+@pytest.mark.parametrize("broken", ["full", "seen"])
+def test_a_stream_that_is_left_after_its_usage_is_settled_by_it(kind: Any, broken: str) -> None:
+    door = made(kind, broken=broken)
+    body = {**ASKING, "max_tokens": 4000}
+    for told in (event(TOLD), finished(usage=USAGE)):
+        door.read(streamed([*PLAIN, told, DONE]), body=body, chunks=3)
+        with pytest.raises(door.library.ReadError):
+            door.read(streamed([*PLAIN, told, door.error("ReadError")]), body=body)
+        cut = Reply(body=[*PLAIN, told], headers={"content-type": "text/event-stream"})
+        door.read(cut, body=body)
+    assert door.statuses == ["settled"] * 6
+    for after in (b'data: {"choi', event(delta("more")), event(delta("more", usage=None))):
+        with pytest.raises(door.library.ReadError):
+            door.read(streamed([*PLAIN, event(TOLD), after, door.error("ReadError")]), body=body)
+    assert door.statuses[6:] == [{"full": "charged"}.get(broken, broken)] * 3
 
 
 # ---------------------------------------------------------------- broken streams
@@ -472,6 +531,20 @@ def test_a_packed_stream_that_is_damaged_is_the_library_s_own_error(door: Door) 
         with pytest.raises(door.library.DecodingError):
             door.read(streamed([half, b"\xff" * 30], {"content-encoding": "gzip"}), body=body)
     assert door.statuses == ["charged"] * 4
+
+
+@pytest.mark.parametrize("body", [STREAM, ASKING])
+def test_what_follows_the_end_of_a_packed_stream_is_not_kept(door: Door, body: Any) -> None:
+    whole = b"".join([*PLAIN, event(TOLD), DONE])
+    trash = [b"x" * 100] * 3
+    got = door.read(streamed([gzip.compress(whole), *trash], {"content-encoding": "gzip"}), body=body)
+    assert got == whole.replace(event(TOLD), b"") if body is STREAM else whole
+    assert door.spent == COST
+    watch = Watch(encoding=b"gzip", strip=body is STREAM)
+    watch.feed(gzip.compress(b"data: {}\n\n"))
+    for _ in range(100):
+        watch.feed(bytes(1000))
+    assert len(watch._inflater.unused_data) == 0
 
 
 def test_a_coding_that_cannot_be_read_is_charged_in_full(door: Door) -> None:

@@ -357,6 +357,22 @@ def test_each_time_counts_that_a_client_s_own_send_sends_a_request(
     assert len(door.requests) == 2
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_client_that_hands_on_to_another_is_metered(is_async: bool) -> None:
+    door = Door(LIBRARIES[0], "none", is_async=is_async)
+    other = door.client
+
+    class Handing(type(other)):  # type: ignore[misc]
+        def send(self, request: Any, **options: Any) -> Any:
+            return other.send(request, **options) if self.hands_on else super().send(request, **options)
+
+    door.client = door.meter.wrap(Handing(transport=other._transport))
+    for hands_on in (False, True):
+        door.client.hands_on = hands_on
+        door.send(answer())
+    assert door.spent == COST * 2
+
+
 def test_a_client_that_others_make_of_a_wrapped_one_s_class_is_not_metered() -> None:
     for is_async in (False, True):
         door = Door(LIBRARIES[0], "wrap", is_async=is_async)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from token_budget.cli._audit import Amount, Check, Line
-from token_budget.cli._meter_calls import BROKEN, Job, Outcome, outcome_of
+from token_budget.cli._meter_calls import BROKEN, LIMIT, Job, Outcome, outcome_of
+from token_budget.cli._provider_shapes import TEXT
 
 if TYPE_CHECKING:
     from token_budget import BudgetPool, BudgetSnapshot
@@ -31,6 +32,14 @@ class Ended(NamedTuple):
     outcome: Outcome
     error: Exception | None
     sent: int  # requests of this call that had come to the provider by then
+    text: str | None  # of its answer
+
+    @property
+    def odd(self) -> bool:
+        """Whether it should have ended otherwise."""
+        if self.outcome is Outcome.ANSWERED and self.text != TEXT:
+            return True
+        return self.outcome not in {self.job.ends, Outcome.REFUSED}
 
 
 class Books:
@@ -46,26 +55,26 @@ class Books:
         self.report: dict[str, Any] | None = None  # of the run, if there is one
         meter.subscribe(self.records.append)
 
-    def make(self, call: Callable[[Job], None], job: Job) -> None:
+    def make(self, call: Callable[[Job], str], job: Job) -> None:
         """Make a call, and note how it ends."""
         try:
-            call(job)
+            text = call(job)
         except Exception as error:  # noqa: BLE001 - whatever it is: the audit says whether it was to be
             self._note(job, error)
         else:
-            self._note(job, None)
+            self._note(job, None, text)
 
-    async def amake(self, call: Callable[[Job], Awaitable[None]], job: Job) -> None:
+    async def amake(self, call: Callable[[Job], Awaitable[str]], job: Job) -> None:
         """Do the same in a task."""
         try:
-            await call(job)
+            text = await call(job)
         except Exception as error:  # noqa: BLE001 - as in `make`
             self._note(job, error)
         else:
-            self._note(job, None)
+            self._note(job, None, text)
 
-    def _note(self, job: Job, error: Exception | None) -> None:
-        self.ended.append(Ended(job, outcome_of(error), error, self._sent(job)))
+    def _note(self, job: Job, error: Exception | None, text: str | None = None) -> None:
+        self.ended.append(Ended(job, outcome_of(error), error, self._sent(job), text))
 
     def _sent(self, job: Job) -> int:
         return self.provider.requests.count(job.path)
@@ -145,6 +154,7 @@ class Books:
             self._never_above(final),
             self._as_planned(calls),
             self._nothing_sent_after_a_refusal(lines),
+            self._refused_for_want_of_room(final),
         ]
         return checks if self.report is None else [*checks, self._report_agrees(self.report, final)]
 
@@ -161,9 +171,11 @@ class Books:
             sum(bill.input_tokens + bill.output_tokens for bill in broken),
             sum(bill.nanos for bill in broken),
         )
+        limited = all(record.usage.output_tokens == LIMIT for record in self.records if record.status == "charged")
+        enough = charged.amount.tokens >= tokens and charged.amount.nanos >= nanos
         return Check(
             "where one broke, it is charged in full",
-            (charged.calls or 0) >= len(broken) and charged.amount.tokens >= tokens and charged.amount.nanos >= nanos,
+            (charged.calls or 0) >= len(broken) and enough and limited,
             f"{charged.calls:,} charged {charged.amount.nanos:,} nanodollars, {len(broken):,} billed {nanos:,}",
         )
 
@@ -188,13 +200,17 @@ class Books:
         )
 
     def _as_planned(self, calls: int) -> Check:
-        odd = [one for one in self.ended if one.outcome not in {one.job.ends, Outcome.REFUSED}]
+        odd = [one for one in self.ended if one.odd]
         each_once = sorted(one.job.number for one in self.ended) == list(range(calls))
         of = Counter(one.outcome for one in self.ended)
         detail = f"{calls:,} = " + " + ".join(f"{of[outcome]:,} {outcome.value}" for outcome in Outcome)
         for one in odd[:_SHOWN]:
-            detail += f"; call {one.job.number} ({one.job.fault or 'no fault'}) {one.outcome.value}: {one.error!r}"
-        return Check("every call ended once, and as it should", each_once and not odd, detail)
+            job, came = one.job, one.error or one.text
+            detail += f"; call {job.number} ({job.fault or 'no fault'}) {one.outcome.value}: {came!r}"
+        for error in self.provider.errors[:_SHOWN]:
+            detail += f"; the provider failed: {error!r}"
+        right = each_once and not odd and not self.provider.errors
+        return Check("every call ended once, and as it should", right, detail)
 
     def _nothing_sent_after_a_refusal(self, lines: dict[str, Line]) -> Check:
         refused = [one for one in self.ended if one.outcome is Outcome.REFUSED]
@@ -204,6 +220,16 @@ class Books:
             "no request was sent without room, or after a refusal",
             later == 0 and requests <= admitted and len(refused) == lines["refused"].calls,
             f"{requests:,} requests, {admitted:,} had room; {len(refused):,} calls refused, {later:,} requests after",
+        )
+
+    def _refused_for_want_of_room(self, final: BudgetSnapshot) -> Check:
+        """Find calls that were refused though there was room: what is used grows, so what fits at the end did then."""
+        refused, cap = [one.job for one in self.ended if one.outcome is Outcome.REFUSED], final.usd_cap_nanos or 0
+        wrongly = sum(self.peak + job.most <= cap for job in refused)
+        return Check(
+            "a call was refused only where it did not fit",
+            wrongly == 0,
+            f"{len(refused):,} refused, {wrongly:,} of them with room",
         )
 
     def _report_agrees(self, report: dict[str, Any], final: BudgetSnapshot) -> Check:

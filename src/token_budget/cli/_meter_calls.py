@@ -1,7 +1,8 @@
 """The calls of the meter demo: their plan, and the clients that make them.
 
 With the openai SDK its own clients make the calls: one that is wrapped, and one that knows nothing of any budget.
-Without it a small client of the standard library makes them, and asks the meter for room itself (`meter.call`).
+Without it a small client of the standard library makes them, and asks the meter for room itself (`meter.call`). What
+makes a call returns the text of its answer.
 """
 
 from __future__ import annotations
@@ -103,6 +104,12 @@ class Job:
         return {} if self.fault is None else {"x-fault": self.fault}
 
     @property
+    def most(self) -> int:
+        """The most that it can cost, in nanodollars: a token for each byte that is sent, and all the output."""
+        rate = RATES[self.model]
+        return len(json.dumps(self.body)) * rate.input + LIMIT * rate.output
+
+    @property
     def query(self) -> dict[str, int]:
         """What tells the provider's log which call it is."""
         return {"call": self.number}
@@ -162,34 +169,36 @@ def outcome_of(error: Exception | None) -> Outcome:
 
 
 @contextmanager
-def openai_client(url: str, meter: Meter) -> Iterator[Callable[[Job], None]]:
+def openai_client(url: str, meter: Meter) -> Iterator[Callable[[Job], str]]:
     """Give what makes a call through the SDK's client, which is wrapped."""
     openai: Any = importlib.import_module("openai")
     http_client = openai.DefaultHttpxClient(trust_env=False)  # a proxy does not lead to the loopback
     with meter.wrap(openai.OpenAI(api_key="none", base_url=f"{url}/v1", http_client=http_client)) as client:
 
-        def call(job: Job) -> None:
+        def call(job: Job) -> str:
             patient = client.with_options(timeout=job.seconds, max_retries=job.tries - 1)
             answer = patient.chat.completions.create(**job.body, extra_headers=job.headers, extra_query=job.query)
-            for chunk in answer if job.stream else ():
-                _ = chunk.choices[0].delta  # as most programs read a stream: each chunk has a choice
+            if not job.stream:
+                return str(answer.choices[0].message.content)
+            # As most programs read a stream: each chunk has a choice.
+            return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
 
         yield call
 
 
 @asynccontextmanager
-async def openai_async_client(url: str, _meter: Meter) -> AsyncIterator[Callable[[Job], Awaitable[None]]]:
+async def openai_async_client(url: str, _meter: Meter) -> AsyncIterator[Callable[[Job], Awaitable[str]]]:
     """Give what makes a call through the SDK's async client, which nobody wrapped: it is the run that counts."""
     openai: Any = importlib.import_module("openai")
     http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
     async with openai.AsyncOpenAI(api_key="none", base_url=f"{url}/v1", http_client=http_client) as client:
 
-        async def call(job: Job) -> None:
+        async def call(job: Job) -> str:
             patient = client.with_options(timeout=job.seconds, max_retries=job.tries - 1)
             answer = await patient.chat.completions.create(**job.body, extra_headers=job.headers, extra_query=job.query)
-            if job.stream:
-                async for chunk in answer:
-                    _ = chunk.choices[0].delta
+            if not job.stream:
+                return str(answer.choices[0].message.content)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
 
         yield call
 
@@ -231,53 +240,62 @@ def post(url: str, job: Job) -> Any:
     )
 
 
+def text_of(answer: Any) -> str:
+    """Return the text of an answer, or of the list of its events."""
+    if isinstance(answer, list):
+        return "".join(one["delta"].get("content") or "" for event in answer for one in event["choices"])
+    return str(answer["choices"][0]["message"]["content"])
+
+
 def _room(meter: Meter, job: Job) -> Call:
     """Return the block of one try. The bytes of a prompt are a bound of its tokens; eight more frame the message."""
     return meter.call(job.model, input_tokens=len(job.prompt.encode()) + 8, max_output_tokens=LIMIT)
 
 
 @contextmanager
-def standard_client(url: str, meter: Meter) -> Iterator[Callable[[Job], None]]:
+def standard_client(url: str, meter: Meter) -> Iterator[Callable[[Job], str]]:
     """Give what makes a call with the standard library alone: each try holds room of its own."""
 
-    def call(job: Job) -> None:
+    def call(job: Job) -> str:
         tries_left = job.tries
         while True:
             tries_left -= 1
             with _room(meter, job) as room:
                 try:
-                    room.settle(post(url, job))
+                    answer = post(url, job)
+                    room.settle(answer)
                 except TurnedAway as error:
                     room.release()
                     if not tries_left:
                         raise
                     pause = error.retry_after
                 else:
-                    return
+                    return text_of(answer)
             time.sleep(pause)
 
     yield call
 
 
 @asynccontextmanager
-async def standard_async_client(url: str, meter: Meter) -> AsyncIterator[Callable[[Job], Awaitable[None]]]:
+async def standard_async_client(url: str, meter: Meter) -> AsyncIterator[Callable[[Job], Awaitable[str]]]:
     """Give what does the same in a task, which waits for room without a thread, and has one while it is answered."""
     with ThreadPoolExecutor(_MOST_THREADS) as threads:
 
-        async def call(job: Job) -> None:
+        async def call(job: Job) -> str:
             tries_left = job.tries
             while True:
                 tries_left -= 1
                 async with _room(meter, job) as room:
                     try:
-                        room.settle(await asyncio.get_running_loop().run_in_executor(threads, post, url, job))
+                        answer = await asyncio.get_running_loop().run_in_executor(threads, post, url, job)
+                        room.settle(answer)
                     except TurnedAway as error:
                         room.release()
                         if not tries_left:
                             raise
                         pause = error.retry_after
                     else:
-                        return
+                        return text_of(answer)
                 await asyncio.sleep(pause)
 
         yield call

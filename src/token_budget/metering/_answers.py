@@ -105,8 +105,12 @@ def follow(event: object, so_far: Found | None, provider: str | None = None) -> 
         return None if delta and not found.counts[INPUT] else found
     later = _overlay(found.counts, so_far.counts) if delta else found.counts
     if so_far.counts[SEARCHES] > later[SEARCHES]:  # Gemini tells them in one of the events
-        later = (*later[:SEARCHES], so_far.counts[SEARCHES])  # type: ignore[assignment]
+        later = _with_searches(later, so_far.counts[SEARCHES])
     return Found(later, found.model or so_far.model, found.service_tier or so_far.service_tier)
+
+
+def _with_searches(found: Counts, searches: int) -> Counts:
+    return (*found[:SEARCHES], searches)  # type: ignore[return-value]
 
 
 def _overlay(later: Counts, earlier: Counts) -> Counts:
@@ -174,7 +178,7 @@ def _amended(view: Mapping[Any, Any], found: Counts) -> Counts:
         searches = sum(map(_queries, candidates))
         if (_model(view) or "").startswith(_GROUNDED_AT_ONCE):
             searches = min(searches, 1)
-    return found if searches <= found[SEARCHES] else (*found[:SEARCHES], searches)  # type: ignore[return-value]
+    return found if searches <= found[SEARCHES] else _with_searches(found, searches)
 
 
 def _queries(candidate: object) -> int:

@@ -12,11 +12,9 @@ An SDK keeps its HTTP client under a private name. So `wrap` looks for it, and s
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType
 from typing import Any, NoReturn, TypeVar
 
 from token_budget._money import shown_type
@@ -145,7 +143,7 @@ def _hook(meter: Any, client: Any) -> None:
 def _hooked_class(kind: Any) -> Any:
     """Return the subclass of a client's class whose `send` is metered; it is made once.
 
-    Where the class has a `send` of its own that calls the one below it, the hook goes between the two.
+    Where the class has a `send` of its own that sends by the one below it, the hook goes between the two.
     """
     for made in kind.__subclasses__():
         if _HOOKED in vars(made):
@@ -165,15 +163,18 @@ def _own_class(kind: Any) -> Any:
 
 
 def _calls_the_one_below(method: Any) -> bool:
-    """Return whether a `send` calls ``super().send``."""
-    code = getattr(inspect.unwrap(method), "__code__", None)
-    return code is not None and {"super", "send"} <= _names(code)
+    """Return whether a `send` sends by ``super().send`` alone, by its source; some hand on to another client."""
+    import ast
+    import inspect
+    import textwrap
 
-
-def _names(code: CodeType) -> set[str]:
-    """Return the names in the code of a function, and of the functions that it makes."""
-    inner = (one for one in code.co_consts if isinstance(one, CodeType))
-    return {*code.co_names}.union(*map(_names, inner))
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    except (OSError, TypeError, SyntaxError):  # there is no source to be read
+        return False
+    sends = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "send"]
+    calls = [one.func for one in sends if isinstance(one, ast.Call)]
+    return bool(sends) and [one.id for one in calls if isinstance(one, ast.Name)] == ["super"] * len(sends)
 
 
 def _metered(kind: Any) -> Any:

@@ -2,8 +2,8 @@
 
 SDKs made by Stainless (openai, anthropic, groq) take every exception out of `send()` for a broken connection: they try
 again, and at last raise an error of their own. What a response raises they let pass. So for their requests, which have
-the header ``x-stainless-lang``, the refusal is a response whose status says "payment required" and whose first look
-raises the refusal itself. Nothing has been sent.
+headers of their own, the refusal is a response whose status says "payment required" and whose first look raises the
+refusal itself. Nothing has been sent.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def library_of(kind: type) -> Any:
     raise TypeError(f"{kind.__qualname__} is no class of httpx or httpx2")
 
 
+def is_of_stainless(request: Any) -> bool:
+    """Return whether an SDK made by Stainless sends a request. A program may leave out some of its headers."""
+    return any(name.startswith("x-stainless-") for name in request.headers)
+
+
 def refuse(request: Any, error: Exception) -> Any:
     """Return the response that raises ``error``, if an SDK made by Stainless asks; else raise it here.
 
@@ -31,7 +36,7 @@ def refuse(request: Any, error: Exception) -> Any:
         request: The request that is not sent, of httpx or httpx2.
         error: The refusal.
     """
-    if "x-stainless-lang" not in request.headers:
+    if not is_of_stainless(request):
         raise error
     library = library_of(type(request))
     text = json.dumps({"error": {"type": type(error).__name__, "message": str(error)}})

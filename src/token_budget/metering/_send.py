@@ -3,7 +3,8 @@
 What always holds: a request is metered once, by the outermost hook on its way. It leaves only after its worst case is
 held, and what is held is settled before the caller gets the answer, or by the watch on the answer's stream. After the
 answer nothing is raised. A request that is changed (a limit of its output, the usage of its stream) is a new one; the
-caller's own is left as it is. A server that does not take the question for the usage gets the request without it.
+caller's own is left as it is. A server that does not take the question for the usage gets the request without it. One
+that is signed or packed leaves as it is.
 
 | what happens | done with what is held |
 |---|---|
@@ -24,12 +25,12 @@ from token_budget.metering import _requests, _shapes
 from token_budget.metering._ask import Ask
 from token_budget.metering._pending import Pending
 from token_budget.metering._refusals import Unmetered
-from token_budget.metering._refused import library_of, refuse
+from token_budget.metering._refused import is_of_stainless, library_of, refuse
 from token_budget.metering._routes import Route, route
 from token_budget.metering._run import Run, metering_is_off
-from token_budget.metering._stream import watch_stream
+from token_budget.metering._stream import apeek, peek, unpacked, watch_stream
 from token_budget.metering._usage import Usage
-from token_budget.metering._watch import Watch
+from token_budget.metering._watch import LONGEST, Watch
 
 MARK = "token_budget"  # the extension of a request that is metered already
 
@@ -46,6 +47,10 @@ _NOT_SENT = frozenset(
     }
 )
 _READABLE = frozenset({"gzip", "deflate", "identity"})
+
+# Ends of paths that belong to a model's API also without a version before them, where an SDK asks for them: its base
+# URL is then one such as ``https://models.github.ai/inference``.
+_OF_SDKS = frozenset({"responses", "embeddings", "completions", "batches", "videos"})
 
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 _SERVERS = 1000  # of these that are remembered
@@ -80,18 +85,24 @@ class _Call:
     def sent(self) -> None:
         """Take the mark off: whoever sends the request again sends another one."""
         self._mark.clear()
+        self.request.extensions.pop(MARK, None)
 
-    def is_declined(self, response: Any) -> bool:
-        """Return whether the server cannot be asked for the usage of a stream; then this is the call without it."""
-        if b"stream_options" not in response.content:
+    def is_declined(self, head: bytes) -> bool:
+        """Return whether a server refuses the question for the usage; then this is the call without it."""
+        if b"stream_options" not in head:
             return False
         self.sent()
-        _declining[self.request.url.netloc] = True
-        while len(_declining) > _SERVERS:
-            _declining.pop(next(iter(_declining)), None)
         again = _changed(self.pending, self._asked, self._route, self._asked.content, ask=False)
         self.request, self.strip, self._mark = again.request, again.strip, again._mark
         return True
+
+    def remember(self, status: int) -> None:
+        """Do not ask this server again, if it took the request without the question: else something else was wrong."""
+        if status in _DECLINED:
+            return
+        _declining[self.request.url.netloc] = True
+        while len(_declining) > _SERVERS:
+            _declining.pop(next(iter(_declining)), None)
 
     def judge(self, response: Any) -> Outcome | None:
         """Return what is done with what is held; None while the answer is streamed: the watch says it then."""
@@ -110,7 +121,7 @@ class _Call:
         kept = watch.feed(content) + watch.end()
         if watch.strip:
             response._content = kept
-        return watch.ready or "charge"
+        return watch.ready or watch.told or "charge"
 
     def _watch(self, response: Any, *, decoded: bool = False) -> Watch:
         headers = {name.lower(): value.lower() for name, value in response.headers.raw}
@@ -218,6 +229,10 @@ def _route(request: Any) -> Route | None:
         return None
     url = request.url
     found = route(request.method, url.host, url.path)
+    if found.kind == "unknown":
+        tail = url.path.rstrip("/").rpartition("/")[2]
+        if tail in _OF_SDKS and is_of_stainless(request):
+            found = route(request.method, url.host, f"/v1/{tail}")
     return found if found.kind in {"metered", "unmetered"} else None
 
 
@@ -233,10 +248,14 @@ def _examine(
         if meter.unmetered == "allow":
             return None
         raise _unmetered(meter, run, found, Unmetered(_UNMETERED.format(found.operation)))
+    headers = request.headers
     try:
-        ask = _requests.read(found, request.headers, body, estimate=meter.estimate, default_output=meter.default_output)
+        plain = unpacked(headers, body, LONGEST)
+        ask = _requests.read(found, headers, plain, estimate=meter.estimate, default_output=meter.default_output)
         if ask is None:
             return None
+        if _is_fixed(headers):  # no limit can be written into it
+            ask.limited = True
         pending = meter._begin(ask, run, pools=_others(meter))
         if ask.stream or options.get("stream") or pending.output_limit is not None:
             return _changed(pending, request, found, body)
@@ -263,10 +282,15 @@ def _unmetered(meter: Any, run: Run | None, found: Route, error: Unmetered) -> U
     return error
 
 
+def _is_fixed(headers: Any) -> bool:
+    """Return whether no byte of a request may change: it is signed, or its body is packed."""
+    return headers.get("authorization", "").startswith("AWS4-") or "content-encoding" in headers
+
+
 def _changed(pending: Pending, request: Any, found: Route, body: bytes, *, ask: bool = True) -> _Call:
     """Return the call with the request as it leaves: its output limited, its stream readable, its usage asked for."""
     asked, headers = request, request.headers
-    if headers.get("authorization", "").startswith("AWS4-"):  # signed: no byte may change
+    if _is_fixed(headers):
         return _Call(pending, request, found, strip=False)
     sent, strip = body, False
     if pending.output_limit is not None:
@@ -296,10 +320,10 @@ def _exchange(client: Any, original: Send, call: _Call, options: dict[str, Any])
     """Send the call's request, and again without the question for usage where the server declines that."""
     options = _streamed(options, call.pending.ask)
     response = original(client, call.leave(), **options)
-    if call.strip and response.status_code in _DECLINED:
-        _read(response)
-        if call.is_declined(response):
-            response = original(client, call.leave(), **options)
+    if call.strip and response.status_code in _DECLINED and call.is_declined(peek(response)):
+        response.close()
+        response = original(client, call.leave(), **options)
+        call.remember(response.status_code)
     return response
 
 
@@ -307,10 +331,10 @@ async def _aexchange(client: Any, original: AsyncSend, call: _Call, options: dic
     """Do what `_exchange` does, through an async client."""
     options = _streamed(options, call.pending.ask)
     response = await original(client, call.leave(), **options)
-    if call.strip and response.status_code in _DECLINED:
-        await _aread(response)
-        if call.is_declined(response):
-            response = await original(client, call.leave(), **options)
+    if call.strip and response.status_code in _DECLINED and call.is_declined(await apeek(response)):
+        await response.aclose()
+        response = await original(client, call.leave(), **options)
+        call.remember(response.status_code)
     return response
 
 

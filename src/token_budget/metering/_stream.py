@@ -1,9 +1,11 @@
 """The body of an answer on its way to the caller: it settles its call at the event that tells the usage.
 
-What always holds: the call is settled before the caller gets the bytes that tell what it cost. A body that is broken
-off, cut or never read is charged in full (or what was seen of it, with ``broken="seen"``); one that is collected is
-charged in full by its call's own finaliser. Settling raises nothing, so what the caller sees is what the transport gave
-or raised.
+What always holds: the call is settled before the caller gets the bytes that end the answer. A body that is left after
+the end of its text is settled by what it told until then. One that is broken off, cut or never read is charged in full
+(or what was seen of it, with ``broken="seen"``); one that is collected is charged in full by its call's own finaliser.
+Settling raises nothing, so what the caller sees is what the transport gave or raised.
+
+`peek` looks at the beginning of an answer that is an error. The caller gets it all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any
 from token_budget.metering._pending import Pending
 from token_budget.metering._refused import library_of
 from token_budget.metering._watch import Watch
+
+PEEKED = 1 << 16  # bytes of an answer that are looked at before its caller gets it
 
 
 def watch_stream(response: Any, pending: Pending, watch: Watch) -> None:
@@ -29,13 +33,50 @@ def watch_stream(response: Any, pending: Pending, watch: Watch) -> None:
         response.headers.pop("content-length", None)
 
 
-def body_class(library: Any, *, is_async: bool) -> Any:
+def peek(response: Any) -> bytes:
+    """Return the first bytes of an answer, unpacked. Whatever goes wrong reaches the caller when it reads them."""
+    content: bytes | None = getattr(response, "_content", None)
+    if content is not None:
+        return content
+    body = response.stream = body_class(library_of(type(response)), is_async=False, peeked=True)(response.stream)
+    return unpacked(response.headers, body.peek(), PEEKED)
+
+
+async def apeek(response: Any) -> bytes:
+    """Do what `peek` does, with the answer to an async client."""
+    content: bytes | None = getattr(response, "_content", None)
+    if content is not None:
+        return content
+    body = response.stream = body_class(library_of(type(response)), is_async=True, peeked=True)(response.stream)
+    return unpacked(response.headers, await body.peek(), PEEKED)
+
+
+def unpacked(headers: Any, body: bytes, most: int) -> bytes:
+    """Return a body as it was before gzip or deflate; as it is, if it is not packed so, or damaged, or too long.
+
+    Args:
+        headers: its headers; names are looked up in lower case.
+        body: the bytes, or their beginning.
+        most: how many bytes are unpacked.
+    """
+    if headers.get("content-encoding", "").strip().lower() not in {"gzip", "deflate"}:
+        return body
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        plain = inflater.decompress(body, most)
+    except zlib.error:
+        return body
+    return body if inflater.unconsumed_tail else plain
+
+
+def body_class(library: Any, *, is_async: bool, peeked: bool = False) -> Any:
     """Return the class of the bodies of a library, httpx or httpx2, made once."""
-    base, ours = (library.AsyncByteStream, _AsyncBody) if is_async else (library.SyncByteStream, _SyncBody)
+    base = library.AsyncByteStream if is_async else library.SyncByteStream
+    ours = _KINDS[is_async, peeked]
     key = f"{library.__name__} {ours.__name__}"
     made = _CLASSES.get(key)
     if made is None or not issubclass(made, base):  # the library may have been loaded anew
-        made = _CLASSES[key] = type("MeteredBody", (ours, base), {})
+        made = _CLASSES[key] = type(ours.__name__.strip("_"), (ours, base), {})
     return made
 
 
@@ -56,18 +97,22 @@ class _Body:
         return getattr(self.__dict__["_inner"], name)
 
     def _broken(self) -> None:
-        """Charge what did not come to its end. Does nothing if the call is settled."""
-        pending = self._pending
+        """Settle what did not come to its end. Does nothing if the call is settled."""
+        pending, told = self._pending, self._watch.told
         if pending.open:
-            if pending.terms.broken == "seen":
+            if told is not None:
+                pending.settle(told)
+            elif pending.terms.broken == "seen":
                 pending.seen(self._watch.seen())
             else:
                 pending.charge()
 
     async def _abroken(self) -> None:
-        pending = self._pending
+        pending, told = self._pending, self._watch.told
         if pending.open:
-            if pending.terms.broken == "seen":
+            if told is not None:
+                await pending.asettle(told)
+            elif pending.terms.broken == "seen":
                 await pending.aseen(self._watch.seen())
             else:
                 await pending.acharge()
@@ -132,3 +177,76 @@ class _AsyncBody(_Body):
             await self._abroken()
         finally:
             await self._inner.aclose()
+
+
+class _Peeked:
+    """A body whose beginning was looked at."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._begun: list[bytes] = []
+        self._rest: Any = None
+        self._error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_inner"], name)
+
+
+class _SyncPeeked(_Peeked):
+    def peek(self) -> bytes:
+        self._rest, size = iter(self._inner), 0
+        try:
+            for chunk in self._rest:
+                self._begun.append(chunk)
+                size += len(chunk)
+                if size >= PEEKED:
+                    break
+        except Exception as error:  # noqa: BLE001 - the caller's, who reads the answer
+            self._error = error
+        return b"".join(self._begun)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._begun
+        if self._error is not None:
+            raise self._error
+        yield from self._rest
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _AsyncPeeked(_Peeked):
+    async def peek(self) -> bytes:
+        self._rest, size = self._inner.__aiter__(), 0
+        try:
+            async for chunk in self._rest:
+                self._begun.append(chunk)
+                size += len(chunk)
+                if size >= PEEKED:
+                    break
+        except Exception as error:  # noqa: BLE001
+            self._error = error
+        return b"".join(self._begun)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._begun:
+            yield chunk
+        if self._error is not None:
+            raise self._error
+        async for chunk in self._rest:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            if hasattr(self._rest, "aclose"):
+                await self._rest.aclose()
+        finally:
+            await self._inner.aclose()
+
+
+_KINDS: dict[tuple[bool, bool], type] = {
+    (False, False): _SyncBody,
+    (True, False): _AsyncBody,
+    (False, True): _SyncPeeked,
+    (True, True): _AsyncPeeked,
+}

@@ -1,16 +1,19 @@
 """Watch: finds the usage in an answer while its bytes pass by, event by event or as a whole.
 
 What always holds: a watch raises nothing but `zlib.error`, and that only where it decodes for the caller; it changes no
-byte but by leaving out the chunk that the hook asked for itself; it keeps the bytes of one event, or of one JSON body,
-and none that it has read.
+byte but by leaving out the event that the hook asked for itself, whole; it keeps the bytes of one event, or of one JSON
+body, and none that it has read.
 
-An event that tells a usage need not be the last word: some servers tell what was used so far with every chunk. So a
-reading is `ready` when an event says that it is final, or when the answer has come to its own end.
+An event that tells a usage need not be the last word: some servers tell what was used so far with every chunk, or at
+first that nothing was. So a reading is `ready` when an event says that it is final, or when the answer has come to its
+own end. Where the caller leaves before that, the latest is taken if it came with the end of the text, and nothing since
+(`told`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from typing import Any
 
@@ -28,6 +31,10 @@ _MARKS = {"gemini": b'"usageMetadata"', "ollama": b'"eval_count"'}
 _MARK = b'"usage"'
 _NULL = b'"usage":null'
 _ENDS = (".completed", ".incomplete", ".failed", ".done", "message_stop", "message-end")
+_FINISHED = re.compile(rb'"finish_reason":\s*"')
+_DONE = re.compile(rb'^data:\s*\[DONE\]|"message_stop"', re.MULTILINE)
+_FIELDS = (b"event:", b"id:", b"retry:")  # of an event, beside its data
+_LONGEST_FIELDS = 4096  # bytes of them that wait for their data
 _TEXTS = frozenset(
     {"content", "text", "delta", "arguments", "partial_json", "thinking", "reasoning", "reasoning_content"}
 )
@@ -49,7 +56,9 @@ class Watch:
     __slots__ = (
         "_choices",
         "_counting",
+        "_finished",
         "_framed",
+        "_gap",
         "_inflater",
         "_late",
         "_latest",
@@ -59,6 +68,7 @@ class Watch:
         "_shape",
         "_size",
         "_sum",
+        "_told",
         "_type",
         "ready",
         "strip",
@@ -88,6 +98,9 @@ class Watch:
         self._latest: _shapes.Reading | None = None
         self._late = b""  # a line with a usage that is not parsed yet: only the last of its kind counts
         self._sum = False  # whether the latest reading holds for all that has passed by
+        self._told: _shapes.Reading | None = None
+        self._finished = False  # whether an answer has ended, of those that were asked for
+        self._gap = False  # whether the rest of an event is left out
         self._inflater: Any = None
         self.strip = strip
         self.ready: _shapes.Reading | None = None  # to be settled
@@ -118,8 +131,9 @@ class Watch:
         """Take note that the answer has come to its own end; return what the caller still gets."""
         kept = b"".join(self._rest)
         self._rest.clear()
-        if self._mode == _LINES:
+        if self._mode == _LINES or self._gap:
             kept = self._look(kept)
+        if self._mode == _LINES:
             so_far = self.so_far() if self._framed else None
             if so_far is not None and self.ready is None:
                 self._settle(so_far)
@@ -127,6 +141,11 @@ class Watch:
             self._read_body(kept)
             kept = b""  # the caller has it
         return kept if self.strip else b""
+
+    @property
+    def told(self) -> _shapes.Reading | None:
+        """The usage that came with the end of the text, if nothing but the end of the answer can follow."""
+        return None if any(b"{" in part for part in self._rest) else self._told
 
     def so_far(self) -> _shapes.Reading | None:
         """Return the usage of all that has passed by, if the provider told it; None if it did not."""
@@ -144,6 +163,8 @@ class Watch:
     # ---------------------------------------------------------------- bytes
 
     def _inflate(self, raw: bytes) -> bytes:
+        if self._inflater.eof:  # zlib would keep what follows, and copy it each time
+            return b""
         try:
             return self._inflater.decompress(raw)  # type: ignore[no-any-return]
         except zlib.error:
@@ -162,27 +183,41 @@ class Watch:
         """Look at decoded bytes; return those that are whole lines, less what is left out."""
         if self._mode == _OPENED:
             self._begin(plain)
-        if self._mode != _LINES:
-            if self._mode == _BODY:
-                self._keep(plain)
-            elif self._rest:  # the last lines were whole, and what followed them is not read any more
-                plain = b"".join([*self._rest, plain])
-                self._rest.clear()
-            return plain
-        end = plain.rfind(b"\n") + 1
-        lines = plain
-        if self._rest or end != len(plain):
-            if not end:
-                return self._keep(plain)
-            lines = b"".join([*self._rest, plain[:end]])
-            self._rest, self._size = [plain[end:]] if end != len(plain) else [], len(plain) - end
+        if self._mode != _LINES and not self._gap:
+            return self._hand_on(plain)
+        if self._rest or self.strip or plain[-1:] != b"\n":
+            plain = self._whole_lines(plain)
         if self._counting:
-            self._count(lines)
-        if self._mark in lines and (self._mark is not _MARK or lines.count(_MARK) != lines.count(_NULL)):
-            return self._look(lines)
-        if self._latest is not None and (b"[DONE]" in lines or b'"message_stop"' in lines):
+            self._count(plain)
+        kept = plain
+        if self._gap or (self._mark in plain and (self._mark is not _MARK or plain.count(_MARK) != plain.count(_NULL))):
+            kept = self._look(plain)
+        elif self._mode == _LINES:
+            self._pass(plain)
+        if self._latest is not None and self._mode == _LINES and _DONE.search(plain):
             self._settle(self._latest)
-        return lines
+        return kept
+
+    def _hand_on(self, plain: bytes) -> bytes:
+        """Return bytes that are not read as lines."""
+        if self._mode == _BODY:
+            self._keep(plain)
+        elif self._rest:  # the last lines were whole, and what followed them is not read any more
+            plain = b"".join([*self._rest, plain])
+            self._rest.clear()
+        return plain
+
+    def _whole_lines(self, plain: bytes) -> bytes:
+        """Return the lines that are whole by now, and keep the rest."""
+        end = plain.rfind(b"\n") + 1
+        if not end:
+            return self._keep(plain) if plain else b""
+        lines = b"".join([*self._rest, plain])
+        end += len(lines) - len(plain)
+        if self.strip:
+            end = _before_fields(lines, end)
+        self._rest, self._size = [lines[end:]] if end != len(lines) else [], len(lines) - end
+        return lines[:end]
 
     def _begin(self, plain: bytes) -> None:
         """Tell by the first bytes what comes."""
@@ -203,44 +238,60 @@ class Watch:
         self._size += len(plain)
         if self._size <= LONGEST:
             return b""
-        kept = b"".join(self._rest) if self._mode == _LINES else b""
-        self._mode = _OPAQUE
+        kept = b"".join(self._rest) if self._mode == _LINES and not self._gap else b""
+        self._mode, self._told, self._gap = _OPAQUE, None, False
         self._rest.clear()
         return kept
 
     # ---------------------------------------------------------------- events
 
     def _look(self, lines: bytes) -> bytes:
-        """Read the events in these lines that tell a usage; return the lines less the one that is left out."""
-        if self._mark not in lines:
-            return lines
+        """Read the events in these lines that tell a usage; return the lines less the event that is left out."""
         if self._shape == "gemini-generate" and b'"finishReason"' not in lines:
-            self._late = lines  # every chunk tells the sum so far
+            if self._mark in lines:
+                self._late, self._told = lines, None  # every chunk tells the sum so far
             return lines
-        kept, left_out = [], False
+        kept: list[bytes] = []
         for line in lines.splitlines(keepends=True):
-            if left_out and not line.strip():  # the end of the event
-                continue
-            left_out = self._mark in line and self._mode == _LINES and self._read_event(line) and self.strip
-            if not left_out:
+            if self._gap:
+                self._gap = bool(line.strip()) and not line.startswith(b"data:")
+                if not line.startswith(b"data:"):
+                    continue
+            alone = False
+            if self._mark in line and self._mode == _LINES:
+                alone = self._read_event(line)
+            else:
+                self._pass(line)
+            if alone and self.strip and line.startswith(b"data:"):
+                self._gap = True
+                _leave_out_fields(kept)
+            else:
                 kept.append(line)
         return b"".join(kept) if self.strip else lines
+
+    def _pass(self, lines: bytes) -> None:
+        """Note what passes by that tells no usage."""
+        if b"{" in lines:
+            self._told = None
+            self._finished = self._finished or _FINISHED.search(lines) is not None
 
     def _read_event(self, line: bytes) -> bool:
         """Read one line; return whether it tells the usage of a chat and nothing else."""
         if not line.lstrip().startswith((b"data:", b"{")):
             return False
-        self._late = b""
+        self._late, before = b"", self._latest
         try:
             event = json.loads(line[line.find(b"{") :])
-            latest = _shapes.read_event(event, self._latest)
+            latest = _shapes.read_event(event, before)
             alone = event.get("choices") == [] and isinstance(event.get("usage"), dict)
-            # Where the extra chunk is to be left out it is waited for, also after others that tell a usage.
-            final = _is_final(event, 0 if self.strip else self._choices)
+            final = _is_final(event, finished=self._finished)
+            ends = _may_be_final(event, self._choices)
         except Exception:  # noqa: BLE001 - whatever a provider sends: it is charged in full, and the answer goes on
-            self._latest, self._mode = None, _OPAQUE
+            self._latest, self._told, self._mode = None, None, _OPAQUE
             return False
         self._latest, self._sum = latest, not isinstance(event.get("type"), str)
+        self._told = latest if ends and latest is not before else None
+        self._finished = self._finished or _FINISHED.search(line) is not None
         if final and latest is not None:
             self._settle(latest)
         return alone
@@ -266,14 +317,40 @@ class Watch:
                     self.text_bytes += len(line)
 
 
-def _is_final(event: dict[str, Any], choices: int) -> bool:
-    """Return whether no later event tells more."""
+def _before_fields(lines: bytes, end: int) -> int:
+    """Return where an event begins at the end of these lines whose data has not come; ``end`` if none does."""
+    first = before = end
+    while before and end - before < _LONGEST_FIELDS:
+        start = lines.rfind(b"\n", 0, before - 1) + 1
+        if lines.startswith(_FIELDS, start):
+            first = start
+        elif not lines.startswith(b":", start):  # a comment may stand between
+            return first
+        before = start
+    return end if before else first
+
+
+def _leave_out_fields(lines: list[bytes]) -> None:
+    """Remove the fields at the end of these lines; comments between them stay."""
+    first = len(lines)
+    while first and lines[first - 1].startswith((*_FIELDS, b":")):
+        first -= 1
+    lines[first:] = [line for line in lines[first:] if line.startswith(b":")]
+
+
+def _is_final(event: dict[str, Any], *, finished: bool) -> bool:
+    """Return whether no later event tells more. ``finished``: an earlier one has ended an answer."""
     kind = event.get("type")
     if isinstance(kind, str):
         if kind == "message_delta":
             return bool((event.get("delta") or {}).get("stop_reason"))
         return kind.endswith(_ENDS)
-    if event.get("choices") == [] or event.get("done") is True:
+    return event.get("done") is True or (event.get("choices") == [] and finished)
+
+
+def _may_be_final(event: dict[str, Any], choices: int) -> bool:
+    """Return whether a later event need not tell more: the event ends the one answer, or tells the usage alone."""
+    if event.get("choices") == []:
         return True
     answers = event.get("choices") or event.get("candidates") or ()
     return choices == 1 and any(one.get("finish_reason") or one.get("finishReason") for one in answers)
