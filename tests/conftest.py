@@ -26,6 +26,16 @@ hypothesis.settings.register_profile("search", max_examples=5000, stateful_step_
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what SDKs left behind: event loops and sockets, which another module's tests would be warned of."""
+    yield
+    if request.path.parent.name == "metering":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where a test was skipped although it must not be: CI installs everything for one run of the tests."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from meters import StorePool, used
 from token_budget import BudgetExceeded, BudgetOverrun, BudgetPool, BudgetTimeout, PoolClosed, PoolForked
 from token_budget.contract import BudgetUnavailable
-from token_budget.metering._charge import MAX_NANOS, Charge, logger, to_dollars
+from token_budget.metering._charge import MAX_NANOS, Charge, Held, logger, to_dollars
 
 
 def test_an_account_under_several_pools_is_charged_once() -> None:
@@ -231,7 +232,11 @@ def test_a_store_that_comes_back_is_told_once_also_if_the_next_pool_is_interrupt
     store, slow = StorePool(BudgetPool()), StorePool(BudgetPool())
     charge = Charge([])
     charge.pools = (store, slow)
-    for settle in (lambda held: held.commit(7, 900), lambda held: asyncio.run(held.acommit(7, 900))):
+    ways: list[Callable[[Held], object]] = [
+        lambda held: held.commit(7, 900),
+        lambda held: asyncio.run(held.acommit(7, 900)),
+    ]
+    for settle in ways:
         store.down = BudgetUnavailable("gone")
         held = charge.reserve(10, 1000, 0, lenient=True)
         store.down, slow.down = None, KeyboardInterrupt()
