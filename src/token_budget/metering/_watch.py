@@ -31,7 +31,7 @@ _MARKS = {"gemini": b'"usageMetadata"', "ollama": b'"eval_count"'}
 _MARK = b'"usage"'
 _NULL = b'"usage":null'
 _ENDS = (".completed", ".incomplete", ".failed", ".done", "message_stop", "message-end")
-_FINISHED = re.compile(rb'"finish_reason":\s*"')
+_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 _DONE = re.compile(rb'^data:\s*\[DONE\]|"message_stop"', re.MULTILINE)
 _FIELDS = (b"event:", b"id:", b"retry:")  # of an event, beside its data
 _LONGEST_FIELDS = 4096  # bytes of them that wait for their data
@@ -185,7 +185,7 @@ class Watch:
             self._begin(plain)
         if self._mode != _LINES and not self._gap:
             return self._hand_on(plain)
-        if self._rest or self.strip or plain[-1:] != b"\n":
+        if self._rest or plain[-2:] != b"\n\n":  # else whole events, as most come
             plain = self._whole_lines(plain)
         if self._counting:
             self._count(plain)
@@ -271,9 +271,9 @@ class Watch:
 
     def _pass(self, lines: bytes) -> None:
         """Note what passes by that tells no usage."""
-        if b"{" in lines:
+        if self._told is not None and b"{" in lines:
             self._told = None
-            self._finished = self._finished or _FINISHED.search(lines) is not None
+        self._finished = self._finished or _finishes(lines)
 
     def _read_event(self, line: bytes) -> bool:
         """Read one line; return whether it tells the usage of a chat and nothing else."""
@@ -291,7 +291,7 @@ class Watch:
             return False
         self._latest, self._sum = latest, not isinstance(event.get("type"), str)
         self._told = latest if ends and latest is not before else None
-        self._finished = self._finished or _FINISHED.search(line) is not None
+        self._finished = self._finished or _finishes(line)
         if final and latest is not None:
             self._settle(latest)
         return alone
@@ -315,6 +315,11 @@ class Watch:
                     self.text_bytes += _text_bytes(json.loads(line[start:]))
                 except (ValueError, RecursionError):
                     self.text_bytes += len(line)
+
+
+def _finishes(lines: bytes) -> bool:
+    """Return whether an answer ends in these lines."""
+    return lines.find(_FINISHED[0]) >= 0 or lines.find(_FINISHED[1]) >= 0  # `in` takes three times as long
 
 
 def _before_fields(lines: bytes, end: int) -> int:
