@@ -646,3 +646,13 @@ def test_annotations_resolve(name: str) -> None:
 def test_prices_take_no_other_attributes() -> None:
     with pytest.raises(AttributeError):
         own().tabel = {}  # type: ignore[attr-defined]
+
+
+def test_the_kept_answers_about_two_names_are_bounded() -> None:
+    prices = Prices({"m": (1, 2)}, catalogue=False)
+    for number in range(3000):
+        assert prices._governs("m", f"m-{number}")
+        assert prices._governs("m", f"m-{number}")
+    assert prices._governs("m", "x" * 600)
+    assert len(prices._governed) <= 1024
+    assert not any(len(answered) == 600 for _, answered in prices._governed)

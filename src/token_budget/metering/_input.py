@@ -30,6 +30,11 @@ _MARKS = frozenset({"cache_control", "cachePoint", "prompt_cache_breakpoint"})  
 _A_MESSAGE = 4
 _TOOLS = 500  # what a provider writes around tools
 _START = 8
+# Fields by which a provider adds to the input. Most requests have none of them: one look tells.
+_ADDING = frozenset(
+    {"tools", "functions", "toolConfig", "prompt", "previous_response_id", "conversation"}
+    | {"cachedContent", "cached_content"}
+)
 _MESSAGES = ("messages", "input", "contents", "chat_history", "requests")
 
 _SEARCH_TOOLS = frozenset({"googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval"})
@@ -83,7 +88,7 @@ class Input:
             self.cached = not _MARKS.isdisjoint(pieces)
             self.hour = self.cached and "1h" in pieces
         self.audio = media.audio
-        self.searches, others = _tool_uses(fields)
+        self.searches, others = _tool_uses(fields) if "tools" in fields else (0, 0)
         self.untold_searches = _untold_searches(fields, model)
         self.searches += self.untold_searches
         tokens = len(body) - media.characters if estimate == "bytes" else pieces_tokens(pieces, model)
@@ -153,6 +158,8 @@ def _around(fields: dict[str, Any]) -> int:
         value = fields.get(name)
         if isinstance(value, list):
             tokens += len(value) * _A_MESSAGE
+    if _ADDING.isdisjoint(fields):
+        return tokens
     if fields.get("tools") or fields.get("functions") or fields.get("toolConfig"):
         tokens += _TOOLS
     if fields.get("previous_response_id") or fields.get("conversation") or isinstance(fields.get("prompt"), dict):
@@ -184,6 +191,12 @@ def _times(most: object, usual: int) -> int:
     return min(most, _MOST_USES) if type(most) is int and most >= 0 else usual
 
 
+@functools.lru_cache(maxsize=256)
+def _searches_itself(model: str) -> bool:
+    """Return whether a model searches the web unasked, by its name."""
+    return any(part in model for part in _SEARCHING)
+
+
 def _untold_searches(fields: dict[str, Any], model: str | None) -> int:
     """Return the web searches that a request asks for by other ways than a tool: few answers tell of those."""
     parameters = fields.get("search_parameters")
@@ -191,6 +204,6 @@ def _untold_searches(fields: dict[str, Any], model: str | None) -> int:
         fields.get("web_search_options") is not None  # an empty object asks too
         or (parameters is not None and not (isinstance(parameters, dict) and parameters.get("mode") == "off"))
         or fields.get("plugins")
-        or any(part in (model or "") for part in _SEARCHING)
+        or _searches_itself((model or "")[:MAX_NAME])
     )
     return USES if asked else 0

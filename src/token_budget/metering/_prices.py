@@ -76,7 +76,18 @@ class Prices:
     ```
     """
 
-    __slots__ = ("__weakref__", "_aliases", "_clock", "_fallback", "_lines", "_list", "_old", "_patterns", "_young")
+    __slots__ = (
+        "__weakref__",
+        "_aliases",
+        "_clock",
+        "_fallback",
+        "_governed",
+        "_lines",
+        "_list",
+        "_old",
+        "_patterns",
+        "_young",
+    )
 
     def __init__(
         self,
@@ -97,6 +108,7 @@ class Prices:
         self._list: Catalogue | str | None = None if catalogue else ""
         self._clock = clock
         self._young: dict[object, Priced] = {}
+        self._governed: dict[tuple[str, str], bool] = {}  # what `_governs` has answered
         self._old: dict[object, Priced] = {}
 
     def cost(
@@ -238,6 +250,16 @@ class Prices:
         It does, for who wrote it knows what the model costs, unless the table also says what the other one costs: by
         its name, or by a pattern that says nothing of what was asked.
         """
+        found = self._governed.get((asked, answered))
+        if found is None:
+            found = self._governs_afresh(asked, answered)
+            if len(asked) + len(answered) <= MAX_NAME:
+                if len(self._governed) >= _GENERATION:
+                    self._governed = {}
+                self._governed[asked, answered] = found
+        return found
+
+    def _governs_afresh(self, asked: str, answered: str) -> bool:
         if not self._lines or self._key(plain(asked)) is None:
             return False
         key = self._key(plain(answered))

@@ -17,7 +17,7 @@ from token_budget.metering._input import Input, caches_unasked
 from token_budget.metering._media import AUDIO_A_SECOND, audio_seconds
 from token_budget.metering._refusals import Unmetered
 from token_budget.metering._routes import Route
-from token_budget.metering._usage import Usage
+from token_budget.metering._usage import Usage, made
 
 # Where a request says how much may be written, by its shape.
 _LIMITS: dict[str, tuple[Path, ...]] = {
@@ -58,6 +58,7 @@ _MODALITIES: tuple[Path, ...] = (
     ("generation_config", "response_modalities"),
     ("generation_config", "responseModalities"),
 )
+_SPEAKING = frozenset({"modalities", "generationConfig", "generation_config"})
 _CHOICES: dict[str, tuple[Path, ...]] = {
     "openai-chat": (("n",), ("best_of",)),
     "openai-completions": (("n",), ("best_of",)),
@@ -126,14 +127,18 @@ def read(
         operation=route.operation,
         provider=route.provider,
         model=model,
-        worst=Usage(
-            input_tokens=given.tokens,
-            output_tokens=output,
-            cache_creation_input_tokens=given.tokens if written_to_cache else 0,
-            cache_creation_1h_input_tokens=given.tokens if given.hour else 0,
-            audio_input_tokens=given.audio,
-            audio_output_tokens=output if _speaks(fields) else 0,
-            web_search_requests=given.searches,
+        worst=made(
+            (
+                given.tokens,
+                output,
+                0,
+                given.tokens if written_to_cache else 0,
+                given.tokens if given.hour else 0,
+                0,
+                given.audio,
+                output if not _SPEAKING.isdisjoint(fields) and _speaks(fields) else 0,
+                given.searches,
+            )
         ),
         limited=limited,
         choices=choices,

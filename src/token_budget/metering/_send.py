@@ -250,13 +250,13 @@ def _examine(
         raise _unmetered(meter, run, found, Unmetered(_UNMETERED.format(found.operation)))
     headers = request.headers
     try:
-        plain = unpacked(headers, body, LONGEST)
+        plain = unpacked(headers, body, LONGEST) if "content-encoding" in headers else body
         ask = _requests.read(found, headers, plain, estimate=meter.estimate, default_output=meter.default_output)
         if ask is None:
             return None
-        if _is_fixed(headers):  # no limit can be written into it
+        if not ask.limited and _is_fixed(headers):  # no limit can be written into it
             ask.limited = True
-        pending = meter._begin(ask, run, pools=_others(meter))
+        pending = meter._begin(ask, run, pools=_others(meter) if patching else ())
         if ask.stream or options.get("stream") or pending.output_limit is not None:
             return _changed(pending, request, found, body)
     except Unmetered as error:
