@@ -224,10 +224,11 @@ class Family:
         stopped: list[BaseException] = []
         try:  # around a call: on CPython 3.13 the end of a loop in here would not be covered
             self._pay(mine, calls_back, stopped)
-        finally:
-            if mine.busy is not busy:  # a callback switched to another greenlet of this thread, which still calls back
-                before = tuple(one for one in mine.busy if one is not self or not calls_back)
-            mine.busy = before
+        finally:  # no branch in here: CPython 3.10 would deliver an interrupt at its jump
+            found = mine.busy
+            mine.busy = (found, before)[calls_back]
+        if calls_back and found is not busy:  # a callback switched to another greenlet, which is still calling back
+            mine.busy = tuple(one for one in found if one is not self)
         if calls_back and self.owed and any(one._teller is mine.me for one in self.owed.copy()):
             self.pay()  # a handler of this thread came in at the last look
         if stopped:

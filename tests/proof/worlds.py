@@ -494,6 +494,8 @@ def prepared(kind: str, name: str, package: Any = token_budget, *, littered: boo
     if littered:
         garbage(world.pool)
     world.prepare(name)
+    if name == "fork":  # the hook is to visit this family alone, so that it has as many instructions each time
+        room(package, "_pool").families = {0: world.pool._family}
     return world
 
 
@@ -600,6 +602,7 @@ def check_keys(world: World, name: str, ended: str) -> None:
 
 def check_forked(world: World, name: str, ended: str) -> None:
     """Check that the copy either refuses or was detached, and detach it."""
+    room(world.package, "_pool").families = room(world.package, "_family").families
     forked = world.package.PoolForked
     try:
         world.pool.record(tokens=0)
