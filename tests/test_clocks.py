@@ -7,12 +7,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from shapes import SHAPES, WAYS, Clock
-from support import caught
+from support import caught, run_program
 from token_budget import BudgetExceeded, BudgetPool, Window
 
 DAY = 86_400
@@ -182,17 +183,25 @@ def test_windows_see_a_patched_time(shape: str) -> None:
 
 @pytest.mark.parametrize("window", ["daily", "weekly", "monthly", "every 5h"])
 def test_freezegun_moves_every_window(window: str) -> None:
-    freezegun = pytest.importorskip("freezegun")
-    pool = BudgetPool(token_cap=10, window=Window.parse(window))  # made before the freeze, with the real clock
-    with freezegun.freeze_time("2200-01-01 00:30"):
-        pool.record(tokens=10)
-        with pytest.raises(BudgetExceeded):
-            pool.record(tokens=1)
-    with freezegun.freeze_time("2200-02-02") as frozen:
-        assert pool.snapshot().tokens_used == 0
-        pool.record(tokens=10)
-        frozen.tick(timedelta(days=40))
-        pool.record(tokens=10)
+    pytest.importorskip("freezegun")
+    program = """
+import freezegun
+from datetime import timedelta
+from support import caught
+from token_budget import BudgetExceeded, BudgetPool, Window
+
+pool = BudgetPool(token_cap=10, window=Window.parse(WINDOW))  # made before the freeze, with the real clock
+with freezegun.freeze_time("2200-01-01 00:30"):  # of its own process: it visits every module that is loaded
+    pool.record(tokens=10)
+    assert caught(BudgetExceeded, pool.record, tokens=1)
+with freezegun.freeze_time("2200-02-02") as frozen:
+    assert pool.snapshot().tokens_used == 0
+    pool.record(tokens=10)
+    frozen.tick(timedelta(days=40))
+    pool.record(tokens=10)
+"""
+    here = str(Path(__file__).parent)
+    run_program(f"import sys; sys.path.insert(0, {here!r}); WINDOW = {window!r}\n{program}")
 
 
 def test_a_waiting_greenlet_lets_others_run_even_if_gevent_patched_after_the_import() -> None:

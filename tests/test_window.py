@@ -39,6 +39,7 @@ from calendars import (
     naive_spans,
     needs_zones,
 )
+from support import run_program
 from token_budget import BudgetPool, Window
 from token_budget._window import system_time, to_datetime
 
@@ -493,15 +494,21 @@ def test_the_systems_clock_is_looked_up_when_it_is_used() -> None:
 
 
 def test_freezegun_sets_the_time_of_windows_made_before_and_during_the_freeze() -> None:
-    freezegun = pytest.importorskip("freezegun")
-    with freezegun.freeze_time("2024-01-01 22:00"):
-        pool = BudgetPool(10, window=Window.daily("UTC-01:00"))
-        pool.record(tokens=10)
-        assert pool.snapshot().resets_at == datetime(2024, 1, 2, 1, tzinfo=timezone.utc)
-    with freezegun.freeze_time("2024-01-02 00:59:59"):
-        assert pool.snapshot().tokens_used == 10
-    with freezegun.freeze_time("2024-01-02 01:00"):
-        assert pool.snapshot().tokens_used == 0
+    pytest.importorskip("freezegun")
+    run_program("""
+import freezegun
+from datetime import datetime, timezone
+from token_budget import BudgetPool, Window
+
+with freezegun.freeze_time("2024-01-01 22:00"):  # of its own process: it visits every module that is loaded
+    pool = BudgetPool(10, window=Window.daily("UTC-01:00"))
+    pool.record(tokens=10)
+    assert pool.snapshot().resets_at == datetime(2024, 1, 2, 1, tzinfo=timezone.utc)
+with freezegun.freeze_time("2024-01-02 00:59:59"):
+    assert pool.snapshot().tokens_used == 10
+with freezegun.freeze_time("2024-01-02 01:00"):
+    assert pool.snapshot().tokens_used == 0
+""")
 
 
 @pytest.mark.parametrize("clock", [5, 5.0, "now", datetime(2026, 1, 1, tzinfo=timezone.utc)])
