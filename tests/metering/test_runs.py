@@ -424,7 +424,9 @@ def test_a_run_that_leaks_into_a_block_ends_with_it_here() -> None:
         inner = next(opened)
         assert current_run() is inner
         assert inner.around == (inner, outer)
-    assert current_run() is None
+    assert current_run() is inner  # it is open, and refuses, since the run around it has ended
+    with pytest.raises(RunStopped, match="'outer' has ended"):
+        inner._check_open()
     opened.close()
     assert current_run() is None
 

@@ -157,13 +157,16 @@ def _hooked_class(kind: Any) -> Any:
     return type(kind.__name__, (kind,), body)
 
 
+_SENDERS = frozenset({"request", "stream", "post", "put", "handle_request", "handle_async_request"})
+
+
 def _own_class(kind: Any) -> Any:
     """Return the library's own class below a client's class, which others may have put into its place."""
     return next((one for one in reversed(kind.__mro__) if _is_of(one, "Client") or _is_of(one, "AsyncClient")), kind)
 
 
 def _calls_the_one_below(method: Any) -> bool:
-    """Return whether a `send` sends by ``super().send`` alone, by its source; some hand on to another client."""
+    """Return whether a `send` sends by ``super().send`` alone, by its source; some hand the request on to others."""
     import ast
     import inspect
     import textwrap
@@ -172,8 +175,18 @@ def _calls_the_one_below(method: Any) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):  # there is no source to be read
         return False
-    sends = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "send"]
+    nodes = [*ast.walk(tree)]
+    sends = [node.value for node in nodes if isinstance(node, ast.Attribute) and node.attr == "send"]
     calls = [one.func for one in sends if isinstance(one, ast.Call)]
+    takes = next((node.args.args for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))), [])
+    request = takes[1].arg if len(takes) > 1 else None
+    for node in nodes:
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Attribute) and node.func.attr == "send"):
+            given = [*node.args, *(one.value for one in node.keywords)]
+            if any(isinstance(one, ast.Name) and one.id == request for one in given):
+                return False  # somebody else is given the request
+            if isinstance(node.func, ast.Attribute) and node.func.attr in _SENDERS:
+                return False
     return bool(sends) and [one.id for one in calls if isinstance(one, ast.Name)] == ["super"] * len(sends)
 
 

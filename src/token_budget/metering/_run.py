@@ -330,8 +330,11 @@ class Run:
         """
         try:
             here = _current.get()
-            if here is not None and self in here.around:
-                _current.set(before)
+            inner = () if here is None else here.around
+            # Where a run inside of it is open, that one stays, and its calls are refused from now on.
+            if self in inner and all(one.ended for one in inner[: inner.index(self)]):
+                around = () if before is None else before.around
+                _current.set(next((one for one in around if not one.ended and one not in _for_all), None))
         finally:
             try:
                 with _opening:

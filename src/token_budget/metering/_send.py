@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Literal
 
 from token_budget.contract import Pool
@@ -56,6 +58,8 @@ _DECLINED = frozenset({400, 422})  # the status of a server that does not take `
 _SERVERS = 1000  # of these that are remembered
 _declining: dict[bytes, bool] = {}
 
+_sending: ContextVar[Any] = ContextVar("token_budget.sending", default=None)  # the mark of what is sent here
+
 patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
 
 Outcome = _shapes.Reading | Literal["charge", "release"]
@@ -66,11 +70,13 @@ AsyncSend = Callable[..., Awaitable[Any]]
 class _Call:
     """One metered request: how it leaves, what it holds, how its answer is read."""
 
-    __slots__ = ("_asked", "_mark", "_route", "pending", "request", "strip")
+    __slots__ = ("_asked", "_mark", "_original", "_outer", "_route", "pending", "request", "strip")
 
     def __init__(self, pending: Pending, request: Any, route: Route, asked: Any = None, *, strip: bool) -> None:
         self.pending = pending
         self.request = request
+        self._outer: Any = None  # the mark of the request in whose sending this one is sent
+        self._original: Any = None  # the caller's request, if a copy of it leaves
         self._asked = asked  # the caller's request, if this is another
         self._route = route
         self.strip = strip  # whether the usage of its stream was asked for here
@@ -79,13 +85,26 @@ class _Call:
     def leave(self) -> Any:
         """Return the request, marked as metered."""
         request = self.request
+        if request.extensions.get(MARK):  # the caller sends it in another thread or task at this moment
+            self._original = request
+            own = self.request = object.__new__(type(request))
+            own.__dict__.update(request.__dict__)
+            request = own
         request.extensions = {**request.extensions, MARK: self._mark}
+        self._outer = _sending.get()
+        _sending.set(self._mark)
         return request
 
     def sent(self) -> None:
         """Take the mark off: whoever sends the request again sends another one."""
         self._mark.clear()
+        _sending.set(self._outer)
         self.request.extensions.pop(MARK, None)
+
+    def hand_back(self, response: Any) -> None:
+        """Name the caller's own request in the answer to its copy."""
+        if self._original is not None and response._request is self.request:
+            response._request = self._original
 
     def is_declined(self, head: bytes) -> bool:
         """Return whether a server refuses the question for the usage; then this is the call without it."""
@@ -171,6 +190,7 @@ def send(client: Any, original: Send, meter: Any, run: Run | None, request: Any,
     pending = call.pending
     try:
         response = _exchange(client, original, call, options)
+        call.hand_back(response)
         outcome = call.judge(response)
         if outcome is not None:
             _settle(pending, outcome)
@@ -207,6 +227,7 @@ async def asend(
     pending = call.pending
     try:
         response = await _aexchange(client, original, call, options)
+        call.hand_back(response)
         outcome = call.judge(response)
         if outcome is not None:
             await _asettle(pending, outcome)
@@ -225,7 +246,8 @@ async def asend(
 
 def _route(request: Any) -> Route | None:
     """Return where a request goes that spends; None if it passes untouched."""
-    if request.extensions.get(MARK) or metering_is_off():
+    mark = request.extensions.get(MARK)
+    if (mark and (type(mark) is not list or mark is _sending.get())) or metering_is_off():
         return None
     url = request.url
     found = route(request.method, url.host, url.path)
@@ -251,6 +273,8 @@ def _examine(
     headers = request.headers
     try:
         plain = unpacked(headers, body, LONGEST) if "content-encoding" in headers else body
+        if found.vague and plain is body and "content-encoding" in headers and is_of_stainless(request):
+            found = replace(found, vague=False)  # an SDK's body that cannot be read is refused, and not passed on
         ask = _requests.read(found, headers, plain, estimate=meter.estimate, default_output=meter.default_output)
         if ask is None:
             return None

@@ -99,7 +99,7 @@ class Watch:
         self._late = b""  # a line with a usage that is not parsed yet: only the last of its kind counts
         self._sum = False  # whether the latest reading holds for all that has passed by
         self._told: _shapes.Reading | None = None
-        self._finished = False  # whether an answer has ended, of those that were asked for
+        self._finished = 0  # how many answers have ended, of those that were asked for
         self._gap = False  # whether the rest of an event is left out
         self._inflater: Any = None
         self.strip = strip
@@ -273,7 +273,7 @@ class Watch:
         """Note what passes by that tells no usage."""
         if self._told is not None and b"{" in lines:
             self._told = None
-        self._finished = self._finished or _finishes(lines)
+        self._finished += _finishes(lines)
 
     def _read_event(self, line: bytes) -> bool:
         """Read one line; return whether it tells the usage of a chat and nothing else."""
@@ -284,14 +284,14 @@ class Watch:
             event = json.loads(line[line.find(b"{") :])
             latest = _shapes.read_event(event, before)
             alone = event.get("choices") == [] and isinstance(event.get("usage"), dict)
-            final = _is_final(event, finished=self._finished)
+            final = _is_final(event, finished=self._finished >= self._choices)
             ends = _may_be_final(event, self._choices)
         except Exception:  # noqa: BLE001 - whatever a provider sends: it is charged in full, and the answer goes on
             self._latest, self._told, self._mode = None, None, _OPAQUE
             return False
         self._latest, self._sum = latest, not isinstance(event.get("type"), str)
         self._told = latest if ends and latest is not before else None
-        self._finished = self._finished or _finishes(line)
+        self._finished += _finishes(line)
         if final and latest is not None:
             self._settle(latest)
         return alone
@@ -317,9 +317,11 @@ class Watch:
                     self.text_bytes += len(line)
 
 
-def _finishes(lines: bytes) -> bool:
-    """Return whether an answer ends in these lines."""
-    return lines.find(_FINISHED[0]) >= 0 or lines.find(_FINISHED[1]) >= 0  # `in` takes three times as long
+def _finishes(lines: bytes) -> int:
+    """Return how many answers end in these lines."""
+    if lines.find(_FINISHED[0]) < 0 and lines.find(_FINISHED[1]) < 0:
+        return 0
+    return lines.count(_FINISHED[0]) + lines.count(_FINISHED[1])  # `in` takes three times as long
 
 
 def _before_fields(lines: bytes, end: int) -> int:
