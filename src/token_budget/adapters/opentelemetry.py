@@ -46,7 +46,7 @@ CONVENTIONS: dict[str, tuple[tuple[str, str, str, dict[str, str]], ...]] = {
 }
 DESCRIPTIONS = {"histogram": "Number of tokens used by one operation.", "counter": "Number of tokens used."}
 OPERATION, PROVIDER, MODEL = "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"
-PROVIDERS = {  # our ids that have another name there
+PROVIDERS: dict[str | None, str] = {  # our ids that have another name there
     "aws": "aws.bedrock",
     "azure": "azure.ai.openai",
     "google": "gcp.gen_ai",

@@ -68,7 +68,7 @@ class Charge:
                 ordered[id(pool)] = pool
         for number, members in families.items():
             ordered[number] = _as_one(members, to_record=to_record)
-        self.pools = tuple(ordered[number] for number in sorted(ordered))
+        self.pools: tuple[Pool, ...] = tuple(ordered[number] for number in sorted(ordered))
 
     def reserve(self, tokens: int, nanos: int, timeout: float | None, *, lenient: bool = False) -> Held:
         """Hold an amount of every pool, or of none; wait up to ``timeout`` seconds in all.
@@ -203,10 +203,10 @@ class Held:
     __slots__ = ("claims", "nanos", "parts", "tokens")
 
     def __init__(self, tokens: int, nanos: int) -> None:
-        self.tokens = tokens
-        self.nanos = nanos
+        self.tokens: int = tokens
+        self.nanos: int = nanos
         self.parts: list[tuple[Pool, HeldAmount | None]] = []
-        self.claims = [True]  # whoever pops it settles the call
+        self.claims: list[bool] = [True]  # whoever pops it settles the call
 
     def commit(self, tokens: int, nanos: int) -> BudgetOverrun | None:
         """Record the real cost in every pool. Return the first overrun; raise nothing."""

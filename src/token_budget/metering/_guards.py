@@ -49,10 +49,10 @@ class Guards:
     )
 
     def __init__(self, *, calls_per_minute: Any = None, growth: Any = None, repeats: Any = None) -> None:
-        self.calls_per_minute = _count(calls_per_minute, "calls_per_minute", 1)
-        self.growth = None if growth is None else _growth(growth)
-        self.repeats = _count(repeats, "repeats", 1)
-        self.active = not (calls_per_minute is None and growth is None and repeats is None)
+        self.calls_per_minute: int | None = _count(calls_per_minute, "calls_per_minute", 1)
+        self.growth: tuple[float, int] | None = None if growth is None else _growth(growth)
+        self.repeats: int | None = _count(repeats, "repeats", 1)
+        self.active: bool = not (calls_per_minute is None and growth is None and repeats is None)
         self._renew()
         if self.active:
             locked.add(self)
