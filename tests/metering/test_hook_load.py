@@ -7,7 +7,6 @@ import contextlib
 import functools
 import random
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,7 +132,6 @@ CALLS = THREADS * CALLS_OF_A_THREAD + TASKS * CALLS_OF_A_TASK
 
 def test_under_load_the_cap_holds_and_nothing_stays_open() -> None:
     load = Load(0.03, timeout=1, faults=FAULTS)
-    started = time.monotonic()
     with Provider() as provider, load.watched():
         load.run(provider.url)
     snapshot = load.pool.snapshot()
@@ -142,7 +140,6 @@ def test_under_load_the_cap_holds_and_nothing_stays_open() -> None:
     assert 0 < load.peak <= 30_000_000
     assert (snapshot.in_flight, snapshot.usd_reserved_nanos) == (0, 0)
     assert snapshot.usd_used_nanos >= provider.billed_nanos
-    assert time.monotonic() - started < 60
 
 
 def test_where_nothing_breaks_what_is_counted_is_what_was_billed() -> None:

@@ -9,7 +9,6 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -249,10 +248,8 @@ def test_a_call_that_waits_for_room_is_refused_as_the_run_stops() -> None:
     busy = pool.reserve(usd=0.003)
     with budget_run("job", meter=meter) as run:
         threading.Timer(0.05, run.stop, ["from elsewhere"]).start()
-        began = time.monotonic()
         with pytest.raises(RunStopped, match="from elsewhere") as caught:
             spend(meter)
-        assert time.monotonic() - began < 5
         assert isinstance(caught.value.__cause__, PoolClosed)
         assert run.report()["refused"] == 1
 
