@@ -21,7 +21,7 @@ from shapes import Clock
 from support import caught, waiters
 from test_forks import end_of
 from token_budget import BudgetPool, PoolForked, Window, _ledger, _line
-from token_budget._telling import Telling
+from token_budget._telling import Telling, teller
 
 DAY = timedelta(days=1)
 
@@ -195,6 +195,31 @@ def test_the_events_of_a_drop_for_a_waiter_are_told_by_whoever_comes_next() -> N
     assert [kind for kind, _ in heard] == ["reserve", "drop", "reserve", "release"]
     assert {thread for _, thread in heard[1:]} == {other}
     assert list(pool._family.owed) == [telling]
+
+
+def test_what_a_finaliser_has_to_tell_is_left_to_others_also_where_a_later_debt_cannot_be_paid() -> None:
+    class Stuck:
+        """Waits for a lock that it does not get."""
+
+        _teller = None
+
+        def _pay(self, _takes: object) -> None:
+            pass
+
+        def _paid(self) -> bool:
+            return False
+
+    pool = BudgetPool(token_cap=10)
+    heard: list[str] = []
+    telling: Any = Telling(heard.append, ("told",))
+    telling._teller = teller().me
+    pool._family.owed += (telling, Stuck())
+    pool._family.pay_waiters()
+    pool._family.owed.pop()
+    with ThreadPoolExecutor(1) as workers:
+        workers.submit(pool.snapshot).result(60)
+        workers.submit(pool.reset).result(60)
+    assert heard == ["told"]
 
 
 def test_a_callback_that_raises_stop_iteration_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -314,6 +315,13 @@ def test_under_trio_another_task_can_give_room(shape: str) -> None:
 
     trio.run(main)
     assert counters(pool) == (5, 0, 0, 0, 0)
+
+
+def test_a_thread_may_wait_while_another_thread_is_importing_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trio", ModuleType("trio"))  # as it stands there before its body has run
+    pool = BudgetPool(token_cap=10)
+    with pool.reserve(tokens=10):
+        assert caught(BudgetTimeout, pool.reserve, tokens=1, timeout=0.001)
 
 
 def test_a_thread_that_is_about_to_wait_inside_a_trio_task_is_warned() -> None:

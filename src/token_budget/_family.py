@@ -277,19 +277,20 @@ class Family:
         while self.owner != threading.get_ident():
             debt = next(iter(self.debts()), None)
             if debt is None or debt._teller is not None:
-                mine = teller()
-                for telling in () if self in mine.busy else self.debts():
-                    if telling._teller is mine.me:
-                        telling._teller = _nobody
-                return
+                break
             seconds = 0.0 if self.owner else 1.0
             debt._pay(starmap(self.lock.acquire, ((True, seconds),)))
             if not debt._paid():
-                return
+                break
             try:  # noqa: SIM105 - as above
                 self.owed.remove(debt)
             except ValueError:  # another thread has already removed it
                 pass
+        mine = teller()
+        tells = self in mine.busy or self.owner == threading.get_ident()  # this thread goes on here, further out
+        for telling in () if tells else self.debts():
+            if telling._teller is mine.me:
+                telling._teller = _nobody
 
     # ------------------------------------------------------------------ forks
 
@@ -299,6 +300,7 @@ class Family:
             notice_fork()
 
     def refuse_torn(self) -> NoReturn:
+        """End an operation in whose middle a signal handler forked, in the child."""
         raise PoolForked(_forked(self.root.terms[2]))
 
     def fork(self, *, alone: bool = False) -> None:

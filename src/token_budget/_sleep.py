@@ -131,9 +131,10 @@ def _asyncio_runs() -> bool:
 
 
 def _running_trio() -> Any:
-    """Return trio if it runs the task that is running, else None."""
+    """Return trio if it runs the task that is running, else None, also while another thread is importing it."""
     trio: Any = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+    in_trio_task = getattr(getattr(trio, "lowlevel", None), "in_trio_task", None)
+    return trio if in_trio_task is not None and in_trio_task() else None
 
 
 class AsyncReserve(Base):

@@ -2,7 +2,8 @@
 
 A telling is published together with the change that it tells of, so no interrupt can lose it, and it calls back exactly
 once, however often it is tried. Each thread tells what it did itself, in order. What a callback causes in turn is told
-after what caused it has been told to all. What a thread left that has ended is told by whoever comes next.
+after what caused it has been told to all. What a thread left that has ended, and what a finaliser did for a waiter, is
+told by whoever comes next.
 """
 
 from __future__ import annotations

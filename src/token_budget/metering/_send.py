@@ -113,6 +113,7 @@ class _Call:
         self.sent()
         again = _changed(self.pending, self._asked, self._route, self._asked.content, ask=False)
         self.request, self.strip, self._mark = again.request, again.strip, again._mark
+        self._original = None  # of the request that is not sent again
         return True
 
     def remember(self, status: int) -> None:
