@@ -88,10 +88,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The package, with the scheduler's lock in place of its own. Garbage is collected only between tests."""
     import token_budget
     from scheduler import ModelLock
-    from token_budget import _family, _waiting
+    from token_budget import _bells, _family
 
     monkeypatch.setattr(_family, "_new_lock", ModelLock)
-    monkeypatch.setattr(_waiting, "_new_lock", ModelLock)
+    monkeypatch.setattr(_bells, "_new_lock", ModelLock)
     gc.disable()
     gc.freeze()  # the collection below then visits only what the test made, not all of pytest
     yield token_budget

@@ -26,8 +26,9 @@ from token_budget import (
     _sleep,
     _waiting,
 )
+from token_budget._bells import ThreadBell
 from token_budget._line import serve
-from token_budget._waiting import WAITING, WITHDRAWN, Largest, Line, ThreadBell
+from token_budget._waiting import WAITING, WITHDRAWN, Largest, Line
 
 SPAN = timedelta(seconds=100)
 

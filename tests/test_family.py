@@ -18,6 +18,7 @@ from token_budget import (
     BudgetPool,
     Reservation,
     ReservationClosed,
+    _bells,
     _family,
     _ledger,
     _settings,
@@ -430,7 +431,7 @@ def test_a_drop_is_released_only_once_if_another_thread_releases_it_first(monkey
 
 
 def test_a_bell_may_be_rung_twice() -> None:
-    bell = _waiting.ThreadBell()
+    bell = _bells.ThreadBell()
     assert bell.ring()
     assert bell.ring()
     bell.wait(None)
@@ -439,7 +440,7 @@ def test_a_bell_may_be_rung_twice() -> None:
 def test_entries_of_one_waiter_may_stand_in_a_line_more_than_once() -> None:
     pool = BudgetPool()
     account = pool._account
-    waiter = _waiting.Waiter(pool.reserve(), _waiting.ThreadBell(), None, lambda *_: None)
+    waiter = _waiting.Waiter(pool.reserve(), _bells.ThreadBell(), None, lambda *_: None)
     waiter.state, waiter.at, waiter.ticket = _waiting.WAITING, account, 1
     line = _waiting.Line()
     for _ in range(3):  # as if it came back to a scope that it had left for another

@@ -13,13 +13,13 @@ import pytest
 from support import caught, waiters
 from token_budget import BudgetOverrun, BudgetPool, PoolForked, Window, _lazy, _sleep
 from token_budget._account import Account
+from token_budget._bells import TrioBell
 from token_budget._family import Family
 from token_budget._group import nobody
 from token_budget._line import serve
 from token_budget._periods import begin_due, due
 from token_budget._reservation import _Warning
 from token_budget._telling import Telling, teller
-from token_budget._waiting import TrioBell
 
 
 def test_an_operation_that_waited_for_the_lock_through_a_fork_refuses() -> None:

@@ -28,6 +28,7 @@ LAYER = {
     "_snapshot.py": 0,
     "_events.py": 0,
     "_process.py": 0,
+    "_bells.py": 0,
     "_waiting.py": 1,
     "_account.py": 2,
     "_telling.py": 3,
@@ -50,6 +51,12 @@ LAYER = {
     "__init__.py": 13,
     "pool.py": 14,
     "contract.py": 15,
+    "stores/_errors.py": 16,
+    "stores/_names.py": 16,
+    "stores/_store.py": 16,
+    "stores/sqlite/__init__.py": 16,
+    "stores/redis/__init__.py": 16,
+    "stores/__init__.py": 33,
     "metering/_refusals.py": 16,
     "metering/_objects.py": 16,
     "metering/_counts.py": 17,
@@ -169,6 +176,12 @@ def test_a_module_imports_only_modules_of_lower_layers(module: str) -> None:
     for other in imported(module):
         words = LAYER[module] == LAYER[other] == WORDS
         assert LAYER[other] < LAYER[module] or words, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith(("stores/", "metering/"))])
+def test_stores_and_metering_do_not_know_each_other(module: str) -> None:
+    other = "metering/" if module.startswith("stores/") else "stores/"
+    assert not [one for one in imported(module) if one.startswith(other)]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from shapes import Clock, waiting
 from token_budget import BudgetPool, Window
-from token_budget._waiting import LoopBell, TrioBell
+from token_budget._bells import LoopBell, TrioBell
 
 
 @pytest.mark.parametrize("axis", ["tokens", "usd"])

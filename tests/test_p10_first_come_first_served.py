@@ -27,9 +27,9 @@ from token_budget import (
     Reservation,
     ReservationClosed,
     Window,
+    _bells,
     _ledger,
     _sleep,
-    _waiting,
 )
 
 
@@ -635,7 +635,7 @@ def test_a_cancellation_that_races_with_the_grant_gives_it_back() -> None:
 def test_waiters_of_a_closed_loop_do_not_block_the_next_waiter(monkeypatch: pytest.MonkeyPatch, just_now: bool) -> None:
     """With `just_now`, the loop is closed after the check for a closed loop and before the bell rings."""
     if just_now:
-        monkeypatch.setattr(_waiting.LoopBell, "deaf", lambda _bell: False)
+        monkeypatch.setattr(_bells.LoopBell, "deaf", lambda _bell: False)
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=10)
     loop = asyncio.new_event_loop()
@@ -732,13 +732,13 @@ def test_a_bell_that_rings_just_as_the_timeout_ends_is_heard() -> None:
     """The race is constructed: the timer has woken the task, and the bell rings before the task runs."""
 
     async def main(_line: Line) -> None:
-        bell = _waiting.LoopBell(asyncio.get_running_loop())
+        bell = _bells.LoopBell(asyncio.get_running_loop())
         waiting = asyncio.ensure_future(bell.wait(1000))
         await settle()
         bell._wake()  # what the timer does
         bell._ring()
         assert await waiting
-        other = _waiting.LoopBell(asyncio.get_running_loop())
+        other = _bells.LoopBell(asyncio.get_running_loop())
         assert not await other.wait(0)
         other._ring()
         assert await other.wait(None)
@@ -772,7 +772,7 @@ def test_a_loop_that_closes_between_two_reads_of_the_line_does_not_break_a_refus
         held = pool.reserve(tokens=5)
         await line.wait("a", pool, 8)
         answers = iter([False])
-        monkeypatch.setattr(_waiting.LoopBell, "deaf", lambda _bell: next(answers, True))
+        monkeypatch.setattr(_bells.LoopBell, "deaf", lambda _bell: next(answers, True))
         with pytest.raises(BudgetExceeded, match="others wait for room"):
             pool.record(tokens=1)
         monkeypatch.undo()
@@ -798,7 +798,7 @@ def test_two_interrupts_in_a_row_leave_no_waiter_in_line(monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_ledger, "abandon", interrupted)
-    monkeypatch.setattr(_waiting.ThreadBell, "wait", wait)
+    monkeypatch.setattr(_bells.ThreadBell, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         pool.reserve(tokens=1, timeout=None)
     assert not waiters(pool)
@@ -868,14 +868,14 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
     pool = BudgetPool(token_cap=10)
     held = pool.reserve(tokens=5)
 
-    class Interrupted(_waiting.ThreadBell):
+    class Interrupted(_bells.ThreadBell):
         def wait(self, timeout: float | None) -> bool:
             following.start()
             in_line(pool, 2)
             raise KeyboardInterrupt
 
     following = threading.Thread(target=lambda: pool.reserve(tokens=5, timeout=30).release())
-    bell = _waiting.ThreadBell
+    bell = _bells.ThreadBell
     monkeypatch.setattr(_sleep, "ThreadBell", Interrupted)
     original = threading.Thread.start
 

@@ -28,11 +28,12 @@ from itertools import chain, repeat, starmap
 from weakref import WeakValueDictionary, ref
 
 from token_budget._account import NOTHING, Account
+from token_budget._bells import ThreadBell
 from token_budget._change import Change
 from token_budget._errors import PoolForked
 from token_budget._process import HERE
 from token_budget._telling import teller
-from token_budget._waiting import WITHDRAWN, ThreadBell
+from token_budget._waiting import WITHDRAWN
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Coroutine, Generator
 
 from token_budget import _ledger, _straight
+from token_budget._bells import LoopBell, ThreadBell, TrioBell
 from token_budget._errors import BudgetExceeded
 from token_budget._reservation import Reservation
-from token_budget._waiting import GRANTED, NEW, WAITING, LoopBell, ThreadBell, TrioBell, Waiter
+from token_budget._waiting import GRANTED, NEW, WAITING, Waiter
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:

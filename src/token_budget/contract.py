@@ -1,18 +1,24 @@
 """What a pool is to the layers above the core: the core's own `BudgetPool`, the pools of a store, a user's double.
 
-A `Meter` takes anything that keeps this contract. The meaning of each method is `BudgetPool`'s.
+`Pool` is the whole API, which the core's pool and those of the stores keep. `Spendable` is the part of it that a
+`Meter` uses; a double that has this part will do. The meaning of each method is `BudgetPool`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Protocol, SupportsIndex
+from types import TracebackType
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
-from token_budget._snapshot import BudgetSnapshot
+from token_budget._arguments import UNCHANGED
+from token_budget._events import BudgetEvent
+from token_budget._snapshot import BudgetSnapshot, PoolStatistics
+from token_budget._window import Window
 
 Amount = float | Decimal | Fraction
+Self = TypeVar("Self")
 
 
 class BudgetUnavailable(RuntimeError):
@@ -47,8 +53,8 @@ class HeldAmount(Protocol):
         ...
 
 
-class Pool(Protocol):
-    """A budget of tokens and dollars."""
+class Spendable(Protocol):
+    """A budget of tokens and dollars, as far as one who spends from it needs to know: what a `Meter` takes."""
 
     @property
     def name(self) -> str | None:
@@ -84,4 +90,133 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Refuse new work for good. Calls in flight still settle."""
+        ...
+
+
+class Keys(Protocol):
+    """Child pools by key: what `Pool.keyed` returns."""
+
+    def __getitem__(self, key: Any) -> Pool:
+        """Return the pool of a key; made when it is first asked for."""
+        ...
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a key is remembered."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many keys are remembered."""
+        ...
+
+    def __delitem__(self, key: Any) -> None:
+        """Forget a key. Raises KeyError; ValueError while calls are in flight there."""
+        ...
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the pool of a key that is remembered, else the default."""
+        ...
+
+    def keys(self) -> list[Any]:
+        """Return the keys that are remembered."""
+        ...
+
+    def set_caps(
+        self,
+        *,
+        token_cap: SupportsIndex | None = UNCHANGED,
+        usd_cap: Amount | None = UNCHANGED,
+        window: Window | None = UNCHANGED,
+    ) -> None:
+        """Change the caps or the window of every key that has none of its own."""
+        ...
+
+    def subscribe(self, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back for everything that happens to any key's pool; return how to end it."""
+        ...
+
+    def on_threshold(self, share: Amount, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back when what a key used comes to a share of a cap; return how to end it."""
+        ...
+
+
+class Pool(Spendable, Protocol):
+    """A budget of tokens and dollars: the whole API, in process and in the stores."""
+
+    def try_reserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0) -> HeldAmount:
+        """Hold an amount, or raise BudgetExceeded; never wait."""
+        ...
+
+    def snapshot(self, tree: bool = False) -> BudgetSnapshot:  # noqa: FBT001, FBT002 - as `BudgetPool.snapshot`
+        """Return the numbers of one moment; ``tree``: with all pools below as ``children``."""
+        ...
+
+    async def asnapshot(self, tree: bool = False) -> BudgetSnapshot:  # noqa: FBT001, FBT002
+        """Do what `snapshot` does, without blocking the event loop."""
+        ...
+
+    def statistics(self) -> PoolStatistics:
+        """Return how many reservations, waiters, children and subscribers the pool has."""
+        ...
+
+    def reset(self) -> None:
+        """Set what is used back to 0. Calls in flight keep what they hold."""
+        ...
+
+    def set_caps(
+        self,
+        *,
+        token_cap: SupportsIndex | None = UNCHANGED,
+        usd_cap: Amount | None = UNCHANGED,
+        window: Window | None = UNCHANGED,
+    ) -> None:
+        """Change caps or the window while calls are in flight. What is left out stays; None is no cap, no window."""
+        ...
+
+    def child(
+        self,
+        token_cap: SupportsIndex | None = None,
+        usd_cap: Amount | None = None,
+        *,
+        name: Any = None,
+        window: Window | None = None,
+    ) -> Pool:
+        """Return a pool below this one. The pools of a store require a name."""
+        ...
+
+    def keyed(
+        self,
+        token_cap: SupportsIndex | None = None,
+        usd_cap: Amount | None = None,
+        *,
+        name: str | None = None,
+        window: Window | None = None,
+    ) -> Keys:
+        """Return child pools by key."""
+        ...
+
+    @classmethod
+    def join(cls, *pools: Any, name: str | None = None) -> Pool:
+        """Return a pool that counts against all of these, each scope once."""
+        ...
+
+    def detach(self) -> None:
+        """After a fork, in the child: make this copy a budget of its own. The pools of a store need no such call."""
+        ...
+
+    def subscribe(self, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back for everything that happens to this pool and those below; return how to end it."""
+        ...
+
+    def on_threshold(self, share: Amount, callback: Callable[[BudgetEvent], object]) -> Callable[[], None]:
+        """Call back once when what is used comes to a share of a cap; return how to end it."""
+        ...
+
+    def __enter__(self: Self) -> Self:
+        """Return itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
         ...

@@ -26,7 +26,7 @@ SOURCE = Path(token_budget.__file__).parent
 
 # The modules whose code works on memory that threads share.
 ROOMS = (
-    *("_account", "_change", "_family", "_telling", "_waiting", "_line", "_ledger", "_periods", "_settings"),
+    *("_account", "_change", "_family", "_telling", "_bells", "_waiting", "_line", "_ledger", "_periods", "_settings"),
     *("_scope", "_straight", "_reservation", "_sleep", "_tree", "_governed", "_group", "_keyed", "_pool"),
 )
 # The modules among them that, under the lock, only decide on a change and note it. `_family.py` then makes the change.

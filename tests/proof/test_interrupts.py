@@ -23,7 +23,7 @@ import faults
 import planting
 import token_budget
 from points import Points, handled
-from token_budget import BudgetExceeded, PoolClosed, ReservationClosed, _waiting
+from token_budget import BudgetExceeded, PoolClosed, ReservationClosed, _bells
 from worlds import (
     OPERATIONS,
     WORLDS,
@@ -58,7 +58,7 @@ def frozen() -> Iterator[None]:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Collect garbage only where a test asks for it, silence warnings of drops, handle Ctrl-C as a program does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(_waiting, "_new_lock", HandLock)
+    monkeypatch.setattr(_bells, "_new_lock", HandLock)
     gc.disable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -121,7 +121,7 @@ def test_a_planted_fault_is_found(fault: faults.Interrupted) -> None:
     if sys.version_info < (3, 11) and "inside" in fault.name:
         pytest.skip("on CPython 3.10 the lock is reentrant")
     package = faults.planted(fault)
-    planting.room(package, "_waiting")._new_lock = HandLock
+    planting.room(package, "_bells")._new_lock = HandLock
     planting.room(package, "_family").taking = impatient
     kind, name = fault.case
     with pytest.raises((AssertionError, RuntimeError)) as found:

@@ -56,7 +56,7 @@ def likely(name: str, module: Any) -> list[Scenario]:
 @pytest.mark.parametrize("name", locked_functions())
 def test_no_lock_can_be_removed(name: str) -> None:
     module = without_lock(name)
-    room(module, "_family")._new_lock = room(module, "_waiting")._new_lock = ModelLock
+    room(module, "_family")._new_lock = room(module, "_bells")._new_lock = ModelLock
     watch = Watch(watched(module))
     for scenario in likely(name, module):
         try:

@@ -36,7 +36,7 @@ def test_a_planted_fault_is_found_at_once(fault: faults.Fault) -> None:
     if FREE_THREADED and any("drop" in name for name in fault.found_by):
         pytest.skip("without the GIL, an object that another thread made is finalised some time after its drop")
     module = faults.planted(fault)
-    room(module, "_family")._new_lock = room(module, "_waiting")._new_lock = ModelLock
+    room(module, "_family")._new_lock = room(module, "_bells")._new_lock = ModelLock
     started = time.perf_counter()
     with pytest.raises(AssertionError, match="schedule|stays|no serial|two budgets"):
         explore(scenario_of(fault, module), Watch(watched(module)), preemptions=1)

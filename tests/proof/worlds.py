@@ -137,7 +137,9 @@ class World:
     def wait_behind(self, tokens: int) -> None:
         """Put a waiter for that many tokens in line, behind those that wait already."""
         reservation = room(self.package, "_reservation").new_reservation(self.pool, tokens, tokens * 10**9)
-        waiter = self.waiting.Waiter(reservation, self.waiting.ThreadBell(), None, self.ledger.give_back)
+        waiter = self.waiting.Waiter(
+            reservation, room(self.package, "_bells").ThreadBell(), None, self.ledger.give_back
+        )
         self.ledger.reserve(reservation, waiter)
         assert waiter.ticket, "it was served before its turn"
         self.behind.append(waiter)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from token_budget._money import shown_type
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 from token_budget.metering import CallRecord, Meter, Usage
 
 INSTALL = "pip install 'token-budget-pool[otel]'"
@@ -207,7 +207,7 @@ class _Board:
                 yield name, snapshot.tokens_reserved, snapshot.usd_reserved
 
 
-def _each(pools: Iterable[Any]) -> list[Pool]:
+def _each(pools: Iterable[Any]) -> list[Spendable]:
     """Return every pool once, those of the groups too."""
     every = [one for pool in pools for one in ([pool] if hasattr(pool, "snapshot") else pool.values())]
     return list({id(pool): pool for pool in every}.values())

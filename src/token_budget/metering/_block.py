@@ -10,7 +10,7 @@ from typing import Any
 from token_budget._arguments import checked_caps, checked_name
 from token_budget._money import shown_type
 from token_budget._pool import BudgetPool
-from token_budget.contract import Amount, Pool
+from token_budget.contract import Amount, Spendable
 from token_budget.metering._guards import Guards
 from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run, _current, current_run
@@ -67,9 +67,9 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
         *,
         usd_cap: Amount | None = None,
         token_cap: int | None = None,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
         meter: Meter | None = None,
-        user: str | Pool | None = None,
+        user: str | Spendable | None = None,
         context: Mapping[str, Any] | None = None,
         threads: bool = False,
         calls_per_minute: int | None = None,
@@ -158,7 +158,7 @@ class budget_run:  # noqa: N801 - it is used as a function is: `with budget_run(
     def _new(self, outer: Run | None) -> Run:
         meter = self._meter if self._meter is not None else outer._meter if outer is not None else _default_meter()
         above: Any = self._pool if self._pool is not None else outer._pool if outer is not None else meter.pool
-        others: list[Pool] = [] if self._user is None or isinstance(self._user, str) else [self._user]
+        others: list[Spendable] = [] if self._user is None or isinstance(self._user, str) else [self._user]
         if isinstance(above, BudgetPool):
             pool = above.child(self._token_cap, self._usd_cap, name=self._name)
         else:  # none, or one of a store, which has no children here: it is charged beside a budget of the run's own

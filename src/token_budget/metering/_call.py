@@ -14,7 +14,7 @@ from typing import Any
 
 from token_budget._errors import BudgetOverrun
 from token_budget._money import shown_type, to_tokens, to_usd
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge, logger
 from token_budget.metering._objects import fields
@@ -28,7 +28,7 @@ _OF_TEXT = frozenset({"argparse", "collections", "string", "types"})  # modules 
 _DEEPEST = 4  # objects inside objects: a framework's agent, its message, its part, its text
 
 
-def checked_pools(pool: Any) -> tuple[Pool, ...]:
+def checked_pools(pool: Any) -> tuple[Spendable, ...]:
     """Return the pools of a call's own.
 
     Raises:
@@ -65,7 +65,7 @@ class Call:
 
     __slots__ = ("_ask", "_context", "_off", "_pending", "_pools", "_terms", "_token_before")
 
-    def __init__(self, terms: Terms, ask: Ask, pools: tuple[Pool, ...], context: Mapping[str, Any] | None) -> None:
+    def __init__(self, terms: Terms, ask: Ask, pools: tuple[Spendable, ...], context: Mapping[str, Any] | None) -> None:
         self._terms = terms
         self._ask = ask
         self._pools = pools

@@ -18,7 +18,7 @@ from token_budget._group import Group
 from token_budget._money import MAX_TOKENS, MAX_USD, NANOS_PER_USD, usd_text
 from token_budget._pool import BudgetPool
 from token_budget._snapshot import BudgetSnapshot
-from token_budget.contract import BudgetUnavailable, HeldAmount, Pool
+from token_budget.contract import BudgetUnavailable, HeldAmount, Spendable
 
 if TYPE_CHECKING:
     import logging
@@ -53,14 +53,14 @@ class Charge:
 
     __slots__ = ("pools",)
 
-    def __init__(self, pools: Iterable[Pool], *, to_record: bool = False) -> None:
+    def __init__(self, pools: Iterable[Spendable], *, to_record: bool = False) -> None:
         """Join what can be joined. What is made ``to_record`` alone takes pools that are closed.
 
         Raises:
             PoolClosed: pools of one family have to be joined, and one of them is closed.
         """
         families: dict[int, list[BudgetPool]] = {}
-        ordered: dict[int, Pool] = {}
+        ordered: dict[int, Spendable] = {}
         for pool in pools:
             if isinstance(pool, BudgetPool):
                 families.setdefault(id(pool._family), []).append(pool)
@@ -68,7 +68,7 @@ class Charge:
                 ordered[id(pool)] = pool
         for number, members in families.items():
             ordered[number] = _as_one(members, to_record=to_record)
-        self.pools: tuple[Pool, ...] = tuple(ordered[number] for number in sorted(ordered))
+        self.pools: tuple[Spendable, ...] = tuple(ordered[number] for number in sorted(ordered))
 
     def reserve(self, tokens: int, nanos: int, timeout: float | None, *, lenient: bool = False) -> Held:
         """Hold an amount of every pool, or of none; wait up to ``timeout`` seconds in all.
@@ -178,9 +178,9 @@ class _Told:
 
     def __init__(self) -> None:
         self._overrun: BudgetOverrun | None = None
-        self._failure: tuple[Pool, Exception] | None = None
+        self._failure: tuple[Spendable, Exception] | None = None
 
-    def hear(self, pool: Pool, error: Exception) -> None:
+    def hear(self, pool: Spendable, error: Exception) -> None:
         """Keep the first overrun, and the first failure."""
         if isinstance(error, BudgetOverrun):
             self._overrun = self._overrun or error.with_traceback(None)
@@ -205,7 +205,7 @@ class Held:
     def __init__(self, tokens: int, nanos: int) -> None:
         self.tokens: int = tokens
         self.nanos: int = nanos
-        self.parts: list[tuple[Pool, HeldAmount | None]] = []
+        self.parts: list[tuple[Spendable, HeldAmount | None]] = []
         self.claims: list[bool] = [True]  # whoever pops it settles the call
 
     def commit(self, tokens: int, nanos: int) -> BudgetOverrun | None:
@@ -298,7 +298,7 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _unreachable(pool: Pool, error: Exception, *, lenient: bool) -> None:
+def _unreachable(pool: Spendable, error: Exception, *, lenient: bool) -> None:
     """Let the call pass, or raise."""
     if not lenient:
         if isinstance(error, BudgetUnavailable):
@@ -307,7 +307,7 @@ def _unreachable(pool: Pool, error: Exception, *, lenient: bool) -> None:
     logger().warning("pool %r cannot answer (%s); the call passes", pool.name, type(error).__name__)
 
 
-def _lost(pool: Pool, tokens: int, usd: Any, error: Exception) -> None:
+def _lost(pool: Spendable, tokens: int, usd: Any, error: Exception) -> None:
     if isinstance(error, PoolForked):  # a copy of a call of the parent's, which settles it
         return
     nanos = round(usd * NANOS_PER_USD)
@@ -320,5 +320,5 @@ def _lost(pool: Pool, tokens: int, usd: Any, error: Exception) -> None:
     )
 
 
-def _kept(pool: Pool, error: Exception) -> None:
+def _kept(pool: Spendable, error: Exception) -> None:
     logger().error("what a call held of pool %r is not given back: %s", pool.name, type(error).__name__)

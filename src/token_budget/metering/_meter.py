@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from token_budget._arguments import checked_callback, checked_timeout
 from token_budget._errors import BudgetOverrun, PoolClosed, PoolForked
 from token_budget._money import shown_type, to_nanos, to_tokens
-from token_budget.contract import Amount, BudgetUnavailable, Pool
+from token_budget.contract import Amount, BudgetUnavailable, Spendable
 from token_budget.metering._ask import Ask
 from token_budget.metering._call import Call, Spend, ask_for, checked_pools, decorated, texts, told_usage
 from token_budget.metering._charge import Charge
@@ -90,7 +90,7 @@ class Meter:
 
     def __init__(
         self,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
         prices: Prices | Mapping[str, Any] | None = None,
         *,
         default_output: int = 4096,
@@ -190,7 +190,7 @@ class Meter:
         *,
         input_tokens: int,
         max_output_tokens: int | None = None,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> Call:
         """Return a block for one call that is made by hand: ``with meter.call(...) as call:``, or ``async with``.
@@ -214,7 +214,7 @@ class Meter:
         *,
         input_tokens: Tokens | None = None,
         max_output_tokens: Tokens | None = None,
-        pool: Pool | Callable[..., Pool] | None = None,
+        pool: Spendable | Callable[..., Spendable] | None = None,
     ) -> Callable[[F], F]:
         """Return a decorator for a function, sync or async, that makes one call and returns its answer.
 
@@ -263,7 +263,7 @@ class Meter:
         *,
         input_tokens: int,
         max_output_tokens: int | None = None,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> Decision:
         """Return whether a call would be let through now. It holds nothing, counts nothing and refuses nothing.
@@ -302,7 +302,7 @@ class Meter:
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         usd: Amount | None = None,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
     ) -> BudgetOverrun | None:
         """Book a call that was made, in the pools of the meter, of this call and of the current run. It is never lost.
 
@@ -337,7 +337,7 @@ class Meter:
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         usd: Amount | None = None,
-        pool: Pool | None = None,
+        pool: Spendable | None = None,
     ) -> BudgetOverrun | None:
         """Do what `record` does, without blocking the event loop on the pool of a store."""
         terms, spend = self._terms, self._spend(model, answer, input_tokens, output_tokens, usd, pool)
@@ -395,7 +395,7 @@ class Meter:
 
     # ------------------------------------------------------------------ for the hooks
 
-    def _begin(self, ask: Ask, run: Run | None, *, pools: tuple[Pool, ...] = ()) -> Pending:
+    def _begin(self, ask: Ask, run: Run | None, *, pools: tuple[Spendable, ...] = ()) -> Pending:
         """Examine a request: see `_pending.begin`."""
         return begin(self._terms, ask, run, pools)
 

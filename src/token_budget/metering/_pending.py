@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from token_budget._errors import BudgetOverrun, PoolClosed
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge, Held, logger
 from token_budget.metering._decision import Policies, least
@@ -49,7 +49,7 @@ class Terms:
         "prices",
         "timeout",
     )
-    pool: Pool | None
+    pool: Spendable | None
     prices: Prices
     policies: Policies
     default_output: int
@@ -60,17 +60,17 @@ class Terms:
     charge: Charge
     callbacks: tuple[Callable[[CallRecord], object], ...]
 
-    def charge_of(self, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+    def charge_of(self, run: Run | None, pools: tuple[Spendable, ...]) -> Charge:
         """Return what a call is charged to: the meter's pool, those of the runs, and its own."""
         if pools:
             return Charge(self._all(run, pools))
         return self.charge if run is None else run._charge(self.pool)
 
-    def charge_to_record(self, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+    def charge_to_record(self, run: Run | None, pools: tuple[Spendable, ...]) -> Charge:
         """Return what a call that was made is booked in: the same, also where some of it is closed."""
         return Charge(self._all(run, pools), to_record=True)
 
-    def _all(self, run: Run | None, pools: tuple[Pool, ...]) -> list[Pool]:
+    def _all(self, run: Run | None, pools: tuple[Spendable, ...]) -> list[Spendable]:
         own = [] if self.pool is None else [self.pool]
         return [*(own if run is None else run._all_pools(self.pool)), *pools]
 
@@ -91,7 +91,7 @@ class Terms:
 
 
 def begin(
-    terms: Terms, ask: Ask, run: Run | None, pools: tuple[Pool, ...] = (), context: Mapping[str, Any] | None = None
+    terms: Terms, ask: Ask, run: Run | None, pools: tuple[Spendable, ...] = (), context: Mapping[str, Any] | None = None
 ) -> Pending:
     """Examine a call. It holds nothing yet.
 
@@ -134,7 +134,7 @@ def check_policies(terms: Terms, ask: Ask, run: Run | None, context: Mapping[str
             raise ModelBlocked(f"a policy denies model {ask.model!r} here (pattern {pattern!r})")
 
 
-def charge_or_refuse(terms: Terms, run: Run | None, pools: tuple[Pool, ...]) -> Charge:
+def charge_or_refuse(terms: Terms, run: Run | None, pools: tuple[Spendable, ...]) -> Charge:
     """Return what a call is charged to. Raise RunStopped where a run ended just now."""
     try:
         return terms.charge_of(run, pools)

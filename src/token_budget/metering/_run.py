@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from token_budget._pool import BudgetPool
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 from token_budget.metering._ask import Ask
 from token_budget.metering._charge import Charge
 from token_budget.metering._guards import Counted, Guards
@@ -94,7 +94,7 @@ class Run:
         *,
         outer: Run | None,
         meter: Any,
-        others: Iterable[Pool] = (),
+        others: Iterable[Spendable] = (),
         guards: Guards,
         user: str | None = None,
         context: Mapping[str, Any] | None = None,
@@ -103,13 +103,13 @@ class Run:
         self._pool = pool
         self._outer = outer
         self._meter = meter
-        self._pools: tuple[Pool, ...] = (pool, *others)
+        self._pools: tuple[Spendable, ...] = (pool, *others)
         self._guards = guards
         self._user = user
         inherited: Mapping[str, Any] = {} if outer is None else outer._context
         self._context: Mapping[str, Any] = {**inherited, **({} if user is None else {"user": user}), **(context or {})}
         self._ledger = Ledger()
-        self._charges: dict[int, tuple[Pool | None, Charge]] = {}
+        self._charges: dict[int, tuple[Spendable | None, Charge]] = {}
         self._started = time.monotonic()
         self._seconds: float | None = None  # once it has ended
         self._stopped: str | None = None
@@ -275,7 +275,7 @@ class Run:
             if run._guards.active:
                 run._guards.look(ask)
 
-    def _charge(self, pool: Pool | None) -> Charge:
+    def _charge(self, pool: Spendable | None) -> Charge:
         """Return what a call of a meter with this pool is charged to: that pool and all pools of the runs."""
         known = self._charges.get(id(pool))
         if known is not None:
@@ -286,7 +286,7 @@ class Run:
         self._charges[id(pool)] = (pool, charge)  # the pool stays alive, so that its id stays its own
         return charge
 
-    def _all_pools(self, pool: Pool | None) -> list[Pool]:
+    def _all_pools(self, pool: Spendable | None) -> list[Spendable]:
         return [*([] if pool is None else [pool]), *(one for run in self.around for one in run._pools)]
 
     def _book(self, record: CallRecord) -> None:

@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal
 
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 from token_budget.metering import _requests, _shapes
 from token_budget.metering._ask import Ask
 from token_budget.metering._pending import Pending
@@ -289,7 +289,7 @@ def _examine(
     return _Call(pending, request, found, strip=False)
 
 
-def _others(meter: Any) -> tuple[Pool, ...]:
+def _others(meter: Any) -> tuple[Spendable, ...]:
     """Return the pools of the other meters whose `Meter.patch` blocks are open: they count the call too."""
     return tuple(other.pool for other in [*patching] if other is not meter and other.pool is not None)
 

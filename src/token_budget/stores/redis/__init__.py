@@ -1,0 +1,1 @@
+"""Redis and Valkey: one budget for many hosts, in one server."""

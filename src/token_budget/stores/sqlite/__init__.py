@@ -1,0 +1,1 @@
+"""SQLite: one budget for many processes of one host, in one file."""
