@@ -194,8 +194,8 @@ class Pool(Spendable, Protocol):
         """Return child pools by key."""
         ...
 
-    @classmethod
-    def join(cls, *pools: Any, name: str | None = None) -> Pool:
+    @staticmethod
+    def join(*pools: Any, name: str | None = None) -> Pool:
         """Return a pool that counts against all of these, each scope once."""
         ...
 
