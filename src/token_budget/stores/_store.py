@@ -13,7 +13,7 @@ root last; a join has several branches, each scope once, the root last.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from token_budget._window import Window
@@ -90,6 +90,7 @@ class Answer(NamedTuple):
     rows: tuple[Numbers, ...] = ()
     at: int = 0  # REFUSED: the index in the chain of the first scope that is closed, full, or where somebody waits
     counted: tuple[int, int] = (0, 0)  # REPEAT: what was counted, tokens and nanodollars
+    ticket: int = 0  # REFUSED with `wait`: the claim's ticket. Tickets grow in the order of arrival over all processes
 
 
 class Opened(NamedTuple):
@@ -230,10 +231,12 @@ class Store(Protocol):
         """Give up a ticket: LEFT, with the rows and ``at``. If the claim was granted meanwhile, nothing: GRANTED."""
         ...
 
-    def watch(self, heads: Sequence[tuple[Sequence[Scope], Any, int, int]], seconds: float) -> None:
+    def watch(self, heads: Sequence[tuple[Sequence[Scope], Any, int, int]], seconds: float) -> Collection[Any] | None:
         """Block until a claim of these (chain, key, tokens, nanos) may fit, or for so many seconds.
 
-        It also shows other processes that those who wait here are alive. It may return early for no reason.
+        Return the keys of those that may fit; None where it does not know, and all are to be tried. It may return early
+        for no reason. Other threads replace what is in ``heads`` meanwhile: it is read anew at each look. `watch` also
+        shows other processes that those who wait here are alive.
         """
         ...
 
@@ -276,7 +279,8 @@ class Store(Protocol):
     def tend(self) -> float:
         """Do what is due now and then (renew leases, cancel what was given up). Return in how many seconds again.
 
-        Called by the family's worker thread; it never raises BudgetUnavailable.
+        That is infinity where nothing is due. It is called after the first grant of a process, then by the family's
+        worker thread, and soon after a step raised BudgetUnavailable; it never raises BudgetUnavailable itself.
         """
         ...
 
