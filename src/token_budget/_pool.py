@@ -399,7 +399,9 @@ class BudgetPool(Governed):
 
         They are called ``TOKEN_CAP``, ``USD_CAP``, ``NAME`` and ``WINDOW``, after the prefix. What is not set, or
         empty, is left out. Caps are plain decimal numbers (``1_000_000``, ``12.50``), the window is what `Window.parse`
-        reads (``daily Europe/Berlin``).
+        reads (``daily Europe/Berlin``). If ``STORE`` is set, the answer is the pool of a store, as
+        `token_budget.stores.open_pool` makes it (``sqlite:budget.db#batch``): it needs a name, and no cap if it is
+        there already and has one.
 
         Args:
             prefix: what the names begin with, the underscore included.
@@ -408,14 +410,17 @@ class BudgetPool(Governed):
 
         Raises:
             ValueError: a variable says nothing that can be read, or no cap was found; the error names the variables.
+            TypeError: ``STORE`` is set, and this is a subclass.
+            With ``STORE``: what `token_budget.stores.open_pool` raises.
 
         Example:
             >>> BudgetPool.from_env(environ={"TOKEN_BUDGET_USD_CAP": "12.50", "TOKEN_BUDGET_NAME": "batch"})
             <BudgetPool batch: usd 0.0000 / 12.5000 (0%) | 0 in flight>
         """
-        from token_budget._environment import pool_arguments
+        from token_budget._environment import pool_of
 
-        return cls(**pool_arguments(prefix, os.environ if environ is None else environ, require_cap))
+        variables = os.environ if environ is None else environ
+        return pool_of(cls, prefix, variables, require_cap=require_cap, in_stores=cls is BudgetPool)  # type: ignore[no-any-return]
 
 
 def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured
