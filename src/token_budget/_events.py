@@ -25,14 +25,14 @@ class BudgetEvent:
 
     ``kind`` is ``"record"``, ``"reserve"``, ``"commit"``, ``"release"``, ``"refusal"`` (what was asked for did not fit,
     or no room came in time), ``"overrun"`` (follows the record or commit that passed a cap), ``"drop"`` (a reservation
-    was garbage-collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``.
-    The pools of a store also tell ``"expired"`` (the holder of a reservation died, or its lease ended: it is charged in
-    full) and ``"created"`` (the store had no budget of that name).
+    was garbage-collected unsettled and is released), ``"reset"``, ``"roll-over"`` or ``"threshold"``. The pools
+    of a store also tell ``"expired"`` (the holder of a reservation died, or its lease ended: it is charged in full) and
+    ``"created"`` (the store had no budget of that name).
 
     ``pool`` is the name of the pool that the call was made on, which may be a child of the one subscribed to; for
-    ``"roll-over"``, ``"threshold"`` and ``"expired"`` it is the pool that it happened to. ``snapshot`` shows the pool subscribed to,
-    right after. ``tokens`` and ``usd`` are what the call recorded, reserved, committed, gave back or was refused; they
-    are 0 for ``"reset"``, ``"roll-over"``, ``"threshold"`` and ``"created"``.
+    ``"roll-over"``, ``"threshold"`` and ``"expired"`` it is the pool that it happened to. ``snapshot`` shows the pool
+    subscribed to, right after. ``tokens`` and ``usd`` are what the call recorded, reserved, committed, gave back or was
+    refused; they are 0 for ``"reset"``, ``"roll-over"``, ``"threshold"`` and ``"created"``.
 
     Can be pickled; `to_dict` is ready for JSON, and pydantic and FastAPI take the class as a type.
     """
