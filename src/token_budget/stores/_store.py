@@ -89,7 +89,7 @@ class Answer(NamedTuple):
     # asked for, with every refusal, and where a step leaves any scope of the chain above a cap.
     rows: tuple[Numbers, ...] = ()
     at: int = 0  # REFUSED: the index in the chain of the first scope that is closed, full, or where somebody waits
-    counted: tuple[int, int] = (0, 0)  # REPEAT: what was counted, tokens and nanodollars
+    counted: tuple[int, int] = (0, 0)  # REPEAT: what was counted, tokens and nanodollars; of `settle`: see there
     ticket: int = 0  # REFUSED with `wait`: the claim's ticket. Tickets grow in the order of arrival over all processes
 
 
@@ -98,7 +98,8 @@ class Opened(NamedTuple):
 
     row: Numbers
     created: bool
-    # The values that the code changed in the store, and None or this: ((what, stored, given), ...), for the log.
+    # The values that the code changed in the store, and None or this: ((what, stored, given), ...), for the log. `what`
+    # is "token_cap", "nano_cap" or "window"; the values are integers, text, or None.
     changed: tuple[tuple[str, Any, Any], ...] = ()
 
 
@@ -152,6 +153,7 @@ class Store(Protocol):
         Raises:
             StoreMismatch: see above.
             StoreLost: the store has no such root and ``create`` is false; or it should have the scope, and has not.
+            PoolClosed: a scope above is closed. A closed scope itself is found, with a row that says so.
         """
         ...
 
@@ -180,6 +182,10 @@ class Store(Protocol):
 
     def keys(self, group: Group) -> list[str]:
         """Return the keys of a group that the store has."""
+        ...
+
+    def knows(self, scope: Scope) -> bool:
+        """Return whether the store has a key's scope."""
         ...
 
     # ------------------------------------------------------------------ spending
@@ -263,7 +269,8 @@ class Store(Protocol):
     def settle(self, claim_id: str, tokens: int, nanos: int) -> tuple[Answer, tuple[str, ...]]:
         """Settle any claim by its id, of whatever process: DONE, LATE, REPEAT or UNKNOWN; and the paths of its chain.
 
-        The rows, where there are some, belong to those paths.
+        The rows, where there are some, belong to those paths. With DONE and LATE, ``counted`` is what the claim held or
+        was charged: what is above it is new, and may be an overrun.
         """
         ...
 
