@@ -1,7 +1,7 @@
 """An engine in memory: what `Store` says, as plainly as possible, in dicts behind one lock.
 
 It is the engine of the front's own tests, and a model for those of the real ones. A `MemoryBudget` is what a file or a
-server keeps; each `MemoryStore` on it stands for one process, which may die (`die`). A hook of a store is called before
+server keeps; each `MemoryStore` on it stands for one process, which may die (`die`); a `MemoryPool` opens one. A hook of a store is called before
 and after each step, and may raise: an answer that gets lost, a server that cannot be reached, Ctrl-C.
 """
 
@@ -18,7 +18,9 @@ from typing import Any
 from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._errors import StoreError, StoreLost, StoreMismatch
+from token_budget.stores._family import StoreFamily
 from token_budget.stores._names import name_at
+from token_budget.stores._pool import StorePool, checked_opening
 from token_budget.stores._store import (
     DONE,
     GRANTED,
@@ -218,7 +220,7 @@ class MemoryStore:
                     self._set_keys(scope.path, what, value)
             self._show(scope, stored)
             row = self._numbers(stored) if isinstance(stored, Row) else self._template_row(stored)
-            return Opened(row, created, tuple(changed))
+            return Opened(row, created, tuple((what, _text(before), _text(value)) for what, before, value in changed))
 
     def _differences(self, path: str, stored: Any, given: dict[str, Any], how: str) -> list[tuple[str, Any, Any]]:
         changed = []
@@ -584,3 +586,36 @@ class MemoryStore:
     @staticmethod
     def _template_row(template: Template) -> Numbers:
         return Numbers(template.token_cap, template.nano_cap, 0, 0, 0, 0, 0, None, None, 0, 0, False)
+
+
+class MemoryPool(StorePool):
+    """A pool in memory. ``process`` names the process that opens it: each has an engine of its own on the budget."""
+
+    def __init__(
+        self,
+        budget: MemoryBudget | None = None,
+        *,
+        name: str = "total",
+        token_cap: int | None = None,
+        usd_cap: Any = None,
+        window: Window | None = None,
+        caps: Any = "code",
+        create: bool = True,
+        process: str = "one",
+    ) -> None:
+        checked_opening(name, token_cap, usd_cap, window, caps)
+        self.budget = budget or MemoryBudget()
+        location = f"memory:{id(self.budget)}.{process}#{name}"
+        family = StoreFamily.of(location, lambda: MemoryStore(name, self.budget, location))
+        self._open(family, name, token_cap, usd_cap, window, caps, create)
+
+    @property
+    def engine(self) -> MemoryStore:
+        """The engine of its process."""
+        store: Any = self._family.store
+        assert isinstance(store, MemoryStore)
+        return store
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Window) else value

@@ -358,9 +358,8 @@ class StorePool(Governed):
             raise PoolClosed(f"pool {name!r} was closed in this process: open it again to spend from it")
 
     def _scopes_at(self, paths: Sequence[str]) -> tuple[Scope, ...]:
-        """Return the scopes of these paths: this pool's own where they are among them, else ones with only a name."""
-        known = {scope.path: scope for scope in self._chain}
-        return tuple([known.get(path) or Scope(name_at(path), path) for path in paths])
+        """Return the scopes of these paths: those that this process has, else ones with only a name."""
+        return tuple([self._family.known(path) or Scope(name_at(path), path) for path in paths])
 
     def _after_settle(self, answer: Answer, chain: tuple[Scope, ...], tokens: int, nanos: int) -> None:
         """Tell who listens of what `settle` did, and raise if it took a scope over a cap."""

@@ -23,7 +23,7 @@ from token_budget._errors import ReservationClosed
 from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_text
 from token_budget.contract import Amount, BudgetUnavailable
 from token_budget.stores._errors import StoreError
-from token_budget.stores._listening import heard, tell
+from token_budget.stores._listening import heard, tell, tell_news
 from token_budget.stores._refusing import overrun
 from token_budget.stores._store import DONE, LATE, REPEAT, SETTLED, UNKNOWN, Answer
 
@@ -103,10 +103,12 @@ class StoreReservation:
         with self._lock:
             if self._state is not OPEN:
                 return
-            answer: Answer = family.ask(
+            answer: Answer = family.quietly(
                 family.store.release, pool._chain, self._key, (tokens, nanos), rows=bool(listened)
             )
             self._state = ELSEWHERE if answer.kind == SETTLED else RELEASED
+        if family.store.news:
+            tell_news(family)
         if answer.kind != DONE:
             _log_odd(self, answer.kind, "release")
         if pool._own is not None:
@@ -144,7 +146,7 @@ class StoreReservation:
                 raise self._closed("hand over")
             held = (self._tokens, self._nanos)
             try:
-                key = family.ask(family.store.hand_over, pool._chain, self._key, held, seconds)
+                key = family.quietly(family.store.hand_over, pool._chain, self._key, held, seconds)
             except LookupError:
                 raise ReservationClosed(
                     f"cannot hand over {self!r}: the store has charged it in full; pool.expired() lists it"
@@ -152,6 +154,8 @@ class StoreReservation:
             if pool._own is not None:
                 pool._own.settle(self._key, 0, 0)
             self._key, self._state = key, HANDED
+        if family.store.news:
+            tell_news(family)
         return self
 
     def _commit(self, tokens: int, nanos: int) -> None:
@@ -166,7 +170,7 @@ class StoreReservation:
             before, self._tried = self._tried, amount
             held = (self._tokens, self._nanos)
             try:
-                answer: Answer = family.ask(
+                answer: Answer = family.quietly(
                     family.store.commit, pool._chain, self._key, held, amount, rows=bool(listened)
                 )
             except StoreError:
@@ -179,6 +183,8 @@ class StoreReservation:
                     pool._own.settle(self._key, *answer.counted)
                 raise self._counted(answer)
             self._state = COMMITTED
+        if family.store.news:
+            tell_news(family)
         if kind != DONE:
             _log_odd(self, kind, "commit")
         if pool._own is not None:
