@@ -1,8 +1,9 @@
 """An engine in memory: what `Store` says, as plainly as possible, in dicts behind one lock.
 
 It is the engine of the front's own tests, and a model for those of the real ones. A `MemoryBudget` is what a file or a
-server keeps; each `MemoryStore` on it stands for one process, which may die (`die`); a `MemoryPool` opens one. A hook of a store is called before
-and after each step, and may raise: an answer that gets lost, a server that cannot be reached, Ctrl-C.
+server keeps. Each `MemoryStore` on it stands for one process, which may die (`die`), and a `MemoryPool` opens one. A
+hook of a store is called before and after each step, and may raise: an answer that gets lost, a server that cannot be
+reached, Ctrl-C.
 """
 
 from __future__ import annotations
