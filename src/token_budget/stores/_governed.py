@@ -88,7 +88,7 @@ class Governed:
             self._heard = chain
         else:
             self._scope = None
-            self._name = own.scope.name or None
+            self._name = own.scope.name
             self._heard = (own.scope, *chain)
 
     # ------------------------------------------------------------------ looking
@@ -184,7 +184,7 @@ class Governed:
             family.ask(family.store.reset, self._chain[0])
             family.line.stir(self._chain)
         if family.listeners and heard(self._heard):
-            self._tell("reset", 0, 0, family.ask(family.store.read, self._chain))
+            self._tell("reset", 0, 0)
 
     def set_caps(
         self,
@@ -272,13 +272,12 @@ class Governed:
         """
         return on_threshold(self._family, self._heard[0], share, callback)
 
-    def _tell(self, kind: str, tokens: int, nanos: int, rows: Sequence[Numbers]) -> None:
-        """Call back who listens. ``rows`` are those of the chain."""
-        tell(self._family, self._heard, kind, self._name, tokens, nanos, self._rows(rows))
-
-    def _rows(self, rows: Sequence[Numbers]) -> Sequence[Numbers]:
-        """Return the rows of all that may be listened to, from those of the chain."""
-        return rows if self._own is None or not rows else (self._own.row(), *rows)
+    def _tell(self, kind: str, tokens: int, nanos: int, rows: Sequence[Numbers] = ()) -> None:
+        """Call back who listens. ``rows`` are those of the chain; without them the store is asked for them."""
+        family, own, name = self._family, self._own, self._name
+        if own is not None:
+            tell(family, (own.scope,), kind, name, tokens, nanos, (own.row(),))
+        tell(family, self._chain, kind, name, tokens, nanos, rows)
 
     def _in_store(self, what: str) -> Scope:
         """Return its scope. Raises ValueError for a join."""

@@ -14,7 +14,8 @@ class Joined:
     __slots__ = ("_epoch", "_family", "_held", "_lock", "_nanos", "_tokens", "scope")
 
     def __init__(self, family: Any, name: str | None) -> None:
-        self.scope = Scope(name or "", "")  # for those who listen to the join; the store knows nothing of it
+        # For those who listen to the join; the store knows nothing of it. A join may have no name.
+        self.scope = Scope(name, "")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         self._family = family
         self._begin(family.epoch)
 

@@ -183,7 +183,7 @@ class StorePool(Governed):
                 before = f"tokens {answer.counted[0]:,} | usd {usd_text(answer.counted[1])}"
                 raise ReservationClosed(f"reservation {id[:100]!r} was settled before: {before} were counted for it")
             return
-        self._after_settle(answer, self._scopes_at(paths), count, nanos)
+        self._after_settle(answer, paths, count, nanos)
 
     # ------------------------------------------------------------------ scopes
 
@@ -315,18 +315,22 @@ class StorePool(Governed):
         except (BudgetUnavailable, StoreError):
             reservation._state = before
             raise
-        if answer.kind != GRANTED:
-            if not wait:
-                reservation._state = NEW
-            return answer
+        if answer.kind == GRANTED:
+            self._granted(reservation, answer, listened=bool(listened))
+        elif not wait:
+            reservation._state = NEW
+        return answer
+
+    def _granted(self, reservation: StoreReservation, answer: Answer, *, listened: bool) -> None:
+        """Note that the store holds what a reservation is for, and tell listeners."""
         reservation._state = OPEN
         if self._own is not None:
-            self._own.hold(reservation._key, tokens, nanos)
-        if not family.hand.begun:
-            family.hand.begin()
+            self._own.hold(reservation._key, reservation._tokens, reservation._nanos)
+        hand = self._family.hand
+        if not hand.begun:
+            hand.begin()
         if listened:
-            self._tell("reserve", tokens, nanos, answer.rows)
-        return answer
+            self._tell("reserve", reservation._tokens, reservation._nanos, answer.rows)
 
     def _refused(
         self, answer: Answer, tokens: int, nanos: int, kind: type[BudgetExceeded] = BudgetExceeded
@@ -340,7 +344,7 @@ class StorePool(Governed):
     def _tell_refusal(self, tokens: int, nanos: int) -> None:
         """Tell listeners of a refusal by a scope that is closed."""
         if self._family.listeners and heard(self._heard):
-            self._tell("refusal", tokens, nanos, ())
+            self._tell("refusal", tokens, nanos)
 
     def _check_open(self) -> None:
         """Raise PoolClosed where this process knows that something is closed."""
@@ -357,20 +361,20 @@ class StorePool(Governed):
             name = self._chain[-1].name
             raise PoolClosed(f"pool {name!r} was closed in this process: open it again to spend from it")
 
-    def _scopes_at(self, paths: Sequence[str]) -> tuple[Scope, ...]:
-        """Return the scopes of these paths: those that this process has, else ones with only a name."""
-        return tuple([self._family.known(path) or Scope(name_at(path), path) for path in paths])
-
-    def _after_settle(self, answer: Answer, chain: tuple[Scope, ...], tokens: int, nanos: int) -> None:
+    def _after_settle(self, answer: Answer, paths: Sequence[str], tokens: int, nanos: int) -> None:
         """Tell who listens of what `settle` did, and raise if it took a scope over a cap."""
-        family, rows = self._family, answer.rows
+        family, held = self._family, answer.counted
+        known = [family.known(path) for path in paths]
+        chain = [scope or Scope(name_at(path), path) for scope, path in zip(known, paths, strict=True)]
         family.line.stir(chain)
-        held = answer.counted
-        error = overrun(chain, rows, tokens, tokens - held[0], nanos, nanos - held[1]) if rows else None
-        if chain and family.listeners and heard(chain):
-            tell(family, chain, "commit", chain[0].name, tokens, nanos, rows)
+        error = None
+        if answer.rows:
+            error = overrun(chain, answer.rows, tokens, tokens - held[0], nanos, nanos - held[1])
+        told = [scope for scope in known if scope is not None]
+        if family.listeners and heard(told):
+            tell(family, told, "commit", chain[0].name, tokens, nanos)
             if error is not None:
-                tell(family, chain, "overrun", chain[0].name, tokens, nanos, rows)
+                tell(family, told, "overrun", chain[0].name, tokens, nanos)
         if error is not None:
             raise error
 

@@ -23,7 +23,7 @@ from token_budget._errors import ReservationClosed
 from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_text
 from token_budget.contract import Amount, BudgetUnavailable
 from token_budget.stores._errors import StoreError
-from token_budget.stores._listening import heard, tell, tell_news
+from token_budget.stores._listening import heard, tell_news
 from token_budget.stores._refusing import overrun
 from token_budget.stores._store import DONE, LATE, REPEAT, SETTLED, UNKNOWN, Answer
 
@@ -115,7 +115,7 @@ class StoreReservation:
             pool._own.settle(self._key, 0, 0)
         family.line.stir(pool._chain)
         if listened and answer.kind in {DONE, LATE}:
-            tell(family, pool._heard, "release", pool._name, tokens, nanos, pool._rows(answer.rows))
+            pool._tell("release", tokens, nanos, answer.rows)
 
     async def arelease(self) -> None:
         """Do what `release` does, in the family's worker thread."""
@@ -201,10 +201,9 @@ class StoreReservation:
         if answer.rows:
             error = overrun(pool._chain, answer.rows, tokens, tokens - held[0], nanos, nanos - held[1])
         if listened:
-            told = pool._family, pool._heard
-            tell(*told, "commit", pool._name, tokens, nanos, pool._rows(answer.rows))
+            pool._tell("commit", tokens, nanos, answer.rows)
             if error is not None:
-                tell(*told, "overrun", pool._name, tokens, nanos, pool._rows(answer.rows))
+                pool._tell("overrun", tokens, nanos, answer.rows)
         if error is not None:
             raise error
 
@@ -380,7 +379,7 @@ def _give_back(family: Any, pool: Any, key: Any, tokens: int, nanos: int, kind: 
     if held:
         family.line.stir(pool._chain)
     if held and kind is not None and family.listeners and heard(pool._heard):
-        tell(family, pool._heard, kind, pool._name, tokens, nanos)
+        pool._tell(kind, tokens, nanos)
 
 
 def _commit_again(family: Any, pool: Any, key: Any, held: tuple[int, int], amount: tuple[int, int]) -> None:
