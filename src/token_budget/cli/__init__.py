@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from token_budget import __version__
-from token_budget.cli import demo, meter_demo, scopes
+from token_budget.cli import demo, meter_demo, scopes, store_expired, store_reset, store_status, stores_demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    demo.add_command(commands)
-    scopes.add_command(commands)
-    meter_demo.add_command(commands)
+    for module in (demo, scopes, meter_demo, stores_demo, store_status, store_reset, store_expired):
+        module.add_command(commands)
     return parser
