@@ -360,9 +360,15 @@ class BudgetPool(Governed):
             raise ValueError("join needs at least one pool")
         if any(pool._family is not pools[0]._family for pool in pools):
             raise ValueError("join takes pools that descend from one pool: make them with child() or keyed()")
-        accounts = dict.fromkeys(account for pool in pools for account in pool._chain[:-1])
-        account = Account(None, None, checked_name(name), None)
-        return BudgetPool._below(account, (*accounts, pools[0]._chain[-1]), pools)
+        return BudgetPool._below(Account(None, None, checked_name(name), None), _union(pools), pools)
+
+    @staticmethod
+    def _to_record(*pools: BudgetPool) -> BudgetPool:
+        """Join pools of one family for ``record(..., force=True)`` alone: some of them may be closed."""
+        joined = BudgetPool.__new__(BudgetPool)
+        joined._parents = pools
+        joined._bind(pools[0]._family, (Account(None, None, None, None), *_union(pools)))
+        return joined
 
     def keyed(
         self,
@@ -421,6 +427,12 @@ class BudgetPool(Governed):
 
         variables = os.environ if environ is None else environ
         return pool_of(cls, prefix, variables, require_cap=require_cap, in_stores=cls is BudgetPool)  # type: ignore[no-any-return]
+
+
+def _union(pools: tuple[BudgetPool, ...]) -> Chain:
+    """Return the accounts of all chains, each once, the family's root last."""
+    accounts = dict.fromkeys(account for pool in pools for account in pool._chain[:-1])
+    return (*accounts, pools[0]._chain[-1])
 
 
 def _after_fork_in_child() -> None:  # pragma: no cover - runs in forked children, which are not measured

@@ -1,9 +1,9 @@
 """Charge: all pools that one call counts against, and what it holds of them.
 
-What always holds: an account is charged once, however many of the pools stand below it. The pools of one family are
-reserved in one step (`BudgetPool.join`); those of different families one after the other, in an order that is the same
-for all calls of the process, and all or none. `Held.commit` and `Held.release` raise nothing: they come after the
-answer.
+What always holds: a scope is charged once, however many of the pools stand below it. The pools of one family, of the
+core or of a store, are reserved in one step (`join`); those of different families one after the other, in an order that
+is the same for all calls of the process, and all or none. `Held.commit` and `Held.release` raise nothing: they come
+after the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from token_budget._account import Account
 from token_budget._errors import BudgetExceeded, BudgetOverrun, PoolClosed, PoolForked, ReservationClosed
 from token_budget._group import Group
 from token_budget._money import MAX_TOKENS, MAX_USD, NANOS_PER_USD, usd_text
@@ -59,10 +58,11 @@ class Charge:
         Raises:
             PoolClosed: pools of one family have to be joined, and one of them is closed.
         """
-        families: dict[int, list[BudgetPool]] = {}
+        families: dict[int, list[Any]] = {}
         ordered: dict[int, Spendable] = {}
+        pool: Any
         for pool in pools:
-            if isinstance(pool, BudgetPool):
+            if hasattr(type(pool), "_to_record"):  # of the core or of a store
                 families.setdefault(id(pool._family), []).append(pool)
             else:
                 ordered[id(pool)] = pool
@@ -271,19 +271,14 @@ class Held:
                 _kept(pool, error)
 
 
-def _as_one(pools: list[BudgetPool], *, to_record: bool) -> BudgetPool:
+def _as_one(pools: list[Any], *, to_record: bool) -> Spendable:
     """Return one pool that counts against all of these, which are of one family."""
     longest = max(pools, key=lambda pool: len(pool._chain))
     rest = [pool for pool in pools if not set(pool._chain) <= set(longest._chain)]
     if not rest:
-        return longest
-    if not to_record:
-        return BudgetPool.join(longest, *rest)
-    joined, first = BudgetPool.__new__(BudgetPool), longest._chain[-1]
-    joined._parents = (longest, *rest)
-    accounts = dict.fromkeys(account for pool in (longest, *rest) for account in pool._chain[:-1])
-    joined._bind(longest._family, (Account(None, None, None, None), *accounts, first))
-    return joined
+        return longest  # type: ignore[no-any-return]
+    join = longest._to_record if to_record else longest.join
+    return join(longest, *rest)  # type: ignore[no-any-return]
 
 
 def _check_fork(pool: BudgetPool) -> None:

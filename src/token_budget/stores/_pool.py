@@ -263,9 +263,14 @@ class StorePool(Governed):
         named = checked_name(name)
         for pool in pools:
             pool._check_open()
+        return StorePool._to_record(*pools, name=named)
+
+    @staticmethod
+    def _to_record(*pools: StorePool, name: str | None = None) -> StorePool:
+        """Join pools of one root. Some may be closed: then ``record(..., force=True)`` alone works."""
+        first, joined = pools[0], StorePool.__new__(StorePool)
         scopes = dict.fromkeys(scope for pool in pools for scope in pool._chain[:-1])
-        joined = StorePool.__new__(StorePool)
-        own = Joined(first._family, named)
+        own = Joined(first._family, name)
         joined._bind(first._family, first._handle, (*scopes, first._chain[-1]), pools, own)
         return joined
 
@@ -274,7 +279,7 @@ class StorePool(Governed):
     def _record(self, tokens: int, nanos: int, force: bool) -> None:  # noqa: FBT001
         family, own = self._family, self._own
         if not force and (self._handle.closed or own is not None):
-            self._check_here()
+            self._refuse_here(tokens, nanos)
         listened = family.listeners and heard(self._heard)
         try:
             answer = family.ask(family.store.record, self._chain, tokens, nanos, force=bool(force), rows=bool(listened))
@@ -301,7 +306,7 @@ class StorePool(Governed):
         family, before = self._family, reservation._state
         tokens, nanos = reservation._tokens, reservation._nanos
         if self._handle.closed or self._own is not None:
-            self._check_here()
+            self._refuse_here(tokens, nanos)
         listened = family.listeners and heard(self._heard)
         reservation._state = ASKED
         try:
@@ -345,6 +350,15 @@ class StorePool(Governed):
         """Tell listeners of a refusal by a scope that is closed."""
         if self._family.listeners and heard(self._heard):
             self._tell("refusal", tokens, nanos)
+
+    def _refuse_here(self, tokens: int, nanos: int) -> None:
+        """Refuse a request where the pool was closed in this process alone."""
+        try:
+            self._check_here()
+        except PoolClosed:
+            if not self._handle.closed:  # else the store is let go, and is not asked for numbers to tell
+                self._tell_refusal(tokens, nanos)
+            raise
 
     def _check_open(self) -> None:
         """Raise PoolClosed where this process knows that something is closed."""
