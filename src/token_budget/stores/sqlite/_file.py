@@ -1,0 +1,354 @@
+"""The files of one budget: `budget.db`, SQLite's `-wal` and `-shm` beside it, and ours, `.lock` and `.alive`.
+
+What always holds:
+
+* `budget.db` comes into being whole, with its tables, under the file lock. So a file that is empty, or is not there
+  though `.alive` is, had a budget in it: nobody gets a fresh one.
+* While a process has the files open it holds shared locks on the bytes by which SQLite sees that a database is in use
+  (`share`). So nobody deletes the log or the shared memory as "the last one out": neither a parent under the children
+  that it forked, nor another program after this one has lost SQLite's own locks, as it does when anybody in here opens
+  and closes `budget.db`.
+* No descriptor of `budget.db` and `-shm` is closed before SQLite's connection is: that would drop its locks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from time import time_ns
+from typing import Any
+from urllib.parse import quote
+
+from token_budget.contract import BudgetUnavailable
+from token_budget.stores._errors import StoreError, StoreLost
+from token_budget.stores.sqlite import _schema
+from token_budget.stores.sqlite._alive import Alive
+from token_budget.stores.sqlite._lock import attempt, byte_lock, fcntl, holder, poll, share
+
+MOUNTS = "/proc/self/mountinfo"
+# Where WAL's shared memory or locks do not reach the other hosts that may have the file open.
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\w*|ncpfs|9p|afs|coda|ceph|lustre|gpfs|beegfs|pvfs2|orangefs|ocfs2|gfs2|glusterfs|davfs2?"
+    r"|vboxsf|prl_fs|drvfs|fuse\.(sshfs|ceph\w*|gluster\w*|glusterfs|davfs2?|s3fs|gcsfuse|rclone|juicefs|mfs|moosefs"
+    r"|seaweedfs|vmhgfs-fuse|grpcfuse|osxfs|goofys|curlftpfs|smbnetfs|mount-s3|nfs\w*|lustre|beegfs)|fakeowner"
+)
+_SETTLED = 3_000_000_000  # nanoseconds: a folder's time of change may be this coarse (FAT: 2 s)
+# Where SQLite locks (its os_unix.c): the bytes of readers of the database, and "the shared memory is in use".
+_READERS = (0x40000002, 510)
+_IN_USE = (128, 1)
+
+Identity = tuple[int, int]
+
+
+def identity(found: os.stat_result) -> Identity:
+    """Return what tells a file from all others on this host."""
+    return found.st_dev, found.st_ino
+
+
+def resolved(path: str | os.PathLike[str]) -> str:
+    """Return an absolute path without symbolic links, so that two paths to one file are one."""
+    text = os.fsdecode(path)
+    if text == ":memory:":
+        raise ValueError("a budget in memory is one process's: use BudgetPool, or give a file")
+    if not text or "\0" in text:
+        raise ValueError("the path of a budget's file must not be empty or have a null character in it")
+    return os.path.realpath(text)
+
+
+def uri(path: str, options: str) -> str:
+    """Return a path as SQLite takes it where options are given."""
+    return f"file:{quote(os.fsencode(path))}?{options}"
+
+
+# ---------------------------------------------------------------------- before anything is opened or made
+
+
+def examine(path: str, *, create: bool) -> bool:
+    """Return whether there is a budget's file, without changing anything. False only where one may be made."""
+    _check_mount(path)
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        _check_missing(path, create=create)
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
+    if found.st_size == 0:
+        raise StoreLost(f"{path} is empty: what it had is lost, or it never was a budget. Restore it, or {_anew(path)}")
+    if found.st_nlink > 1:
+        raise StoreError(f"{path} has {found.st_nlink} hard links: SQLite would keep a log for each of its names")
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"{path} is read-only for this process")
+    _check_header(path)
+    return True
+
+
+def _anew(path: str) -> str:
+    return f"delete {path} and all files beside it whose names begin with {Path(path).name} to begin anew"
+
+
+def _check_missing(path: str, *, create: bool) -> None:
+    folder = str(Path(path).parent)
+    if not create:
+        raise StoreLost(f"there is no budget in {path}, and create=False makes none")
+    if not Path(folder).is_dir():
+        raise StoreError(f"{path}: there is no folder {folder}")
+    if os.path.lexists(path + ".alive"):
+        raise StoreLost(f"{path} was deleted: {path}.alive is still there. Restore it, or {_anew(path)}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"{path}: no rights to make a file in {folder}")
+
+
+def _check_header(path: str) -> None:
+    """Read whose file it is. ``immutable``: SQLite locks nothing, makes no files, and drops no locks by closing."""
+    with closing(sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)) as database:
+        (application,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+    if application != _schema.APPLICATION_ID:
+        raise StoreError(f"{path} is another program's database, not a budget's")
+    if version > _schema.VERSION:
+        raise StoreError(
+            f"{path} was written by a newer version of this package (format {version}; this one knows"
+            f" {_schema.VERSION}): upgrade the package"
+        )
+    if version < _schema.VERSION:
+        raise StoreError(f"{path} has format {version}; this version of the package knows {_schema.VERSION} only")
+
+
+def mount_of(path: str) -> tuple[str, str] | None:
+    """Return the mount point that a path is under and the type of its file system; None where /proc does not tell."""
+    try:
+        lines = Path(MOUNTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    best: tuple[str, str] | None = None
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields, types = left.split(" "), right.split(" ")
+        if len(fields) < 5:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and (best is None or len(point) >= len(best[0])):  # the last one covers those at the same point
+            best = point, types[0]
+    return best
+
+
+def _check_mount(path: str) -> None:
+    mount = mount_of(path)
+    if mount is None:
+        return
+    point, kind = mount
+    if _NETWORK.fullmatch(kind):
+        raise StoreError(
+            f"{path} is on a network file system ({kind}, mounted at {point}), where SQLite cannot share a file."
+            " For many hosts use RedisBudgetPool"
+        )
+    if point == path:
+        raise StoreError(
+            f"{path} is mounted as a single file: SQLite's log beside it would not be shared. Mount its folder"
+        )
+
+
+# ---------------------------------------------------------------------- making
+
+
+def sibling(path: str, mode: int) -> int:
+    """Open a file of ours beside the database, or make it with the database's mode, whatever the umask."""
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return _opened(path, flags)
+    _set_mode(descriptor, mode)
+    return descriptor
+
+
+def _opened(path: str, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if sys.platform == "win32" or Path(path).stat().st_uid != os.geteuid():
+            raise
+        Path(path).chmod(0o600)  # it is ours: under an odd umask another process is between making it and `_set_mode`
+        descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StoreError(f"{path} is no regular file")
+    return descriptor
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    if sys.platform != "win32":
+        os.fchmod(descriptor, mode)
+
+
+def make(path: str) -> None:
+    """Make a budget's file under another name, then give it its own. Called under the file lock only."""
+    new = path + ".new"  # what a creator that died has left is taken away
+    for left in (new, new + "-journal"):
+        Path(left).unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        _set_mode(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    try:
+        with closing(sqlite3.connect(uri(new, "mode=rw"), uri=True, isolation_level=None)) as database:
+            execute = database.execute
+            execute(f"PRAGMA page_size = {_schema.PAGE_SIZE}")
+            execute("PRAGMA journal_mode = MEMORY")  # synchronous is FULL: it is on the disk when it is committed
+            execute("BEGIN IMMEDIATE")
+            execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {_schema.VERSION}")
+            _schema.create(execute)
+            execute("COMMIT")
+        Path(new).rename(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(new).unlink()
+        raise
+    sync_folder(str(Path(path).parent))
+
+
+def sync_folder(folder: str) -> None:
+    """Make sure that the names of new files are on the disk. Windows has no such call."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def syncing(descriptor: int) -> Callable[[], Any]:
+    """Return what makes sure that what was written to a file is on the disk."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync leaves it to the drive's cache
+    if full is not None:
+        return partial(fcntl.fcntl, descriptor, full)
+    return partial(getattr(os, "fdatasync", os.fsync), descriptor)
+
+
+# ---------------------------------------------------------------------- open
+
+
+class BudgetFile:
+    """The files of one budget, open in this process. Forked children go on with its descriptors."""
+
+    def __init__(self, path: str) -> None:
+        self.path: str = path
+        self.folder: str = str(Path(path).parent)
+        self.is_open: bool = False
+        self.changed: int | None = None  # the folder's time of change, where nothing changed in it since it was checked
+        self.identity: Identity = (0, 0)
+        self._known: list[tuple[str, Identity]] = []
+        self._descriptors: dict[str, int] = {}
+        self._kept: frozenset[str] = frozenset()
+
+    def open(self, deadline: float, connect: Callable[[], Any], *, create: bool) -> None:
+        """Open all files, and make what is missing. ``connect`` opens SQLite's connection, under the file lock."""
+        if not self.is_open:
+            self.close()  # what an interrupted opening has left
+            examine(self.path, create=create)
+            self._add(".lock", sibling(self.path + ".lock", self._mode()))
+            lock = byte_lock(self._descriptors[".lock"], 0)
+            self.take: Callable[[], Any] = lock.take
+            self.free: Callable[[], Any] = lock.free
+            self.try_lock: Callable[[], bool] = partial(attempt, lock)
+        try:
+            if not poll(self.try_lock, deadline):
+                raise BudgetUnavailable(self.locked_by())
+            if self.is_open:
+                self._join(connect)
+            else:
+                self._begin(connect, create=create)
+        finally:
+            self.free()
+
+    def _begin(self, connect: Callable[[], Any], *, create: bool) -> None:
+        path = self.path
+        if not examine(path, create=create):  # again, under the lock: another process may have made or deleted it
+            make(path)
+        self._add(".alive", sibling(path + ".alive", self._mode()))
+        self.alive: Alive = Alive(self._descriptors[".alive"])
+        self._add("", os.open(path, os.O_RDWR))
+        connect()
+        self._add("-wal", os.open(path + "-wal", os.O_RDWR))
+        self._add("-shm", os.open(path + "-shm", os.O_RDWR))
+        self._share()
+        sync_folder(self.folder)
+        self.sync: Callable[[], Any] = syncing(self._descriptors["-wal"])
+        self.identity = dict(self._known)[path]
+        self.check()
+        self.is_open = True
+
+    def _join(self, connect: Callable[[], Any]) -> None:
+        """In a forked child, which has the parent's descriptors and SQLite's picture of the shared memory."""
+        self._share()
+        self.check()  # where the shared memory is another now, SQLite would go on with the parent's in this process
+        connect()
+
+    def _mode(self) -> int:
+        try:
+            return Path(self.path).stat().st_mode & 0o666
+        except FileNotFoundError:
+            return 0o600
+
+    def _add(self, suffix: str, descriptor: int) -> None:
+        self._descriptors[suffix] = descriptor
+        self._known.append((self.path + suffix, identity(os.fstat(descriptor))))
+
+    def _share(self) -> None:
+        """Keep the log and the shared memory from being deleted while this process or a child of it lives."""
+        share(self._descriptors[""], *_READERS)
+        share(self._descriptors["-shm"], *_IN_USE)
+
+    def locked_by(self) -> str:
+        """Say that the file lock was not free in time, and who has it."""
+        pid = holder(self._descriptors[".lock"], 0)
+        who = "another process" if pid is None else f"process {pid}"
+        return f"{self.path}: {who} has the file lock and does not let go; it may be stopped, or its disk hangs"
+
+    def check(self) -> None:
+        """Raise StoreLost where a file was deleted or replaced. A file that is open does not tell by itself.
+
+        Each of that changes the folder, so that as long as the folder's time of change is `changed` all is as it was.
+        """
+        self.changed = None
+        before = Path(self.folder).stat().st_mtime_ns
+        for path, known in self._known:
+            try:
+                found = identity(Path(path).lstat())
+            except (FileNotFoundError, NotADirectoryError):
+                raise StoreLost(f"{path} was deleted while it was in use. Restore it, or {_anew(self.path)}") from None
+            if found != known:
+                raise StoreLost(
+                    f"{path} was replaced while it was in use. Restore it, or start this program anew to go on with the"
+                    " new one"
+                )
+        if before + _SETTLED < time_ns():  # else another change may yet get the same time
+            self.changed = before
+
+    def close(self) -> None:
+        """Close the files; SQLite's connection must be closed before. The process then has no locks on them."""
+        self.is_open = False
+        self.changed = None
+        for suffix, descriptor in self._descriptors.items():
+            if suffix not in self._kept:
+                with suppress(OSError):
+                    os.close(descriptor)
+        self._descriptors.clear()
+        self._known.clear()
+
+    def forked(self) -> None:
+        """In a forked child: SQLite keeps its picture of the parent's shared memory here, so we keep that in being."""
+        self._kept = frozenset({"", "-shm"})
+        self.alive.forked()
