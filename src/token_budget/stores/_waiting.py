@@ -1,25 +1,66 @@
-"""Waiting for room: who waits in this process, in which order, and how each gets its turn among all processes.
+"""Waiting for room: how each gets its turn, among all who wait in all processes.
 
-It expects of a pool and a reservation (`_pool.py`, `_reservation.py`):
+Whoever does not fit takes a ticket in the store, and waits at one scope at a time: the first of its chain that has no
+room for it, or where somebody older waits. The store lets nobody with a later ticket get room there before it. So the
+order among processes is the store's. In this process only the oldest at each scope tries to get room, since the others
+could not. Three see to it that it tries when room comes:
 
-* ``pool._attempt(reservation, wait=...) -> Answer``: one `Store.reserve`. Granted: the reservation is open, and the
-  listeners are told "reserve". Refused: nothing else; the caller tells "refusal".
-* ``reservation._abandon() -> None``: no I/O, it only sets the state of one that nobody will have to released.
+* The watcher, a thread that lives while anybody waits, has the store tell it (`Store.watch`), and lets every oldest one
+  try now and then in any case. It also reads the rows of the others' scopes, at least once a second: who waits for
+  what can never come is refused.
+* What gives room back in this process calls `Line.stir`: then the family's hand lets the oldest there try at once.
+* Whoever leaves stirs likewise, for the sake of the next.
+
+Of a pool and a reservation (`_pool.py`, `_reservation.py`) this uses ``pool._attempt(reservation, wait=...)``, one
+`Store.reserve`, which tells "reserve" when it is granted; ``pool._refused(answer, ...)``, which tells "refusal" and
+returns the error; ``reservation._abandon()``, which notes that nothing is held; and ``reservation._leave_to_worker``,
+which has the hand cancel the claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Sequence
-from typing import Any
+import logging
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Collection, Coroutine, Generator, Iterable, Sequence
+from functools import partial
+from threading import get_ident
+from types import TracebackType
+from typing import Any, NoReturn, SupportsIndex
 
-from token_budget.stores._store import Answer, Scope
+from token_budget._bells import ThreadBell
+from token_budget._errors import BudgetExceeded, BudgetTimeout, PoolClosed, PoolForked
+from token_budget.contract import BudgetUnavailable
+from token_budget.stores._errors import StoreError
+from token_budget.stores._hand import task_bell, warn_in_an_event_loop
+from token_budget.stores._places import BUSY, HELD, LOOK, REFUSED, WAITING, Places, Waiter
+from token_budget.stores._store import GRANTED, Answer, Numbers, Scope
+
+_OFTEN = 1.0  # seconds until everybody is looked at again; the watcher waits as long for new ones before it ends
+_FEW = 8  # so many places, at most, try again after `LOOK`, more of them after `_OFTEN`
+_PACE = 0.002  # seconds between rounds of the watcher in which nobody gets anything: a store may speak too early
+_READS = 16  # rows that are read at a time, so that those who may get room do not wait for it
+_MOMENT = 1.0  # seconds that an interrupted thread waits for the hand to give back
+_logger = logging.getLogger("token_budget")
 
 
 class Line:
     """Those who wait in this process for room in the scopes of one root."""
 
     def __init__(self, family: Any) -> None:
-        raise NotImplementedError
+        self._family = family
+        self._begin()
+
+    def _begin(self) -> None:
+        self._places = Places()
+        self._stirred: deque[Sequence[Scope] | None] = deque()
+        self._stirring = False  # whether the hand has been told
+        self._watcher: ThreadBell | None = None  # wakes the watcher while nobody waits; None where there is none
+        self._watching: int | None = None  # the watcher's thread
+
+    # ------------------------------------------------------------------ what others call
 
     def wait(self, reservation: Any, timeout: float | None, answer: Answer) -> None:
         """Block until the reservation is granted. ``answer`` is the refusal of the first attempt, without a ticket.
@@ -27,39 +68,380 @@ class Line:
         Raises BudgetExceeded (to wait is in vain), BudgetTimeout, PoolClosed, BudgetUnavailable; the refusal is told.
         Warns (RuntimeWarning) in a thread whose event loop runs.
         """
-        raise NotImplementedError
+        if get_ident() in {self._watching, self._family.hand.thread}:
+            raise RuntimeError(
+                "a callback that a pool calls in a thread of its own cannot wait for room: nobody would be served "
+                "meanwhile. Reserve with timeout=0 there, or in another thread"
+            )
+        waiter = Waiter(reservation, ThreadBell(), timeout)
+        try:
+            if self.arrive(waiter, answer):
+                warn_in_an_event_loop(4)
+                while waiter.state in {WAITING, BUSY}:
+                    rung = waiter.bell.wait(None if waiter.late else waiter.left())
+                    if waiter.late or not rung:
+                        self.leave(waiter)
+            waiter.outcome()
+        except BaseException:
+            if self.abandon(waiter):
+                self._family.hand.finish(_MOMENT)
+            raise
 
     def stir(self, chain: Sequence[Scope] | None = None) -> None:
-        """Look at those who wait, now: room may have come back in these scopes (None: anywhere).
+        """Let those who wait try: room may have come back in these scopes (None: anywhere).
 
-        For commit, release, reset, set_caps, close: after the step, with no lock held. It does not block, and costs
-        next to nothing while nobody waits.
+        For what gives room back, after its step. It does not block, and costs next to nothing while nobody waits.
         """
-        raise NotImplementedError
+        if self._places.needs:
+            self._stirred.append(chain)
+            if not self._stirring:
+                self._stirring = True
+                self._family.hand.drop(self._serve_stirred)
 
     def count(self, scope: Scope) -> int:
-        """Return how many wait in this process and need a scope, for `statistics`."""
-        raise NotImplementedError
+        """Return how many wait in this process and need a scope."""
+        needs = self._places.needs.get(scope)
+        return 0 if needs is None else len(needs.waiters)
+
+    def close(self) -> None:
+        """Refuse all who wait: this process lets go of the store."""
+        for waiter in self._places.all():
+            if self._places.take(waiter):
+                waiter.reservation._leave_to_worker("released", "release")
+                closed = f"pool {waiter.pool.name!r} was closed in this process while a call waited for room in it"
+                self._end(waiter, PoolClosed(closed))
 
     def forked(self) -> None:
-        """In a forked child: nobody waits."""
-        raise NotImplementedError
+        """In a forked child: nobody waits. A thread that forked in a signal handler, while it waited, is woken."""
+        waiters = self._places.all()
+        self._begin()
+        for waiter in waiters:
+            waiter.state, waiter.at = REFUSED, None
+            waiter.error = PoolForked("this process was forked while a call waited for room: reserve again")
+            if isinstance(waiter.bell, ThreadBell):
+                waiter.bell.ring()
+
+    # ------------------------------------------------------------------ one who waits
+
+    def arrive(self, waiter: Waiter, answer: Answer | None, *, wait: bool = True) -> bool:
+        """Take a ticket and join the line. Return whether it has to wait: it may be granted now, or gone.
+
+        ``answer`` is the refusal of the first attempt, None where it is yet to be made. Without ``wait`` there is no
+        second.
+        """
+        if not self._places.begin(waiter):
+            return False
+        pool, reservation = waiter.pool, waiter.reservation
+        try:
+            refused: Answer = pool._attempt(reservation) if answer is None else answer
+            if refused.kind != GRANTED and not wait:
+                raise self._refusal(waiter, refused, BudgetExceeded)
+            if refused.kind != GRANTED and not refused.ticket:
+                self._check(waiter, refused)  # before it takes a ticket: newcomers would be refused for its sake
+                refused = pool._attempt(reservation, wait=True)
+            if refused.kind == GRANTED:
+                self._grant(waiter)
+                return False
+            self._check(waiter, refused)
+        except (BudgetExceeded, PoolClosed, BudgetUnavailable, StoreError):  # it holds nothing, and has no ticket
+            self._places.end(waiter, REFUSED)
+            raise
+        if not self._places.put(waiter, refused)[0]:
+            self._give_back(waiter)
+            return False
+        self._wake_watcher()
+        if self._places.is_oldest(waiter):  # room that came between the refusal and now has stirred nobody
+            self.stir(waiter.chain)
+        return True
+
+    def _check(self, waiter: Waiter, answer: Answer) -> None:
+        """Raise if to wait is in vain by the rows of a refusal."""
+        if waiter.in_vain(waiter.chain, answer.rows):
+            raise self._refusal(waiter, self._give_up_ticket(waiter) if answer.ticket else answer, BudgetExceeded)
+
+    def leave(self, waiter: Waiter) -> None:
+        """End the waiting of one whose time is up; nothing if it has ended. Who has taken it rings its bell."""
+        waiter.late = True
+        if self._places.take(waiter):
+            self._leave(waiter, BudgetTimeout)
+
+    def _leave(self, waiter: Waiter, kind: type[BudgetExceeded]) -> None:
+        """End the waiting of one that this thread has taken, with a refusal."""
+        error: BaseException | None = None
+        try:
+            answer = self._give_up_ticket(waiter)
+            if answer.kind == GRANTED:  # and nobody has heard of it: the next attempt hears
+                answer = waiter.pool._attempt(waiter.reservation)
+            if answer.kind != GRANTED:
+                error = self._refusal(waiter, answer, kind)
+        except Exception as raised:  # noqa: BLE001 - it is raised where it waits
+            waiter.reservation._leave_to_worker("released", "release")
+            error = raised
+        if error is None:
+            self._grant(waiter)
+        else:
+            self._end(waiter, error)
+
+    def abandon(self, waiter: Waiter) -> bool:
+        """Note that nobody waits for it any more, and have the hand give back what it was or is being given.
+
+        Return whether there is anything to give back. It does no step of the store itself: a finaliser may call it.
+        """
+        mine, place = self._places.leave(waiter)
+        if mine:
+            self._give_back(waiter)
+        if place is not None:
+            self.stir((place,))
+        return mine
+
+    def _give_back(self, waiter: Waiter) -> None:
+        """Have the hand cancel the claim of one that is gone."""
+        waiter.reservation._leave_to_worker("released", "release")
+
+    def _give_up_ticket(self, waiter: Waiter) -> Answer:
+        answer: Answer = self._family.ask(self._family.store.leave, waiter.chain, waiter.reservation._key)
+        return answer
+
+    def _refusal(self, waiter: Waiter, answer: Answer, kind: type[BudgetExceeded]) -> Exception:
+        """Tell a refusal, and return its error; the reservation holds nothing."""
+        waiter.reservation._abandon()
+        error: Exception = waiter.pool._refused(answer, waiter.tokens, waiter.nanos, kind)
+        return error
+
+    def _end(self, waiter: Waiter, error: BaseException) -> None:
+        """End the waiting of one that this thread has taken, with an error."""
+        place = self._places.end(waiter, REFUSED, error)
+        waiter.bell.ring()
+        if place is not None:
+            self.stir((place,))
+
+    def _grant(self, waiter: Waiter) -> None:
+        """End the waiting of one that this thread has taken and that has got its room."""
+        self._places.end(waiter, HELD)
+        if waiter.state is not HELD:
+            self._give_back(waiter)
+        elif not waiter.bell.ring():  # its loop is closed: nobody is there to use it
+            self.abandon(waiter)
+
+    # ------------------------------------------------------------------ letting others have room
+
+    def _serve_stirred(self) -> None:
+        """Let the oldest try wherever room may have come back. The hand does it."""
+        self._stirring = False
+        places: dict[Scope, None] = {}
+        while self._stirred:
+            chain = self._stirred.popleft()
+            places.update(dict.fromkeys([place for place, _ in self._places.oldest()] if chain is None else chain))
+        self._serve(places)
+
+    def _serve(self, places: Iterable[Scope]) -> bool:
+        """Let the oldest at these places try, and those after them. Return whether anybody has got something."""
+        served = False
+        for place in places:
+            while (waiter := self._places.take_oldest(place)) is not None:
+                again, ended = self._try(waiter)
+                served = served or ended
+                if not again:
+                    break
+        return served
+
+    def _try(self, waiter: Waiter) -> tuple[bool, bool]:
+        """Let one try that this thread has taken. Return whether the oldest there may try now, and whether it ended."""
+        began = time.monotonic()
+        try:
+            answer = waiter.pool._attempt(waiter.reservation, wait=True)
+            in_vain = answer.kind != GRANTED and waiter.in_vain(waiter.chain, answer.rows)
+        except BudgetUnavailable as error:
+            self._fail(waiter, began, error)
+            return False, True
+        except Exception as error:  # noqa: BLE001 - a closed pool, a user's clock: it is raised where it waits
+            waiter.reservation._leave_to_worker("released", "release")
+            self._end(waiter, error)
+            return True, True
+        if answer.kind == GRANTED:
+            self._grant(waiter)
+            return True, True
+        if in_vain:
+            self._leave(waiter, BudgetExceeded)
+            return True, True
+        waits, again = self._places.put(waiter, answer)
+        if not waits:
+            self._give_back(waiter)
+        elif waiter.late:
+            waiter.bell.ring()
+        self._look(waiter.chain, answer.rows)
+        return again, not waits
+
+    def _fail(self, waiter: Waiter, began: float, error: BudgetUnavailable) -> None:
+        """End the waiting of all who came before a try that the store did not answer within its time."""
+        others = [one for one in self._places.all() if one.since < began and self._places.take(one)]
+        for one in (waiter, *others):
+            one.reservation._leave_to_worker("released", "release")  # its ticket, once the store is back
+            self._end(one, type(error)(*error.args))
+
+    def _look(self, chain: Sequence[Scope], rows: Sequence[Numbers]) -> None:
+        """Refuse who waits in vain by rows that were just seen."""
+        for waiter in self._places.in_vain(chain, rows):
+            if self._places.take(waiter):
+                self._leave(waiter, BudgetExceeded)
+
+    # ------------------------------------------------------------------ the watcher
+
+    def _wake_watcher(self) -> None:
+        new = ThreadBell()
+        with self._places.lock:
+            bell = self._watcher
+            if bell is None:
+                self._watcher = new
+        if bell is not None:
+            bell.ring()
+            return
+        name = f"token_budget {self._family.store.name} waiting"
+        try:
+            threading.Thread(target=self._watch, args=(new,), name=name, daemon=True).start()
+        except BaseException:
+            self._watcher = None
+            raise
+
+    def _watch(self, bell: ThreadBell) -> None:
+        """What the watcher's thread does, until nobody waits."""
+        self._watching = get_ident()
+        may_fit: Collection[Any] | None = None
+        while True:
+            if self._places.needs:
+                try:
+                    may_fit = self._round(may_fit, bell)
+                except Exception:
+                    _logger.exception("the thread that watches for room goes on after an error")
+                    bell.wait(LOOK)
+            elif not bell.wait(_OFTEN):
+                with self._places.lock:
+                    if not self._places.needs:
+                        self._watcher = self._watching = None
+                        return
+
+    def _round(self, may_fit: Collection[Any] | None, bell: ThreadBell) -> Collection[Any] | None:
+        """Let those try who may fit (None: all) or are due; then have the store tell who may fit."""
+        now = time.monotonic()
+        oldest = self._places.oldest()
+        patience = LOOK if len(oldest) <= _FEW else _OFTEN
+        served = self._serve(
+            [
+                place
+                for place, one in oldest
+                if may_fit is None
+                or one.reservation._key in may_fit
+                or now - one.looked >= patience
+                or one.due(now) <= 0
+            ]
+        )
+        self._look_at_others(now)
+        if not served:
+            bell.wait(_PACE)
+        now = time.monotonic()
+        seconds = min([one.due(now) for _, one in self._places.oldest()], default=0.0)
+        if seconds <= 0:
+            return ()
+        try:
+            said: Collection[Any] | None = self._family.quietly(self._family.store.watch, self._places.heads, seconds)
+        except (BudgetUnavailable, StoreError):  # who tries next meets it too, and is told
+            return None
+        return () if said is None and time.monotonic() - now >= seconds else said
+
+    def _look_at_others(self, now: float) -> None:
+        """Read the rows of scopes that were not seen for a while, for those who are nowhere the oldest."""
+        for count, chain in enumerate(self._places.unseen(now, _OFTEN)):
+            if count == _READS:
+                return
+            try:
+                rows = self._family.ask(self._family.store.read, chain)
+            except (BudgetUnavailable, StoreError):  # who tries next meets it too, and is told
+                return
+            self._look(chain, rows)
+
+
+# ---------------------------------------------------------------------- tasks
 
 
 class AsyncStoreReserve(Coroutine[Any, Any, Any]):
-    """What ``areserve`` returns: a coroutine. Await it for a reservation, or enter it with ``async with``."""
+    """What ``areserve`` returns: a coroutine. Await it for a reservation, or enter it with ``async with``.
+
+    It is used once. Like any coroutine it can be made a task, and one that nobody awaits is told by a RuntimeWarning.
+    """
+
+    __slots__ = ("_coroutine", "_reservation", "_timeout")
 
     def __init__(self, reservation: Any, timeout: float | None) -> None:
-        raise NotImplementedError
+        self._reservation = reservation
+        self._timeout = timeout
+        self._coroutine: Any = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """Wait for room and return the reservation."""
-        raise NotImplementedError
+        return self._begun().__await__()  # type: ignore[no-any-return]
 
     def send(self, value: Any) -> Any:
         """Go on, as with any coroutine."""
-        raise NotImplementedError
+        return (self._coroutine or self._begun()).send(value)
 
     def throw(self, *error: Any) -> Any:
         """Raise an error inside, as with any coroutine."""
-        raise NotImplementedError
+        try:
+            return (self._coroutine or self._begun()).throw(*error)
+        finally:
+            del error  # its traceback holds this frame, and by that the reservation until a collection
+
+    def close(self) -> None:
+        """End it, as with any coroutine."""
+        (self._coroutine or self._begun()).close()
+
+    async def __aenter__(self) -> Any:
+        """Wait for room and return the reservation."""
+        return await self._begun()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block."""
+        await self._reservation.__aexit__(kind, error, traceback)
+
+    def __del__(self) -> None:
+        """Warn as a coroutine does that nobody awaited."""
+        if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
+            warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
+
+    @property
+    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What tasks show of it, as of any coroutine."""
+        return "areserve"
+
+    def __repr__(self) -> str:
+        name = self._reservation._pool.name
+        return f"<areserve(){'' if name is None else f' of {name!r}'}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("what areserve() returns cannot be copied or pickled: call areserve() again")
+
+    def _begun(self) -> Any:
+        if self._coroutine is not None:
+            raise RuntimeError("areserve() is awaited or entered once: call it again for another reservation")
+        self._coroutine = coroutine = _take(self._reservation, self._timeout)
+        return coroutine
+
+
+async def _take(reservation: Any, timeout: float | None) -> Any:
+    """Take what the reservation is for, by the hand, and let the task wait if need be."""
+    family = reservation._pool._family
+    line, hand = family.line, family.hand
+    waiter = Waiter(reservation, task_bell(), timeout)
+    try:
+        await hand.job(partial(line.arrive, waiter, None, wait=timeout != 0)).over(patient=False)
+        while waiter.state in {WAITING, BUSY}:
+            rung = await waiter.bell.wait(None if waiter.late else waiter.left())
+            if waiter.late or not rung:
+                await hand.job(line.leave, waiter).over(patient=False)
+        waiter.outcome()
+    except BaseException:  # cancelled, interrupted, or the loop is gone
+        line.abandon(waiter)
+        raise
+    return reservation
