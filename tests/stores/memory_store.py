@@ -211,14 +211,13 @@ class MemoryStore:
                 if scope.above is None:
                     self.news.append(News("created", scope.path))
             changed = [] if created or how == "stored" else self._differences(scope.path, stored, given, how)
-            mine = budget.given.setdefault(self.owner, {})
-            for what, value in given.items():
-                if value is not None and how != "stored":
-                    mine[scope.path, what] = value
-            for what, _, value in changed:
-                self._set(stored, what, value)
-                if isinstance(scope, Group):
-                    self._set_keys(scope.path, what, value)
+            if how != "stored":
+                self._say(scope.path, {what: value for what, value in given.items() if value is not None})
+            news = {what: value for what, _, value in changed}
+            if isinstance(stored, Row):
+                self._set(stored, news)
+            else:
+                self._set_group(stored, scope.path, news)
             self._show(scope, stored)
             row = self._numbers(stored) if isinstance(stored, Row) else self._template_row(stored)
             return Opened(row, created, tuple((what, _text(before), _text(value)) for what, before, value in changed))
@@ -238,39 +237,43 @@ class MemoryStore:
         return changed
 
     def set_caps(self, scope: Scope, token_cap: Any, nano_cap: Any, window: Any) -> None:
-        with self._step("set_caps") as budget:
+        with self._step("set_caps"):
             row = self._row(scope)
             if row.closed:
                 raise PoolClosed(f"pool {scope.name!r} is closed")
-            for what, value in zip(NAMES, (token_cap, nano_cap, window), strict=True):
-                if value is not UNCHANGED:
-                    self._set(row, what, value)
-                    budget.given.setdefault(self.owner, {})[scope.path, what] = value
-                    if row.group is not None:
-                        row.own.add(what)
+            news = _news(token_cap, nano_cap, window)
+            self._set(row, news)
+            self._say(scope.path, news)
+            if row.group is not None:
+                row.own.update(news)
             scope.window = row.window
 
     def set_group(self, group: Group, token_cap: Any, nano_cap: Any, window: Any) -> None:
         with self._step("set_group") as budget:
-            template = budget.templates[group.path]
-            for what, value in zip(NAMES, (token_cap, nano_cap, window), strict=True):
-                if value is not UNCHANGED:
-                    setattr(template, what, value)
-                    budget.given.setdefault(self.owner, {})[group.path, what] = value
-                    self._set_keys(group.path, what, value)
-            self._show(group, template)
+            news = _news(token_cap, nano_cap, window)
+            self._say(group.path, news)
+            self._set_group(budget.templates[group.path], group.path, news)
+            self._show(group, budget.templates[group.path])
 
-    def _set_keys(self, path: str, what: str, value: Any) -> None:
+    def _say(self, path: str, news: dict[str, Any]) -> None:
+        """Note what this process gave."""
+        self.budget.given.setdefault(self.owner, {}).update({(path, what): value for what, value in news.items()})
+
+    def _set_group(self, template: Template, path: str, news: dict[str, Any]) -> None:
+        for what, value in news.items():
+            setattr(template, what, value)
         for row in self.budget.rows.values():
-            if row.group == path and what not in row.own:
-                self._set(row, what, value)
+            if row.group == path:
+                self._set(row, {what: value for what, value in news.items() if what not in row.own})
 
-    def _set(self, stored: Any, what: str, value: Any) -> None:
-        setattr(stored, what, value)
-        if isinstance(stored, Row):
-            if what == "window":
-                stored.enter_period()
-            stored.told = tuple(parts for parts in stored.told if self._reached(stored, parts))
+    def _set(self, row: Row, news: dict[str, Any]) -> None:
+        if "window" in news:
+            self._begin_due(row)  # what was used in a period that is over is not kept in another window
+        for what, value in news.items():
+            setattr(row, what, value)
+        if "window" in news:
+            row.enter_period()
+        row.told = tuple(parts for parts in row.told if self._reached(row, parts))
 
     @staticmethod
     def _reached(row: Row, parts: int) -> bool:
@@ -516,11 +519,14 @@ class MemoryStore:
         """Return the rows of a chain, in the periods that it is now."""
         rows = [self._row(scope) for scope in chain]
         for row in rows:
-            if row.over():
-                row.begin_anew()
-                row.enter_period()
-                self.news.append(News("roll-over", row.path))
+            self._begin_due(row)
         return rows
+
+    def _begin_due(self, row: Row) -> None:
+        if row.over():
+            row.begin_anew()
+            row.enter_period()
+            self.news.append(News("roll-over", row.path))
 
     def _blocker(self, rows: list[Row], amount: tuple[int, int], ticket: Ticket | None) -> int | None:
         for index, row in enumerate(rows):
@@ -616,6 +622,12 @@ class MemoryPool(StorePool):
         store: Any = self._family.store
         assert isinstance(store, MemoryStore)
         return store
+
+
+def _news(token_cap: Any, nano_cap: Any, window: Any) -> dict[str, Any]:
+    """Return what is to be changed."""
+    values = zip(NAMES, (token_cap, nano_cap, window), strict=True)
+    return {what: value for what, value in values if value is not UNCHANGED}
 
 
 def _text(value: Any) -> Any:
