@@ -189,7 +189,8 @@ def _tell_news(family: Any, item: News) -> None:
             event = _event(item.kind, name_at(item.path), item.tokens, item.nanos, scope, row)
             for watch in _watches(scope):
                 owed += [(listener, event) for listener in watch.subscribers]
-                owed += _thresholds(family, watch, scope, row)
+                if item.kind == "expired":  # what was charged may reach a share; what else a step did, it tells itself
+                    owed += _thresholds(family, watch, scope, row)
     _call_back(owed)
 
 
