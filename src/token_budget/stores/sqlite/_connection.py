@@ -21,7 +21,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import starmap
-from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -42,7 +41,6 @@ Execute = Callable[..., Any]
 
 _CHECKPOINT_PAGES = 1000  # of 1 KB: the longest stall of a checkpoint was 6 ms
 _LOG_BYTES = 4 << 20  # what the log shrinks to after a long reader made it grow
-_LOOK, _WRITE, _DURABLE = 0, 1, 2
 _TORN = (
     "this process was forked in the middle of a transaction of another thread, by something that runs none of Python's"
     " hooks (such as uWSGI without lazy-apps), so that SQLite's locks are torn in it: fork before the pool is used"
@@ -100,23 +98,31 @@ class Connection:
             BudgetUnavailable: it cannot be opened now: the lock was not free for ``timeout`` seconds, the disk is full.
             RuntimeError: this thread is inside `of` already (a signal handler, a finaliser).
         """
-        real = resolved(path)
-        connection: Connection = _registry.get(real, timeout, partial(Connection._new, real, timeout, create=create))
+        real, deadline = resolved(path), monotonic() + timeout
+        connection: Connection = _registry.get(real, timeout, partial(Connection._new, real, deadline, create=create))
         return connection
 
     @staticmethod
-    def _new(path: str, timeout: float, *, create: bool) -> Connection:
+    def _new(path: str, deadline: float, *, create: bool) -> Connection:
         connection = Connection(path)
-        connection._open(monotonic() + timeout, create=create)
+        connection._open(deadline, create=create)
         return connection
 
-    def run(self, timeout: float, durable: bool, work: Callable[..., T], *arguments: Any) -> T:  # noqa: FBT001
+    def look(self, timeout: float, work: Callable[..., T], *arguments: Any) -> T:
+        """Return ``work(execute, *arguments)``, run in one BEGIN .. ROLLBACK: a consistent read, without the file lock.
+
+        It waits for no other process. ``work`` must not write. Raises what `run` raises.
+        """
+        return self.run(timeout, None, work, *arguments)
+
+    def run(self, timeout: float, durable: bool | None, work: Callable[..., T], *arguments: Any) -> T:  # noqa: FBT001
         """Return ``work(execute, *arguments)``, run in one BEGIN IMMEDIATE .. COMMIT, under both locks.
 
-        ``durable``: it returns when the transaction is on the disk. Where ``work`` raises, everything is rolled back.
-        ``work`` may end the transaction by ``execute("ROLLBACK")`` (then nothing is committed, nothing synced) and may
-        go on with ``execute("BEGIN IMMEDIATE")``, still under the locks: `run` commits what is open when it returns.
-        `owner` is up to date and its byte is locked whenever ``work`` runs; the owner's row is the ledger's to write.
+        ``durable``: it returns when the transaction is on the disk. (None is `look`.) Where ``work`` raises, everything
+        is rolled back. ``work`` may end the transaction by ``execute("ROLLBACK")`` (then nothing is committed, nothing
+        synced) and may go on with ``execute("BEGIN IMMEDIATE")``, still under the locks: what is open when it returns
+        is committed. `owner` is up to date and its byte is locked whenever ``work`` runs; the owner's row is the
+        ledger's to write.
 
         Raises:
             BudgetUnavailable: a lock was not free for ``timeout`` seconds, the disk is full, input or output failed.
@@ -125,69 +131,60 @@ class Connection:
             StoreError: it is corrupt, read-only, or not ours.
             RuntimeError: this thread is inside `run` or `look` already (a signal handler, a finaliser).
         """
-        return self._within(timeout, _DURABLE if durable else _WRITE, work, arguments)
-
-    def look(self, timeout: float, work: Callable[..., T], *arguments: Any) -> T:
-        """Return ``work(execute, *arguments)``, run in one BEGIN .. ROLLBACK: a consistent read, without the file lock.
-
-        It waits for no other process. ``work`` must not write. Raises what `run` raises.
-        """
-        return self._within(timeout, _LOOK, work, arguments)
-
-    def _within(self, timeout: float, how: int, work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         if not _here[0]:
             _registry.notice_fork()
-        me = get_ident()
+        me = threading.get_ident()
         if self.inside == me:
             raise RuntimeError(NESTED)
         deadline = monotonic() + timeout
         mutex, file = self.mutex, self._file
-        # A step of an iterator in C, then `try`: no Ctrl-C comes between them (see `_family.taking` of the core). In
-        # `finally` each step is one call in C, after which the next one is certain to come.
-        for held in starmap(mutex.acquire, ((True, timeout),)):
-            try:
-                if not held:
-                    break
-                self.inside = me
-                answer, sync = self._transact(mutex, deadline, how, work, arguments)
-            except (sqlite3.DatabaseError, OSError) as error:
-                fault = ours(error, self.path)
-                if fault is error:
-                    raise
-                raise fault from error
-            finally:
-                if held and self.mutex is mutex:  # else this is a child that a signal handler forked in the middle
-                    database = self._database
-                    try:
-                        if database is not None and database.in_transaction:
-                            self._execute("ROLLBACK")
-                    finally:
+        try:
+            # A step of an iterator in C, then `try`: no Ctrl-C comes between them (`_family.taking` of the core). In
+            # `finally` each step is one call in C, after which the next one is certain to come.
+            for held in starmap(mutex.acquire, ((True, timeout),)):
+                try:
+                    if not held:
+                        break
+                    self.inside = me
+                    answer, unsynced = self._transact(mutex, deadline, durable, work, arguments)
+                finally:
+                    if held and self.mutex is mutex:  # else this is a child that a signal handler forked in the middle
+                        database = self._database
                         try:
-                            file.free()
+                            if database is not None and database.in_transaction:
+                                self._execute("ROLLBACK")
                         finally:
-                            self.inside = 0
-                            mutex.release()
-            if sync:
-                self._sync()
-            return answer
+                            try:
+                                file.free()
+                            finally:
+                                self.inside = 0
+                                mutex.release()
+                if unsynced:
+                    self._sync()
+                return answer
+        except (sqlite3.DatabaseError, OSError) as error:
+            fault = ours(error, self.path)
+            if fault is error:
+                raise
+            raise fault from error
         raise BudgetUnavailable(f"{self.path}: another thread of this process is in it for too long")
 
     def _transact(
-        self, mutex: Any, deadline: float, how: int, work: Callable[..., T], arguments: tuple[Any, ...]
+        self, mutex: Any, deadline: float, durable: Any, work: Callable[..., T], arguments: tuple[Any, ...]
     ) -> tuple[T, bool]:
         """Do the work in one transaction. Return its answer, and whether it has still to be synced."""
         file, database = self._file, self._database
         if database is None:
             database = self._open(deadline)
         execute = self._execute
-        if how:
+        if durable is not None:
             try:
                 file.take()
             except OSError as error:
                 self._wait_for_lock(error, deadline)
         if os.stat(file.folder).st_mtime_ns != file.changed:  # noqa: PTH116 - a Path takes a microsecond more
             file.check()
-        if not how:
+        if durable is None:
             self._begin_to_read(deadline)
             return work(execute, *arguments), False
         try:
@@ -200,11 +197,9 @@ class Connection:
         if not _here[0]:
             _registry.notice_fork()
         if self.mutex is not mutex:
-            raise PoolForked(
-                f"{self.path}: a signal handler forked in the middle of this call. Call again in the child"
-            )
+            raise PoolForked(f"{self.path}: a signal handler forked in the middle of this call: call again")
         execute("COMMIT")
-        return answer, how == _DURABLE
+        return answer, durable
 
     # ------------------------------------------------------------------ what is rare in them
 
@@ -305,7 +300,7 @@ class Connection:
             try:
                 if not held:
                     return False
-                self.inside = get_ident()
+                self.inside = threading.get_ident()
                 self._close(deadline)
             finally:
                 if held:

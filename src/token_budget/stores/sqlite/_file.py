@@ -84,8 +84,13 @@ def examine(path: str, *, create: bool) -> bool:
         raise StoreLost(f"{path} is empty: what it had is lost, or it never was a budget. Restore it, or {_anew(path)}")
     if found.st_nlink > 1:
         raise StoreError(f"{path} has {found.st_nlink} hard links: SQLite would keep a log for each of its names")
-    if not os.access(path, os.W_OK):
+    if not os.access(path, os.R_OK | os.W_OK):
         raise StoreError(f"{path} is read-only for this process")
+    for beside in (path + "-wal", path + "-shm"):
+        there = os.path.lexists(beside)
+        usable = os.access(beside, os.R_OK | os.W_OK) if there else os.access(Path(path).parent, os.W_OK | os.X_OK)
+        if not usable:
+            raise StoreError(f"{path}: no rights to {'write' if there else 'make'} {beside}")
     _check_header(path)
     return True
 
@@ -195,27 +200,31 @@ def make(path: str) -> None:
     new = path + ".new"  # what a creator that died has left is taken away
     for left in (new, new + "-journal"):
         Path(left).unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
-        _set_mode(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
-    try:
-        with closing(sqlite3.connect(uri(new, "mode=rw"), uri=True, isolation_level=None)) as database:
-            execute = database.execute
-            execute(f"PRAGMA page_size = {_schema.PAGE_SIZE}")
-            execute("PRAGMA journal_mode = MEMORY")  # synchronous is FULL: it is on the disk when it is committed
-            execute("BEGIN IMMEDIATE")
-            execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {_schema.VERSION}")
-            _schema.create(execute)
-            execute("COMMIT")
+        _fill(new)
         Path(new).rename(path)
     except BaseException:
         with suppress(OSError):
             Path(new).unlink()
         raise
     sync_folder(str(Path(path).parent))
+
+
+def _fill(new: str) -> None:
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        _set_mode(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    with closing(sqlite3.connect(uri(new, "mode=rw"), uri=True, isolation_level=None)) as database:
+        execute = database.execute
+        execute(f"PRAGMA page_size = {_schema.PAGE_SIZE}")
+        execute("PRAGMA journal_mode = MEMORY")  # synchronous is FULL: it is on the disk when it is committed
+        execute("BEGIN IMMEDIATE")
+        execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
+        execute(f"PRAGMA user_version = {_schema.VERSION}")
+        _schema.create(execute)
+        execute("COMMIT")
 
 
 def sync_folder(folder: str) -> None:
@@ -240,6 +249,10 @@ def syncing(descriptor: int) -> Callable[[], Any]:
 # ---------------------------------------------------------------------- open
 
 
+def _nothing() -> bool:
+    return False
+
+
 class BudgetFile:
     """The files of one budget, open in this process. Forked children go on with its descriptors."""
 
@@ -252,6 +265,12 @@ class BudgetFile:
         self._known: list[tuple[str, Identity]] = []
         self._descriptors: dict[str, int] = {}
         self._kept: frozenset[str] = frozenset()
+        self._without_lock()
+
+    def _without_lock(self) -> None:
+        self.take: Callable[[], Any] = _nothing
+        self.free: Callable[[], Any] = _nothing
+        self.try_lock: Callable[[], bool] = _nothing
 
     def open(self, deadline: float, connect: Callable[[], Any], *, create: bool) -> None:
         """Open all files, and make what is missing. ``connect`` opens SQLite's connection, under the file lock."""
@@ -260,9 +279,7 @@ class BudgetFile:
             examine(self.path, create=create)
             self._add(".lock", sibling(self.path + ".lock", self._mode()))
             lock = byte_lock(self._descriptors[".lock"], 0)
-            self.take: Callable[[], Any] = lock.take
-            self.free: Callable[[], Any] = lock.free
-            self.try_lock: Callable[[], bool] = partial(attempt, lock)
+            self.take, self.free, self.try_lock = lock.take, lock.free, partial(attempt, lock)
         try:
             if not poll(self.try_lock, deadline):
                 raise BudgetUnavailable(self.locked_by())
@@ -341,12 +358,13 @@ class BudgetFile:
         """Close the files; SQLite's connection must be closed before. The process then has no locks on them."""
         self.is_open = False
         self.changed = None
-        for suffix, descriptor in self._descriptors.items():
+        self._without_lock()  # a descriptor's number is soon another file's
+        self._known.clear()
+        while self._descriptors:  # each is taken out first: to close a number twice may close somebody else's file
+            suffix, descriptor = self._descriptors.popitem()
             if suffix not in self._kept:
                 with suppress(OSError):
                     os.close(descriptor)
-        self._descriptors.clear()
-        self._known.clear()
 
     def forked(self) -> None:
         """In a forked child: SQLite keeps its picture of the parent's shared memory here, so we keep that in being."""

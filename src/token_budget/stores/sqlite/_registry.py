@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
-from threading import get_ident
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -85,7 +84,7 @@ class Registry:
 
     def _within(self, timeout: float, path: str, work: Callable[..., T], *arguments: Any) -> T:
         self.notice_fork()
-        me = get_ident()
+        me = threading.get_ident()
         if self._inside == me:
             raise RuntimeError(NESTED)
         gate = self._gate
@@ -158,7 +157,7 @@ class Registry:
         locks = [(self._gate, self._inside)]
         locks += [(connection.mutex, connection.inside) for connection in self.connections.values()]
         for lock, inside in locks:
-            if inside != get_ident() and lock.acquire(timeout=max(0.0, deadline - monotonic())):
+            if inside != threading.get_ident() and lock.acquire(timeout=max(0.0, deadline - monotonic())):
                 self._taken.append(lock)
 
     def _after_fork(self) -> None:

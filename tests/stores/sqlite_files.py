@@ -1,0 +1,193 @@
+"""Tools for the tests of SQLite's files and locks: a table to write to, other processes, file systems of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import token_budget
+from token_budget.stores.sqlite._connection import Connection
+
+NAMES = ("", "-wal", "-shm", ".lock", ".alive")  # of the five files, after the budget's own name
+# For programs of other processes: `connection` and the functions of this module. The path is their first argument.
+OPEN = """
+import os, sys, time, sqlite3
+from sqlite_files import *
+path = sys.argv[1]
+def said(word): print(word, flush=True)
+def wait(): sys.stdin.readline()
+"""
+
+
+def count(execute: Callable[..., Any]) -> int:
+    """Work: return what was counted."""
+    (value,) = execute("SELECT value FROM counter").fetchone()
+    return int(value)
+
+
+def add(execute: Callable[..., Any], by: int = 1) -> int:
+    """Work: count, by a statement that reads and one that writes, so that two at once would lose one."""
+    value = count(execute) + by
+    execute("UPDATE counter SET value = ?", (value,))
+    return value
+
+
+def make_counter(execute: Callable[..., Any]) -> None:
+    """Work: make the table that `add` and `count` use."""
+    execute("CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY, value INTEGER)")
+    execute("INSERT OR IGNORE INTO counter VALUES (1, 0)")
+
+
+def opened(path: Path | str, *, timeout: float = 30, create: bool = True) -> Connection:
+    """Return a connection to a budget's file with a counter in it."""
+    connection = Connection.of(path, timeout=timeout, create=create)
+    connection.run(timeout, False, make_counter)
+    return connection
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the names and contents of all files of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def quiet(connection: Connection) -> None:
+    """Make the folder look as if nothing had changed in it for an hour, and the connection trust that."""
+    folder = Path(connection.path).parent
+    os.utime(folder, (time.time() - 3600, time.time() - 3600))
+    connection.look(30, count)
+    assert connection._file.changed == folder.stat().st_mtime_ns
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for a condition. Fail if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come"
+        time.sleep(0.002)
+
+
+def environment() -> dict[str, str]:
+    """Return the variables with which another process finds the package and these tools."""
+    paths = [str(Path(token_budget.__file__).parent.parent), str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+class Other:
+    """Another process that runs a program, and tells how far it is by lines."""
+
+    def __init__(self, program: str, *arguments: object) -> None:
+        command = [sys.executable, "-c", OPEN + program, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        )
+
+    def hears(self, word: str) -> None:
+        """Wait until it says this."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if line != word:
+            self.process.kill()
+            _out, errors = self.process.communicate()
+            raise AssertionError(f"it said {line!r}, not {word!r}: {errors}")
+
+    def goes_on(self) -> None:
+        """End its `wait`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            until(lambda: _state(self.process.pid) == "T")
+
+    def ends(self) -> None:
+        """Wait for its end. Fail if it failed."""
+        _out, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+
+    def dies(self) -> None:
+        """Kill it with -9."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+@contextmanager
+def other(program: str, *arguments: object) -> Iterator[Other]:
+    """Run a program in another process, which does not outlive the block."""
+    process = Other(program, *arguments)
+    try:
+        yield process
+    finally:
+        process.dies()
+
+
+def in_child(body: Callable[[], None], fork: Callable[[], int] | None = None) -> None:
+    """Run the body in a forked child. Fail if it raises or hangs there."""
+    child = (fork or os.fork)()
+    if child == 0:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - told by the exit code
+            os.write(2, f"in the child: {error!r}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    assert end_of(child) == 0
+
+
+def end_of(child: int) -> int:
+    """Return the exit status of a forked child. A hanging one is killed."""
+    deadline = time.monotonic() + 60
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def as_nobody(body: Callable[[], None]) -> None:
+    """Run the body in a child without root's rights, which pass over the modes of files."""
+
+    def without_rights() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        body()
+
+    in_child(without_rights)
+
+
+def with_mounts(program: str, folder: Path) -> None:
+    """Run a program in another process that may mount what it likes: `mount(options)` onto the folder.
+
+    Skips the test where the system lets us not make a name space of mounts.
+    """
+    unshare = shutil.which("unshare")
+    options = ["-m"] if os.geteuid() == 0 else ["-Urm"]
+    if unshare is None or subprocess.run([unshare, *options, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system does not let us mount")
+    mounting = """
+import subprocess
+def mount(*options):
+    subprocess.run(["mount", *options], check=True)
+"""
+    command = [unshare, *options, sys.executable, "-c", OPEN + mounting + program, str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(), timeout=100)
+    assert done.returncode == 0, done.stderr
