@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def test_watching_as_json_gives_one_object_a_line(
 
 def test_watching_a_terminal_stays_in_place(monkeypatch: pytest.MonkeyPatch, where: str, looks: list[Any]) -> None:
     sizes = [os.terminal_size((50, 6)), os.terminal_size((200, 50))]
-    monkeypatch.setattr(store_status.os, "get_terminal_size", lambda _: sizes.pop(0))
+    monkeypatch.setattr(store_status, "_size", lambda _: sizes.pop(0))
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     looks.append(lambda: None)
@@ -222,6 +223,17 @@ def test_watching_a_terminal_stays_in_place(monkeypatch: pytest.MonkeyPatch, whe
     assert lines[-1] == "... and 5 lines; --depth leaves some out"
     assert second.count("\x1b[K\n") == 9
     assert terminal.getvalue().count("\x1b[2J") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
+def test_the_size_is_that_of_the_terminal() -> None:
+    import fcntl
+    import termios
+
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 99, 0, 0))
+    with os.fdopen(master), os.fdopen(slave, "w") as terminal:
+        assert store_status._size(terminal) == (99, 24)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

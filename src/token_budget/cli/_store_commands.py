@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from token_budget.contract import BudgetUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from token_budget.stores import StorePool
 
@@ -37,21 +39,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, with exact nanodollars")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the pools log nothing to standard error, where the program has not said otherwise: the commands tell it."""
+    logger, handler = logging.getLogger("token_budget"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def with_pool(options: Options, act: Callable[[StorePool], int]) -> int:
     """Open the budget that the options name, which must exist, call `act` with it, and return the exit status."""
     from token_budget.stores import StoreError
 
-    try:
-        pool = _opened(options)
-    except (ImportError, ValueError) as error:
-        options.parser.error(str(error))
-    except (BudgetUnavailable, StoreError) as error:
-        return failed(options, error)
-    with pool:
+    with quiet():
         try:
-            return act(pool)
+            pool = _opened(options)
+        except (ImportError, ValueError) as error:
+            options.parser.error(str(error))
         except (BudgetUnavailable, StoreError) as error:
             return failed(options, error)
+        with pool:
+            try:
+                return act(pool)
+            except (BudgetUnavailable, StoreError) as error:
+                return failed(options, error)
 
 
 def failed(options: Options, error: Exception) -> int:

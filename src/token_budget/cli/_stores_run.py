@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from token_budget.stores import StorePool
 
 VICTIM = 1  # the number of the process that is killed
-_WORKER = [sys.executable, "-m", "token_budget.cli._stores_worker"]
+_PROGRAM = "import sys; from token_budget.cli._stores_worker import main; sys.exit(main(sys.stdin, 1))"
+_WORKER = [sys.executable, "-c", _PROGRAM]
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_CHARGE = 60.0  # after the lease of a process that was killed
 _BETWEEN_LOOKS = 0.05
@@ -59,7 +60,6 @@ class Worker:
     def __init__(self, settings: Settings, number: int) -> None:
         bills = [Amount(*call.cost) for call in plan(settings.seed, number, settings.calls)]
         self.page: Page = Page(number, bills)
-        self._middle = settings.calls // 2 + 1 if number == VICTIM else 0
         self._settings = settings.of_worker(number)
         self._killed = False
         self._ready = threading.Event()
@@ -100,6 +100,12 @@ class Worker:
             self._process.kill()
             self._heard.join()
 
+    def _to_be_killed(self) -> bool:
+        """Whether this is the victim, and in the middle: it holds a call, or it makes its last one."""
+        page = self.page
+        begun = page.number == VICTIM and not self._killed and page.calls > len(page.bills) // 2
+        return begun and page.open is not None and (page.open.held or page.calls == len(page.bills))
+
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 - for the type checker
         with suppress(BrokenPipeError, ValueError):  # it has ended, and its page says why
@@ -116,8 +122,7 @@ class Worker:
                 self.page.note(line)
                 if line == "ready\n" or self.page.error is not None:
                     self._ready.set()
-                if self._middle and self.page.calls == self._middle:
-                    self._middle = 0
+                if self._to_be_killed():
                     self.kill()
         self.page.killed = self._killed and process.returncode != 0
         if process.returncode and not self._killed and self.page.error is None:
@@ -143,10 +148,11 @@ class Run:
                 worker.start()
             for worker in self._workers:
                 worker.begin()
-            while not all(worker.ended for worker in self._workers):
-                self._look(progress)
+            ended = False
+            while not ended:
                 time.sleep(_BETWEEN_LOOKS)
-            self._look(progress, milestone=True)
+                ended = all(worker.ended for worker in self._workers)
+                self._look(progress, milestone=ended)
         finally:
             for worker in self._workers:
                 worker.close()

