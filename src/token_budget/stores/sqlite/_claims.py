@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
-from token_budget.stores._names import decoded
 from token_budget.stores._store import DONE, LATE, REPEAT, UNKNOWN, Answer, Charged
 from token_budget.stores.sqlite._alive import who
 from token_budget.stores.sqlite._owners import prepare, tidy
@@ -143,9 +143,4 @@ def id_of(claim: int) -> str:
 
 def claim_of(text: str) -> int | None:
     """Return the id of a claim from its text; None if it is none."""
-    if len(text) != 16 or decoded(text) != text:
-        return None
-    try:
-        return int(text, 16)
-    except ValueError:
-        return None
+    return int(text, 16) if re.fullmatch("[0-7][0-9a-f]{15}", text) else None

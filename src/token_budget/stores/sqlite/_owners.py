@@ -123,7 +123,7 @@ def tidy(step: Step) -> None:
 
 def let_go(step: Step) -> None:
     """Charge what this process still holds of the root, and end its part in it."""
-    owner, root = step.owner, step.root()
+    owner, root = step.owner, step.id_at(0, step.ledger.name)
     for claim, chain, tokens, nanos in _holds_of(step, owner):
         if int(chain.rpartition(",")[2]) == root:
             charge(step, claim, chain, tokens, nanos, who())

@@ -20,9 +20,9 @@ _GROUP = """
     WHERE parent = ? AND name = ?
 """
 _OLD_KEYS = """
-    SELECT scope.id, name, text, ends
+    SELECT scope.id, name, text, ends, in_flight = 0 AND own = 0 AND waiters = 0
     FROM scope LEFT JOIN window ON window.id = scope.window
-    WHERE parent = ? AND name > ? AND in_flight = 0 AND own = 0 AND waiters = 0
+    WHERE parent = ? AND name > ?
     ORDER BY name LIMIT 2
 """
 _BELOW = "SELECT 1 FROM scope WHERE parent = ? UNION ALL SELECT 1 FROM keyed WHERE parent = ? LIMIT 1"
@@ -189,17 +189,18 @@ def _know_window(step: Step, scope: Scope, row: Row) -> None:
 def drop_idle_keys(step: Step, newest: Row) -> None:
     """Look at two old keys of a group that gets a new one, and drop them if nothing is lost by that.
 
-    So the keys of a group with a window are as many as two periods need. Each process looks at all of them in turn, in
-    the order of their names.
+    So the keys of a group with a window are about as many as two periods need. Each process looks at all of them in
+    turn, in the order of their names.
     """
     if newest.parent >= 0:
         return
     ledger, group = step.ledger, newest.parent
     found = step.execute(_OLD_KEYS, (group, ledger.cursors.get(group, newest.name))).fetchall()
     ledger.cursors[group] = found[-1][1] if len(found) == 2 else ""
-    for scope_id, _, window, end in found:
+    for scope_id, _, window, end, idle in found:
         if (
-            window is not None
+            idle
+            and window is not None
             and not step.has(scope_id)
             and ledger.window(window, ledger.clock_at(scope_id, group)).now() >= end
             and step.execute(_BELOW, (scope_id, scope_id)).fetchone() is None

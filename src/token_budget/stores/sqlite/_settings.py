@@ -101,6 +101,7 @@ def open_scope(
         raise
     if window is not None:
         step.ledger.clocks[row.id] = window.clock
+        scope.window = window
     know(step, scope, row)
     return Opened(row.numbers(), created, changed)
 
@@ -173,6 +174,7 @@ def open_group(
         raise
     if window is not None:
         step.ledger.clocks[place] = window.clock
+        group.window = window
     return Opened(_row_of_group(step, group).numbers(), created, changed)
 
 

@@ -144,8 +144,9 @@ class Step:
         self._by_id[row.id] = row
 
     def delete(self, scope_id: int) -> None:
-        """Delete a row."""
+        """Delete a row. Who waits there takes a new ticket when it tries again."""
         self.write("DELETE FROM scope WHERE id = ?", (scope_id,))
+        self.write("DELETE FROM waiter WHERE scope = ?", (scope_id,))
         self.write("DELETE FROM gave WHERE place = ?", (scope_id,))
         self._by_id[scope_id] = None
 
