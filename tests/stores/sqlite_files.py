@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import token_budget
-from token_budget.stores.sqlite._connection import Connection
+from token_budget.stores.sqlite._connection import Connection, _registry
 
 NAMES = ("", "-wal", "-shm", ".lock", ".alive")  # of the five files, after the budget's own name
 # For programs of other processes: `connection` and the functions of this module. The path is their first argument.
@@ -53,6 +53,29 @@ def opened(path: Path | str, *, timeout: float = 30, create: bool = True) -> Con
     connection = Connection.of(path, timeout=timeout, create=create)
     connection.run(timeout, False, make_counter)
     return connection
+
+
+def close_all() -> None:
+    """Close what this process has open."""
+    for connection in list(_registry.connections.values()):
+        while connection.users > 0:
+            connection.let_go()
+        _registry.let_go(connection)  # one that was interrupted before it had a user
+    assert not _registry.connections
+
+
+def whole(connection: Connection) -> None:
+    """Fail unless a connection is as between two calls: locks are free, no transaction is open, the file is sound."""
+    assert not connection.mutex.locked()
+    assert not connection.inside
+    if connection._database is not None:
+        assert not connection._database.in_transaction
+    with other(
+        "fd = os.open(path + '.lock', os.O_RDWR); import fcntl; fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        connection.path,
+    ) as process:
+        process.ends()
+    assert connection.look(30, lambda execute: execute("PRAGMA integrity_check").fetchall()) == [("ok",)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -136,7 +159,7 @@ def other(program: str, *arguments: object) -> Iterator[Other]:
         process.dies()
 
 
-def in_child(body: Callable[[], None], fork: Callable[[], int] | None = None) -> None:
+def in_child(body: Callable[[], object], fork: Callable[[], int] | None = None) -> None:
     """Run the body in a forked child. Fail if it raises or hangs there."""
     child = (fork or os.fork)()
     if child == 0:
@@ -161,7 +184,7 @@ def end_of(child: int) -> int:
         time.sleep(0.002)
 
 
-def as_nobody(body: Callable[[], None]) -> None:
+def as_nobody(body: Callable[[], object]) -> None:
     """Run the body in a child without root's rights, which pass over the modes of files."""
 
     def without_rights() -> None:

@@ -115,7 +115,7 @@ class Connection:
         """
         return self.run(timeout, None, work, *arguments)
 
-    def run(self, timeout: float, durable: bool | None, work: Callable[..., T], *arguments: Any) -> T:  # noqa: FBT001
+    def run(self, timeout: float, durable: bool | None, work: Callable[..., T], *arguments: Any) -> T:  # noqa: C901, FBT001, PLR0912
         """Return ``work(execute, *arguments)``, run in one BEGIN IMMEDIATE .. COMMIT, under both locks.
 
         ``durable``: it returns when the transaction is on the disk. (None is `look`.) Where ``work`` raises, everything
@@ -137,10 +137,11 @@ class Connection:
         if self.inside == me:
             raise RuntimeError(NESTED)
         deadline = monotonic() + timeout
-        mutex, file = self.mutex, self._file
+        mutex, file, mine = self.mutex, self._file, False
         try:
-            # A step of an iterator in C, then `try`: no Ctrl-C comes between them (`_family.taking` of the core). In
-            # `finally` each step is one call in C, after which the next one is certain to come.
+            # A step of an iterator in C, then `try`: no Ctrl-C comes between them (`_family.taking` of the core). Each
+            # `finally` makes one call in C, after which the next one is certain to come, and begins with `try`: at the
+            # beginning of another one CPython 3.10 delivers what came while the exception was raised.
             for held in starmap(mutex.acquire, ((True, timeout),)):
                 try:
                     if not held:
@@ -148,15 +149,16 @@ class Connection:
                     self.inside = me
                     answer, unsynced = self._transact(mutex, deadline, durable, work, arguments)
                 finally:
-                    if held and self.mutex is mutex:  # else this is a child that a signal handler forked in the middle
-                        database = self._database
+                    try:
+                        mine = held and self.mutex is mutex  # else this is a child that a signal handler forked here
+                        if mine and self._database is not None and self._database.in_transaction:
+                            self._execute("ROLLBACK")
+                    finally:
                         try:
-                            if database is not None and database.in_transaction:
-                                self._execute("ROLLBACK")
-                        finally:
-                            try:
+                            if mine:
                                 file.free()
-                            finally:
+                        finally:
+                            if mine:
                                 self.inside = 0
                                 mutex.release()
                 if unsynced:
@@ -303,9 +305,12 @@ class Connection:
                 self.inside = threading.get_ident()
                 self._close(deadline)
             finally:
-                if held:
-                    self.inside = 0
-                    mutex.release()
+                try:
+                    if held:
+                        self.inside = 0
+                finally:
+                    if held:
+                        mutex.release()
         return True
 
     def _close(self, deadline: float) -> None:

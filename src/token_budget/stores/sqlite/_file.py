@@ -288,7 +288,10 @@ class BudgetFile:
             else:
                 self._begin(connect, create=create)
         finally:
-            self.free()
+            try:  # as in `Connection.run`
+                self.free()
+            finally:
+                pass
 
     def _begin(self, connect: Callable[[], Any], *, create: bool) -> None:
         path = self.path

@@ -100,9 +100,12 @@ class Registry:
                     raise
                 raise fault from error
             finally:
-                if held:
-                    self._inside = 0
-                    gate.release()
+                try:
+                    if held:
+                        self._inside = 0
+                finally:
+                    if held:
+                        gate.release()
         raise BudgetUnavailable(f"{path}: another thread of this process is opening or closing a file for too long")
 
     def _get(self, path: str, opened: Callable[[], Registered]) -> Registered:
