@@ -85,7 +85,7 @@ class Server:
         """
         self.folder = Path(tempfile.mkdtemp(prefix="budget-redis-"))
         self.port = free_port()
-        self.settings = ("--save", "", *_PERSISTENCE[persistence], *settings)
+        self.settings = ("--save", "", "--repl-diskless-sync-delay", "0", *_PERSISTENCE[persistence], *settings)
         self.sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -100,7 +100,7 @@ class Server:
             f"sentinel monitor {name} {HOST} {port} 1",
             f"sentinel down-after-milliseconds {name} 300",
             f"sentinel failover-timeout {name} 3000",
-            *self.settings[2:],
+            *self.settings[4:],
         )
         (self.folder / "sentinel.conf").write_text("\n".join(lines) + "\n", encoding="ascii")
 
@@ -139,7 +139,9 @@ class Server:
         """Send one command without any client, and return the first bytes of the answer; none if there is none."""
         try:
             with socket.create_connection((HOST, self.port), timeout=5) as wire:
-                wire.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w.encode()) for w in words))
+                coded = [word.encode() for word in words]
+                head = b"*%d\r\n" % len(words)
+                wire.sendall(head + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in coded))
                 return wire.recv(65_536)
         except OSError:
             return b""

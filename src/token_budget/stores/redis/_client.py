@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,15 @@ class Script:
         self.sha: str = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         self.head: bytes = packed(("EVALSHA", self.sha))
         self.load: bytes = command("SCRIPT", "LOAD", source)
+
+
+def _close_all(wires: list[Wire]) -> None:
+    while wires:
+        try:
+            wire = wires.pop()
+        except IndexError:  # another thread took the last
+            return
+        wire.close()
 
 
 class Client:
@@ -72,9 +82,10 @@ class Client:
         self._key = key
         self._pid = os.getpid()
         # A connection is here, or used by one thread. When the master may have moved, the generation grows: connections
-        # of an older one are closed when they come back.
+        # of an older one are closed, when they come back or when they are found here.
         self._idle: list[Wire] = []
         self._generation = 0
+        weakref.finalize(self, _close_all, self._idle)
 
     # ------------------------------------------------------------------ asking
 
@@ -142,15 +153,13 @@ class Client:
     def forked(self) -> None:
         """In a forked child: forget the parent's connections, without a word to the server."""
         self._pid = os.getpid()
-        self._idle = []
+        self._idle.clear()
         self._generation += 1
 
     def close(self) -> None:
         """Close the connections that are idle. The client can still be used, and then makes new ones."""
         self._generation += 1
-        idle, self._idle = self._idle, []
-        for wire in idle:
-            wire.close()
+        _close_all(self._idle)
 
     def connect(self, until: float) -> Wire:
         """Return a new connection to the master, made by a moment.
@@ -162,15 +171,14 @@ class Client:
         generation = self._generation
         try:
             wire = self._route.connect(until)
-        except Refusal:
-            raise
         except Exception as error:
-            refusal = _faults.refusal_of(error)
+            refusal = error if isinstance(error, Refusal) else _faults.refusal_of(error)
             if refusal is None:
                 raise
-            raise refusal from None  # the package's text may repeat a password
-        wire.generation = generation
-        return wire
+        else:
+            wire.generation = generation
+            return wire
+        raise refusal  # here, it drags no text of the package along, which may repeat a password
 
     def moved(self, refusal: Refusal | None = None) -> None:
         """Take note that the master does not answer, or is another one: no connection of before is used again."""
@@ -180,10 +188,14 @@ class Client:
     def _take(self, until: float) -> Wire:
         if self._pid != os.getpid():
             self.forked()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.connect(until)
+        while True:
+            try:
+                wire = self._idle.pop()
+            except IndexError:
+                return self.connect(until)
+            if wire.generation == self._generation:
+                return wire
+            wire.close()
 
     def _put(self, wire: Wire) -> None:
         if wire.generation == self._generation and len(self._idle) < _KEPT:
@@ -203,11 +215,9 @@ class Client:
                 wire = self._take(attempt)
                 answer = self._answer(wire, sent, attempt, script)
             except Refusal as refusal:
-                last: Exception = refusal
-                at_once = self._met(refusal, wire)
+                at_once, why = self._met(refusal, wire), str(refusal)
             except Exception as error:  # noqa: BLE001 - OSError, and what the client's package raises
-                last = error
-                at_once = self._failed(wire)
+                at_once, why = self._failed(wire), f"{type(error).__name__}: {error}"
             else:
                 self._put(wire)
                 return answer
@@ -218,8 +228,8 @@ class Client:
                 now = time.monotonic()
             if now >= until:
                 raise BudgetUnavailable(
-                    f"{self.location} has not answered within {timeout:g} seconds; the last error: {last}"
-                ) from last
+                    f"{self.location} has not answered within {timeout:g} seconds; the last error: {why}"
+                )
             attempt = min(now + timeout / 3, until)
 
     def _answer(self, wire: Wire, sent: bytes, until: float, script: Script | None) -> Any:
@@ -257,17 +267,16 @@ class Client:
     def _met(self, refusal: Refusal, wire: Wire | None) -> bool:
         """Decide what an error of the server means: return whether to ask again at once, or later; or raise it."""
         code = _faults.code_of(refusal)
+        elsewhere = code in (_faults.ELSEWHERE if self._route.clustered else _faults.ELSEWHERE - _faults.OF_NODES)
+        later = code in (_faults.LATER if self._route.clustered else _faults.LATER - _faults.OF_NODES)
+        login_ended = code in _faults.LOGIN and wire is not None and wire.used
         if wire is not None:
-            if code in _faults.ELSEWHERE or (code in _faults.LOGIN and wire.used):
+            if elsewhere or code in _faults.LOGIN:
                 wire.close()
                 if wire.generation == self._generation:
                     self.moved(refusal)
             else:
                 self._put(wire)
-        if code in _faults.LOGIN and wire is not None and wire.used:
-            return True
-        if code in _faults.OF_NODES and not self._route.clustered:
-            raise _faults.final(refusal, self.location, self._key) from None
-        if code in _faults.ELSEWHERE or code in _faults.LATER:
-            return code == "MOVED"
+        if elsewhere or later or login_ended:
+            return login_ended or code == "MOVED"
         raise _faults.final(refusal, self.location, self._key) from None
