@@ -381,7 +381,7 @@ class MemoryStore:
         with self._step("release") as budget:
             known = self._roll_over(chain)
             if key in budget.ended:
-                return self._answer(SETTLED if budget.ended[key][0] == "settle" else UNKNOWN, chain, known, rows=rows)
+                return self._answer(DONE if budget.ended[key][0] == "release" else SETTLED, chain, known, rows=rows)
             return self._answer(self._end(key, known, (0, 0), "release"), chain, known, rows=rows)
 
     def cancel(self, chain: Sequence[Scope], key: Any, held: tuple[int, int]) -> bool:

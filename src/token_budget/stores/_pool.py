@@ -328,9 +328,9 @@ class StorePool(Governed):
 
     def _granted(self, reservation: StoreReservation, answer: Answer, *, listened: bool) -> None:
         """Note that the store holds what a reservation is for, and tell listeners."""
-        reservation._state = OPEN
-        if self._own is not None:
+        if self._own is not None:  # before the state: an open one is in its numbers
             self._own.hold(reservation._key, reservation._tokens, reservation._nanos)
+        reservation._state = OPEN
         hand = self._family.hand
         if not hand.begun:
             hand.begin()

@@ -85,7 +85,13 @@ class StoreReservation:
 
     async def acommit(self, *, tokens: SupportsIndex | None = None, usd: Amount | None = None) -> None:
         """Do what `commit` does, in the family's worker thread. A task that is cancelled here has committed."""
-        await self._pool._family.hand.off_loop(self._commit, *self._amounts(tokens, usd))
+        amount = self._amounts(tokens, usd)
+        tried, self._tried = self._tried, amount  # already: the worker may refuse it without a try
+        try:
+            await self._pool._family.hand.off_loop(self._commit, *amount)
+        except StoreError:
+            self._tried = tried
+            raise
 
     def release(self) -> None:
         """Give back what is reserved: the call was not made. Does nothing when it is settled already.
@@ -106,20 +112,26 @@ class StoreReservation:
             answer: Answer = family.quietly(
                 family.store.release, pool._chain, self._key, (tokens, nanos), rows=bool(listened)
             )
-            self._state = ELSEWHERE if answer.kind == SETTLED else RELEASED
+            state, counted = RELEASED, (0, 0)
+            if answer.kind == SETTLED:
+                state = ELSEWHERE
+                if self._tried is not None:  # a commit that got no answer had been done
+                    state, counted = COMMITTED, self._tried
+            if pool._own is not None:  # before the state: it may be repeated
+                pool._own.settle(self._key, *counted)
+            self._state = state
         if family.store.news:
             tell_news(family)
         if answer.kind != DONE:
             _log_odd(self, answer.kind, "release")
-        if pool._own is not None:
-            pool._own.settle(self._key, 0, 0)
         family.line.stir(pool._chain)
         if listened and answer.kind in {DONE, LATE}:
             pool._tell("release", tokens, nanos, answer.rows)
 
     async def arelease(self) -> None:
         """Do what `release` does, in the family's worker thread."""
-        await self._pool._family.hand.off_loop(self.release)
+        if not self.completed:
+            await self._pool._family.hand.off_loop(self.release)
 
     def hand_over(self, lease: float = 3600) -> StoreReservation:
         """Give it a life of its own in the store, and return it with its new `id`.
@@ -177,18 +189,16 @@ class StoreReservation:
                 self._tried = before  # nothing was changed
                 raise
             kind = answer.kind
-            if kind == SETTLED or (kind == REPEAT and answer.counted != amount):
-                self._state = ELSEWHERE if kind == SETTLED else COMMITTED
-                if pool._own is not None:
-                    pool._own.settle(self._key, *answer.counted)
+            counted = answer.counted if kind in {REPEAT, SETTLED} else amount
+            if pool._own is not None:  # before the state: it may be repeated
+                pool._own.settle(self._key, *counted)
+            self._state = ELSEWHERE if kind == SETTLED else COMMITTED
+            if kind == SETTLED or counted != amount:
                 raise self._counted(answer)
-            self._state = COMMITTED
         if family.store.news:
             tell_news(family)
         if kind != DONE:
             _log_odd(self, kind, "commit")
-        if pool._own is not None:
-            pool._own.settle(self._key, tokens, nanos)
         family.line.stir(pool._chain)
         if answer.rows or listened:
             self._after_commit(answer, tokens, nanos, listened=bool(listened))
@@ -264,8 +274,7 @@ class StoreReservation:
             try:
                 self.release()
             except BudgetUnavailable:
-                _logger.warning("the store does not answer: %r is given back when it does", self)
-                self._leave_to_worker(RELEASED, "release")
+                self._release_later()
 
     async def __aenter__(self) -> StoreReservation:
         """Do what ``__enter__`` does; never suspends."""
@@ -276,7 +285,10 @@ class StoreReservation:
     ) -> None:
         """Do what ``__exit__`` does, in the family's worker thread."""
         if self._state is OPEN and self._tried is None:
-            await self._pool._family.hand.off_loop(self.__exit__, kind, error, traceback)
+            try:
+                await self.arelease()
+            except BudgetUnavailable:
+                self._release_later()
 
     # ------------------------------------------------------------------ interrupted and dropped
 
@@ -285,6 +297,10 @@ class StoreReservation:
         if self._pool._own is not None:
             self._pool._own.settle(self._key, 0, 0)
         self._state = RELEASED
+
+    def _release_later(self) -> None:
+        _logger.warning("the store does not answer: %r is given back when it does", self)
+        self._leave_to_worker(RELEASED, "release")
 
     def _leave_to_worker(self, state: str, kind: str | None) -> None:
         """Have the worker cancel the claim, and tell of it. It may be called at any point of any thread."""
