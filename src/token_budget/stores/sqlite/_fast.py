@@ -5,7 +5,8 @@ same lock. So the guards are the whole of the rule:
 
 * A reserve or record needs room on both axes, a period that is not over, nobody who waits, and an open scope.
 * A commit needs a period that is not over, and leaves no scope over a cap.
-* A hold needs the row of this process among the owners: a process that was declared dead has none.
+* A hold or record needs the row of this process among the owners. A process that was declared dead has none, nor has
+  one that has an older copy of the file before it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _RESERVE = """
 _RECORD = """
     UPDATE scope SET token_room = token_room - ?, nano_room = nano_room - ?
     WHERE id = ? AND token_room >= ? AND nano_room >= ? AND ends > ? AND waiters = 0 AND closed = 0
+        AND EXISTS (SELECT 1 FROM owner WHERE owner.id = ?)
 """
 _COMMIT = """
     UPDATE scope SET token_room = token_room - ?, nano_room = nano_room - ?, token_held = token_held - ?,
@@ -89,7 +91,7 @@ class FastPath:
         return step.outcome(work(step, *arguments, **options))
 
     def _anew(self, execute: Execute) -> None:
-        """Undo what the fast path has done before it missed."""
+        """Undo what the fast path has changed before it missed."""
         execute("ROLLBACK")
         execute("BEGIN IMMEDIATE")
 
@@ -160,7 +162,8 @@ class FastPath:
             else:
                 if execute(HOLD, (key, ",".join(ids), tokens, nanos, self._ledger.connection.owner)).rowcount == 1:
                     return Answer(GRANTED, _slow.numbers_of(Step(self._ledger, execute), chain)) if rows else _GRANTED
-            self._anew(execute)
+            if ids:
+                self._anew(execute)
         cancelled = key in self._cancelled
         amount = (tokens, nanos)
         return self._slowly(execute, _slow.reserve, chain, key, amount, wait=wait, wanted=rows, cancelled=cancelled)
@@ -185,16 +188,18 @@ class FastPath:
         force: bool,  # noqa: FBT001
         rows: bool,  # noqa: FBT001
     ) -> Answer | Outcome:
+        owner = self._ledger.connection.owner
         for scope in chain:
             if scope.handle is None:
                 break
             window = scope.window
             now = _NO_CLOCK if window is None else window.clock()
-            if execute(_RECORD, (tokens, nanos, scope.handle[0], tokens, nanos, now)).rowcount != 1:
+            if execute(_RECORD, (tokens, nanos, scope.handle[0], tokens, nanos, now, owner)).rowcount != 1:
                 break
         else:
             return Answer(DONE, _slow.numbers_of(Step(self._ledger, execute), chain)) if rows else _DONE
-        self._anew(execute)
+        if scope is not chain[0]:
+            self._anew(execute)
         return self._slowly(execute, _slow.record, chain, (tokens, nanos), force=force, wanted=rows)
 
     def commit(self, chain: Sequence[Scope], key: int, held: Pair, amount: Pair, *, rows: bool = False) -> Answer:

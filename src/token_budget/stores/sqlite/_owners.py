@@ -38,17 +38,29 @@ def register(step: Step) -> None:
     """Have this process among the owners.
 
     Raises:
-        StoreLost: it was among them, and is no more, and nobody has declared it dead: this is an older file.
+        StoreLost: see `is_known`.
     """
     owner = step.owner
     if step.registered == owner:
-        if step.execute("SELECT 1 FROM owner WHERE id = ?", (owner,)).fetchone() is not None:
+        if is_known(step):
             return
-        if step.execute("SELECT 1 FROM ended WHERE id = ?", (owner,)).fetchone() is None:
-            raise lost(step.ledger)
         owner = step.ledger.connection.new_owner()
     step.write("INSERT OR IGNORE INTO owner (id, who, boot_id) VALUES (?, ?, ?)", (owner, who(), boot_id()))
     step.registered = owner
+
+
+def is_known(step: Step) -> bool:
+    """Return whether this process is among the owners, where it was: False if it was declared dead.
+
+    Raises:
+        StoreLost: nobody has declared it dead: this is an older file.
+    """
+    owner = step.owner
+    if step.execute("SELECT 1 FROM owner WHERE id = ?", (owner,)).fetchone() is not None:
+        return True
+    if step.execute("SELECT 1 FROM ended WHERE id = ?", (owner,)).fetchone() is None:
+        raise lost(step.ledger)
+    return False
 
 
 def dead(step: Step) -> list[tuple[int, str]]:
@@ -146,7 +158,13 @@ def _is_of_root(step: Step, place: int) -> bool:
 
 
 def as_charged(step: Step) -> dict[int, list[int]]:
-    """Return what `sweep` would take from each scope: tokens and nanodollars held, claims in flight, waiters."""
+    """Return what `sweep` would take from each scope: tokens and nanodollars held, claims in flight, waiters.
+
+    Raises:
+        StoreLost: see `is_known`.
+    """
+    if step.registered == step.owner:
+        is_known(step)
     found: dict[int, list[int]] = {}
     claims = [row[2:] for row in step.execute(_LEASES, (step.time,)).fetchall() if row[2] is not None]
     for owner, _ in dead(step):

@@ -106,7 +106,7 @@ class Row:
         return (
             self.token_cap, self.nano_cap, limit(self.token_cap) - self.tokens, limit(self.nano_cap) - self.nanos,
             self.tokens_held, self.nanos_held, self.in_flight, self.window, self.start, self.end, self.era,
-            self.waiters, self.closed, self.own, ",".join(map(str, self.told)) or None,
+            self.waiters, self.closed, self.own, ",".join(map(str, self.told)) if self.told else None,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ what it says

@@ -166,7 +166,7 @@ def open_group(
         else:
             place = -found[0]
             stored = {"token_cap": found[1], "nano_cap": found[2], "window": found[3]}
-            changed = _settle(step, place, group.path.rpartition("/")[2], stored, given, how)
+            changed = _settle(step, place, f"{group.name or ''}:", stored, given, how)
             for what, _, value in changed:
                 _change_group(step, group, place, what, value, window)
     except BaseException:
@@ -198,7 +198,7 @@ def _settle(
 def _mismatch(name: str, what: str, mine: Any, stored: Any, other: tuple[Any, str]) -> StoreMismatch:
     argument = "usd_cap" if what == "nano_cap" else what
     return StoreMismatch(
-        f"pool {decoded(name)!r}: this process gives {argument} {_shown(what, mine)}, and a living process "
+        f"pool {name!r}: this process gives {argument} {_shown(what, mine)}, and a living process "
         f"({other[1]}) has given {_shown(what, other[0])}; the store has {_shown(what, stored)}. Give the same "
         f'everywhere. Or caps="mine" overrides it, caps="stored" takes what the store has, and set_caps() changes it '
         "for everybody"
