@@ -411,10 +411,11 @@ class MemoryStore:
     def _end(self, key: Any, known: list[Row], amount: tuple[int, int], how: str) -> str:
         """End a claim that is held or was charged. Say which."""
         budget = self.budget
-        claim = budget.held.pop(key, None)
+        claim = budget.held.get(key)
         if claim is not None:
             held = claim.amount
             self._add(known, (amount[0] - held[0], amount[1] - held[1]), (-held[0], -held[1]), -1)
+            del budget.held[key]
             budget.ended[key] = how, amount
             return DONE
         claim = budget.charged.pop(key, None)

@@ -406,6 +406,24 @@ def test_a_reservation_that_was_made_before_a_fork_is_closed_in_the_child(opened
     assert numbers(pool) == (50, 0, 0)
 
 
+def test_a_copy_of_another_epoch_holds_nothing(opened: Any) -> None:
+    """What a forked child finds, without a fork: its family has another epoch."""
+    pool = opened(token_cap=100)
+    joined = MemoryPool.join(pool.child(name="run"))
+    joined.record(tokens=5)
+    reservation = joined.reserve(tokens=60)
+    pool._family.epoch += 1
+    with pytest.raises(ReservationClosed, match="the parent holds it"):
+        reservation.commit()
+    assert numbers(joined) == (0, 0, 0)
+    epoch, ran = pool._family.epoch, []
+    _reservation._in_same_process(epoch - 1, lambda *_: ran.append("not here"), (pool,))
+    _reservation._in_same_process(epoch, lambda family, pool: ran.append(family), (pool,))
+    assert ran == [pool._family]
+    pool._family.epoch -= 1
+    reservation.release()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_a_forked_child_drops_of_its_parents_is_not_cancelled(opened: Any) -> None:
     pool = opened(token_cap=100)

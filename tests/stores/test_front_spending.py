@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 from functools import partial
@@ -10,20 +11,21 @@ from typing import Any
 import pytest
 
 import front
-from front import NANOS, numbers, unreachable
+from front import LONG, NANOS, numbers, unreachable, until
 from memory_store import MemoryBudget, MemoryPool
 from support import caught, run_together
 from token_budget import (
     BudgetExceeded,
     BudgetOverrun,
     BudgetPool,
+    BudgetTimeout,
     PoolClosed,
     ReservationClosed,
 )
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores._reservation import StoreReservation
-from token_budget.stores._store import UNKNOWN
+from token_budget.stores._store import UNKNOWN, News
 
 opened = front.opened
 
@@ -86,6 +88,31 @@ def test_threads_that_race_settle_a_reservation_once(opened: Any) -> None:
         won = [amount for amount, closed in enumerate(lost) if not closed]
         assert len(won) <= 1  # none where the release came first
         assert numbers(pool) == (before + sum(won), 0, 0)
+
+
+@pytest.mark.parametrize("call", ["commit", "release", "hand_over"])
+def test_who_waits_for_another_thread_that_settles_finds_the_reservation_settled(opened: Any, call: str) -> None:
+    pool = opened(token_cap=100)
+    reservation = pool.reserve(tokens=10)
+    lock = reservation._lock
+
+    class Late:
+        """The lock of a reservation, which another thread has held to commit."""
+
+        def __enter__(self) -> None:
+            reservation._lock = lock
+            reservation.commit(tokens=5)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    reservation._lock = Late()
+    if call == "release":
+        reservation.release()
+    else:
+        with pytest.raises(ReservationClosed, match="it was committed before"):
+            getattr(reservation, call)()
+    assert numbers(pool) == (5, 0, 0)
 
 
 def test_bad_amounts_leave_a_reservation_open(opened: Any) -> None:
@@ -277,6 +304,19 @@ def test_settle_raises_an_overrun_that_is_recorded_and_only_for_what_is_new(open
     second.release()
 
 
+def test_an_overrun_by_settle_is_told_where_its_pools_are_known(opened: Any) -> None:
+    budget = MemoryBudget()
+    there, here = opened(budget, token_cap=100, name="total"), opened(budget, process="two", name="total")
+    reservation = there.child(name="run").reserve(tokens=60)
+    heard: list[Any] = []
+    here.subscribe(lambda event: heard.append((event.kind, event.pool, event.tokens)))
+    with pytest.raises(BudgetOverrun) as error:
+        here.settle(reservation.id, tokens=110)
+    assert error.value.pool == "total"
+    assert heard == [("commit", "run", 110), ("overrun", "run", 110)]
+    reservation.release()
+
+
 def test_settle_knows_no_reservation_that_never_was(opened: Any) -> None:
     pool = opened(token_cap=100)
     with pytest.raises(LookupError, match="knows no reservation 'nothing'"):
@@ -338,6 +378,24 @@ def test_leaving_the_block_of_a_reservation_that_was_handed_over_keeps_it(opened
         reservation.hand_over()
     assert numbers(pool) == (0, 60, 1)
     pool.settle(reservation.id, tokens=60)
+
+
+@pytest.mark.parametrize("call", ["commit", "release", "hand_over"])
+def test_what_the_store_did_on_the_way_of_a_settlement_is_told_after_it(opened: Any, call: str) -> None:
+    pool = opened(token_cap=100)
+    heard: list[Any] = []
+    reservation = pool.reserve(tokens=60)
+
+    def hook(step: str, moment: str) -> None:
+        if (step, moment) == (call, "after"):
+            pool.engine.news.append(News("expired", "total", ("total",), 5, 6))
+
+    pool.engine.hook = hook
+    pool.subscribe(lambda event: heard.append((event.kind, event.tokens, event.usd_nanos, reservation.completed)))
+    getattr(reservation, call)()
+    assert heard[0] == ("expired", 5, 6, True)
+    if call == "hand_over":
+        pool.settle(reservation.id, tokens=1)
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("nan"), float("inf"), True, "60", None, 10**9])
@@ -436,6 +494,20 @@ def test_what_a_store_cannot_count_is_refused_and_the_reservation_stays_open(ope
     assert pool.snapshot().tokens_used == 7 * 10**18
 
 
+def test_a_commit_that_the_store_cannot_count_leaves_the_reservation_as_it_was(opened: Any) -> None:
+    pool = opened()
+    for _ in range(7):
+        pool.record(tokens=10**18)
+    with pool.reserve(tokens=1) as reservation:
+        pool.record(tokens=10**18 - 1)
+        with pytest.raises(StoreError):
+            reservation.commit(tokens=10**18)
+        with pytest.raises(StoreError):
+            asyncio.run(reservation.acommit(tokens=10**18))
+        assert not reservation.completed
+    assert numbers(pool) == (8 * 10**18 - 1, 0, 0)
+
+
 def test_a_record_that_the_store_does_not_answer_counts_nothing(opened: Any) -> None:
     pool = opened(token_cap=100)
     for force in (False, True):
@@ -496,6 +568,31 @@ def test_an_error_of_a_pool_in_a_store_is_that_of_the_core(opened: Any) -> None:
             made.reserve(tokens=6, usd=2)
         texts.append(str(error.value))
     assert texts[0] == texts[1]
+
+
+def test_who_waits_in_a_join_and_gets_nothing_leaves_nothing(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    joined = MemoryPool.join(pool.child(name="ann"), pool.child(name="atlas"))
+    held = pool.reserve(tokens=60)
+    with pytest.raises(BudgetTimeout):
+        joined.reserve(tokens=60, timeout=0.01)
+    assert (numbers(joined), numbers(pool)) == ((0, 0, 0), (0, 60, 1))
+    assert pool.budget.tickets == {}
+    held.release()
+
+
+def test_who_waits_gets_the_room_that_another_process_gives_back(opened: Any) -> None:
+    budget = MemoryBudget()
+    here, there = opened(budget, token_cap=100), opened(budget, process="two")
+    held = there.reserve(tokens=60)
+
+    def release() -> None:
+        until(lambda: bool(budget.tickets))
+        held.release()
+
+    reservation, _ = run_together(lambda: here.reserve(tokens=60, timeout=LONG), release)
+    assert numbers(there) == (0, 60, 1)
+    reservation.commit()
 
 
 def test_bad_arguments_ask_no_store(opened: Any) -> None:

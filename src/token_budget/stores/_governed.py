@@ -322,10 +322,8 @@ def stored_window(window: Any) -> Window | None:
 def _nested(rows: Sequence[tuple[str, str, Numbers]]) -> BudgetSnapshot:
     """Return the snapshot of a tree from its rows, parents first, siblings oldest first."""
     below: dict[str, list[BudgetSnapshot]] = {}
-    shown = None
-    for path, name, row in reversed(rows):  # children before their parents
-        shown = snapshot_of(name, row, tuple(reversed(below.pop(path, ()))))
-        below.setdefault(path.rpartition("/")[0], []).append(shown)
-    if shown is None:
-        raise LookupError("the store returned no rows")
-    return shown
+    for path, name, row in reversed(rows[1:]):  # children before their parents
+        children = tuple(reversed(below.pop(path, ())))
+        below.setdefault(path.rpartition("/")[0], []).append(snapshot_of(name, row, children))
+    path, name, row = rows[0]
+    return snapshot_of(name, row, tuple(reversed(below.pop(path, ()))))

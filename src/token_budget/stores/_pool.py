@@ -381,9 +381,8 @@ class StorePool(Governed):
         known = [family.known(path) for path in paths]
         chain = [scope or Scope(name_at(path), path) for scope, path in zip(known, paths, strict=True)]
         family.line.stir(chain)
-        error = None
-        if answer.rows:
-            error = overrun(chain, answer.rows, tokens, tokens - held[0], nanos, nanos - held[1])
+        more = tokens - held[0], nanos - held[1]
+        error = overrun(chain, answer.rows, tokens, more[0], nanos, more[1]) if answer.rows else None
         told = [scope for scope in known if scope is not None]
         if family.listeners and heard(told):
             tell(family, told, "commit", chain[0].name, tokens, nanos)

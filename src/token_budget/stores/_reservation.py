@@ -207,9 +207,8 @@ class StoreReservation:
         """Tell who listens, and raise if the spend took a scope over a cap."""
         pool = self._pool
         held = (0, 0) if answer.kind == UNKNOWN else (self._tokens, self._nanos)
-        error = None
-        if answer.rows:
-            error = overrun(pool._chain, answer.rows, tokens, tokens - held[0], nanos, nanos - held[1])
+        more = tokens - held[0], nanos - held[1]
+        error = overrun(pool._chain, answer.rows, tokens, more[0], nanos, more[1]) if answer.rows else None
         if listened:
             pool._tell("commit", tokens, nanos, answer.rows)
             if error is not None:
