@@ -1,0 +1,363 @@
+"""Claims: reserve, record, commit, release, cancel, leave; settling by id, handing over, and what was charged."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from token_budget.stores._errors import StoreError, StoreLost
+from token_budget.stores._store import (
+    DONE,
+    GRANTED,
+    LATE,
+    LEFT,
+    REFUSED,
+    REPEAT,
+    SETTLED,
+    UNKNOWN,
+    Answer,
+    Charged,
+    Numbers,
+    Scope,
+)
+from token_budget.stores.redis._mending import meet, mend, numbers_now, words_of
+from token_budget.stores.redis._process import Claim, GivenUp, Process, Step, new_owner
+from token_budget.stores.redis._reading import closed, keys_of, learn, scopes_at
+from token_budget.stores.redis._rows import Row, numbers_of
+
+_ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})")
+_SAID = {"done": DONE, "late": LATE, "unknown": UNKNOWN, "repeat": REPEAT, "settled": SETTLED}
+_logger = logging.getLogger("token_budget")
+
+
+def shown(step: Step, chain: Sequence[Scope], rows: Sequence[Any]) -> tuple[Numbers, ...]:
+    """Return the numbers of rows that a script answered, and learn from them."""
+    for scope, row in zip(chain, rows, strict=True):
+        learn(step, scope, Row(*row))
+    return tuple(map(numbers_of, rows))
+
+
+def paths_of(chain: Sequence[Scope]) -> str:
+    """Return the paths of a chain, as claims have them."""
+    return "|".join([scope.path for scope in chain])
+
+
+def begin(step: Step) -> None:
+    """Do what comes before any step that changes something: cancel what was given up, and have a lease."""
+    process = step.process
+    if process.given_up:
+        cancel_given_up(step)
+    if not process.registered:
+        step.register()
+    elif time.monotonic() > process.renew_at + process.lease / 3:  # `tend` was not called in time
+        renew(step)
+
+
+# ---------------------------------------------------------------------- holding and adding
+
+
+def reserve(
+    process: Process, chain: Sequence[Scope], claim: Claim, tokens: int, nanos: int, *, wait: bool, rows: bool
+) -> Answer:
+    """See `Store.reserve`."""
+    words = (tokens, nanos, f"{'w' if wait else ''}{'r' if rows else ''}", paths_of(chain))
+    with process.step() as step:
+        begin(step)
+        claim.asked = True
+        if claim.owner != process.owner:
+            process.rebind(claim)
+        try:
+            while not claim.cancelled:
+                more = words_of(step, chain)
+                check_open(step, chain)
+                answer = step.ask(
+                    process.scripts.reserve, keys_of(process, chain), claim.number, words, more, claim.owner
+                )
+                kind = answer[0]
+                if kind == "granted":
+                    return Answer(GRANTED, shown(step, chain, answer[1]) if rows else ())
+                if kind == "refused":
+                    return Answer(REFUSED, shown(step, chain, answer[3]), answer[1] - 1, ticket=answer[2])
+                if kind == "owner":
+                    _start_over(step, chain, claim, answer)
+                elif kind == "cancelled":
+                    process.rebind(claim)
+                else:
+                    mend(step, chain, answer)
+        except BaseException:
+            step.give_up(chain, claim.owner, claim.number)
+            if step.unsure:
+                process.rebind(claim)
+            raise
+        return Answer(REFUSED, numbers_now(step, chain))
+
+
+def check_open(step: Step, chain: Sequence[Scope]) -> None:
+    """Raise PoolClosed if a scope is closed. One that was closed when it was read last is read again: it may be new."""
+    for scope in chain:
+        if scope.closed:
+            meet(step, scope)
+            if scope.closed:
+                raise closed(scope)
+
+
+def _start_over(step: Step, chain: Sequence[Scope], claim: Claim, answer: Sequence[Any]) -> None:
+    """Let a claim of an owner that was declared dead be one of the present owner. What was charged comes back."""
+    process = step.process
+    if len(answer) > 1 and answer[1] is not None:
+        cancel_number(step, chain, claim.owner, claim.number)
+    process.declared_dead(claim.owner)
+    step.register()
+    process.rebind(claim)
+
+
+def record(process: Process, chain: Sequence[Scope], tokens: int, nanos: int, *, force: bool, rows: bool) -> Answer:
+    """See `Store.record`."""
+    flags = f"{'f' if force else ''}{'r' if rows else ''}"
+    with process.step() as step:
+        begin(step)
+        owner = process.owner
+        try:
+            while True:
+                more = words_of(step, chain)
+                if not force:
+                    check_open(step, chain)
+                words = (tokens, nanos, flags, ",".join([scope.handle.era for scope in chain]))
+                answer = step.ask(process.scripts.record, keys_of(process, chain), step.number, words, more, owner)
+                kind = answer[0]
+                if kind == "done":
+                    step.done(owner=owner)
+                    return Answer(DONE, shown(step, chain, answer[1]) if len(answer) > 1 else ())
+                if kind == "refused":
+                    return Answer(REFUSED, shown(step, chain, answer[2]), answer[1] - 1)
+                if kind == "owner":  # nothing was done under it, and nothing will be
+                    process.declared_dead(owner)
+                    step.register()
+                    owner = process.owner
+                else:
+                    mend(step, chain, answer)
+        except BaseException:
+            step.give_up(chain, owner, step.number)
+            raise
+
+
+# ---------------------------------------------------------------------- settling
+
+
+def commit(
+    process: Process, chain: Sequence[Scope], claim: Claim, amount: tuple[int, int], mode: str, *, rows: bool
+) -> Answer:
+    """Commit (mode c) or release (mode r) a claim: see `Store.commit` and `Store.release`."""
+    if claim.counted is not None:
+        return Answer(REPEAT if mode == "c" else SETTLED, counted=claim.counted)
+    with process.step() as step:
+        begin(step)
+        while True:
+            more = words_of(step, chain, timed=mode == "c")
+            mine = claim.owner == process.owner
+            words = (*amount, f"{mode}{'m' if mine else ''}{'w' if rows else ''}", f"{process.nonce}.{step.number}")
+            answer = step.ask(process.scripts.commit, keys_of(process, chain), claim.number, words, more, claim.owner)
+            kind = answer[0]
+            if kind in _SAID:
+                if mine:
+                    step.done(claim.number, claim.owner)
+                if mode == "c":
+                    claim.counted = amount if kind in {"done", "late", "unknown"} else (int(answer[1]), int(answer[2]))
+                return _settled(step, chain, answer)
+            if kind == "moved":  # by a `hand_over` that was given up
+                step.done(claim.number, claim.owner)
+                claim.owner, claim.number = answer[1], 1
+            elif kind == "waiting":
+                raise RuntimeError(f"claim {claim.id} waits for room: it holds nothing that could be settled")
+            else:
+                mend(step, chain, answer)
+
+
+def _settled(step: Step, chain: Sequence[Scope], answer: Sequence[Any]) -> Answer:
+    said, tokens, nanos = answer[:3]
+    rows = shown(step, chain, answer[3]) if len(answer) > 3 else ()
+    return Answer(_SAID[said], rows, counted=(int(tokens), int(nanos)))
+
+
+def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[Answer, tuple[str, ...]]:
+    """See `Store.settle`."""
+    match = _ID.fullmatch(claim_id)
+    if match is None:
+        return Answer(UNKNOWN), ()
+    owner, number = match[1], str(int(match[2]))
+    with process.step() as step:
+        while True:
+            own = process.keys.owner(owner)
+            entry = _entry(step, own, number)
+            if entry is None or entry[0] == "?":
+                return Answer(UNKNOWN), ()
+            if entry.startswith("=h "):
+                owner, number = entry[3:], "1"
+                continue
+            chain = [] if entry[0] == "=" else scopes_at(process, entry.split(" ", 4 if entry[0] == "!" else 2)[-1])
+            words = (tokens, nanos, "s", f"{process.nonce}.{step.number}")
+            more = words_of(step, chain)
+            answer = step.ask(process.scripts.commit, keys_of(process, chain), number, words, more, owner)
+            if answer[0] in _SAID:
+                return _settled(step, chain, answer), tuple(scope.path for scope in chain)
+            if answer[0] not in {"waiting", "moved"}:
+                mend(step, chain, answer)
+
+
+def _entry(step: Step, own: str, number: str) -> str | None:
+    """Return what the store has under a number of an owner."""
+    client = step.process.client
+    for key in (own, f"{own}:x", own):  # once more, since it may have become a charge in between
+        entry: str | None = client.command("HGET", key, number, timeout=step.left())
+        if entry is not None:
+            return entry
+    return None
+
+
+def hand_over(process: Process, chain: Sequence[Scope], claim: Claim, lease: float) -> Claim:
+    """See `Store.hand_over`."""
+    heir = new_owner()
+    with process.step() as step:
+        begin(step)
+        keys = [process.keys.owner(heir)]
+        answer = step.ask(process.scripts.hand, keys, claim.number, (heir, repr(float(lease)), "", ""), (), claim.owner)
+        if answer[0] == "moved":
+            step.done(claim.number, claim.owner)
+            return Claim(answer[1], 1)
+        if answer[0] == "stale":
+            raise step.stale()
+    raise LookupError(f"claim {claim.id} of {chain[0].name!r} is not open")
+
+
+# ---------------------------------------------------------------------- giving up
+
+
+def cancel(process: Process, chain: Sequence[Scope], claim: Claim) -> bool:
+    """See `Store.cancel`."""
+    claim.cancelled = True
+    if not claim.asked:
+        return False
+    with process.step() as step:
+        if not process.registered:
+            step.register()
+        held, claim.owner, claim.number = cancel_number(step, chain, claim.owner, claim.number)
+    return held
+
+
+def cancel_number(step: Step, chain: Sequence[Scope], owner: str, number: int) -> tuple[bool, str, int]:
+    """Cancel a claim or a record. Return whether it held something, and what it is now."""
+    process = step.process
+    while True:
+        more = words_of(step, chain, timed=False)
+        answer = step.ask(process.scripts.cancel, keys_of(process, chain), number, ("", "", "", ""), more, owner)
+        if isinstance(answer[0], int):
+            step.done(number, owner)
+            return answer[0] == 1, owner, number
+        if answer[0] == "moved":
+            owner, number = answer[1], 1
+        else:
+            mend(step, chain, answer)
+
+
+def cancel_given_up(step: Step) -> None:
+    """Cancel all that this process has given up. What cannot be cancelled, since the store is lost, is forgotten."""
+    process = step.process
+    while process.given_up:
+        try:
+            item: GivenUp = process.given_up.popleft()
+        except IndexError:  # another thread does it
+            return
+        try:
+            cancel_number(step, item.chain, item.owner, item.number)
+        except (StoreLost, StoreError) as error:
+            _logger.debug("what was given up is not cancelled: %s", error)
+        except BaseException:
+            process.given_up.appendleft(item)
+            raise
+
+
+def leave(process: Process, chain: Sequence[Scope], claim: Claim) -> Answer:
+    """See `Store.leave`."""
+    with process.step() as step:
+        begin(step)
+        while True:
+            if not claim.asked or claim.owner != process.owner:  # its tickets ended with its owner
+                break
+            more, words = words_of(step, chain, timed=False), ("", "", "", "")
+            answer = step.ask(process.scripts.leave, keys_of(process, chain), claim.number, words, more, claim.owner)
+            if answer[0] == "granted":
+                return Answer(GRANTED, shown(step, chain, answer[1]))
+            if answer[0] == "left":
+                step.done(claim.number, claim.owner)
+                return Answer(LEFT, shown(step, chain, answer[2]), max(0, answer[1] - 1))
+            if answer[0] == "owner":
+                _start_over(step, chain, claim, answer)
+                break
+            mend(step, chain, answer)
+        return Answer(LEFT, numbers_now(step, chain))
+
+
+# ---------------------------------------------------------------------- what was charged
+
+
+def expired(process: Process) -> list[Charged]:
+    """See `Store.expired`."""
+    client, keys = process.client, process.keys
+    found = []
+    with process.step() as step:
+        numbers_now(step, ())  # which charges those whose leases are over
+        for owner in client.command("ZRANGE", keys.charges, 0, -1, timeout=step.left()):
+            flat = client.command("HGETALL", f"{keys.owner(owner)}:x", timeout=step.left())
+            entries = dict(zip(flat[::2], flat[1::2], strict=True))
+            who = entries.get("o", "?")
+            for number, entry in entries.items():
+                if entry[0] == "!":
+                    tokens, nanos, at, _, paths = entry[1:].split(" ", 4)
+                    facts = int(tokens), int(nanos), who, float(at), tuple(paths.split("|"))
+                    found.append(Charged(f"{owner}-{number}", *facts))
+    return sorted(found, key=lambda one: one.at)
+
+
+# ---------------------------------------------------------------------- the lease
+
+
+def renew(step: Step) -> list[str]:
+    """Renew this process's lease. Return the processes whose leases are over."""
+    process = step.process
+    owner = process.owner
+    answer = step.ask(process.scripts.renew, (), repr(float(process.lease)), ("", "", "", ""), (), owner)
+    if answer[0] == "owner":
+        process.declared_dead(owner)
+        step.register()
+        return []
+    process.renew_at = time.monotonic() + process.lease / 3
+    if answer[1] > len(process.claims) + len(process.heard) + len(process.under_way):
+        _drop_strange(step, owner)
+    dead: list[str] = answer[2]
+    return dead
+
+
+def flush(step: Step) -> None:
+    """Delete all answers that were heard, before this owner ends."""
+    heard = step.process.heard
+    before = len(heard) + 1
+    while 0 < len(heard) < before:
+        before = len(heard)
+        renew(step)
+
+
+def _drop_strange(step: Step, owner: str) -> None:
+    """Cancel what this owner has in the store and nobody here knows, if it was there at the last look already."""
+    process = step.process
+    flat = process.client.command("HGETALL", process.keys.owner(owner), timeout=step.left())
+    entries = {number: entry for number, entry in zip(flat[::2], flat[1::2], strict=True) if number.isdecimal()}
+    known = {str(number) for number in [*process.claims, *process.under_way, *[under for _, under in process.heard]]}
+    strange = entries.keys() - known
+    for number in strange & process.strange:
+        entry = entries[number]
+        chain = [] if entry[0] == "=" else scopes_at(process, entry.split(" ", 2)[-1])
+        cancel_number(step, chain, owner, int(number))
+    process.strange = frozenset(strange - process.strange)

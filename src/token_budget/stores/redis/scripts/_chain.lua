@@ -1,0 +1,25 @@
+-- The scopes of a chain, as the steps that spend have them.
+--
+-- KEYS   1 the owner's hash, 2 what was settled or charged of it, 3 the leases, 4 the beats, 5 the root's hash; then
+--        three for each scope, the pool's own first and the root last: its hash, its line, its group's hash (the
+--        root's where it is no key)
+-- ARGV   1 the generation, 9 the command that publishes; 10 and on four for each scope, as the caller has read it: its
+--        revision; its period's end if the server's clock tells it, else ''; when it expires, as _flight.lua takes
+--        it, '' if it does not; its group's version, '' where it is no key. Then the numbers of answers that their callers have heard
+--
+-- A scope's hash: g revision ("generation.number", another with any change of what follows e), w how many wait,
+-- t and n the room of tokens and nanodollars: cap - used - held, or what is left of 2^62 without a cap; p and m what is
+-- used of them, f claims in flight; e end and s start of the period, a era, T and N caps, W window, k closed, d thresholds
+-- told, v version of its group, o which of TNW are a key's own, x how it expires: k a day after its period, c closed, c number in the order of making.
+-- What is held is cap - room - used. The root also has V the layout, q the last ticket, u the last number given.
+local call, format, match = redis.call, string.format, string.match
+local count = (#KEYS - 5) / 3
+local now
+
+local function clock()
+  if not now then
+    local time = call('TIME')
+    now = time[1] + time[2] / 1000000
+  end
+  return now
+end

@@ -1,0 +1,13 @@
+-- Count one claim less in flight, and return how many there were. Where nothing is in flight any more, let the scope
+-- expire if it does: at the time `x` in milliseconds, or in 7 days where it is c. While something is in flight it does
+-- not, so that what is held is always there to be given back.
+local function land(key, x)
+  local left = call('HINCRBY', key, 'f', -1)
+  if left < 0 then call('HSET', key, 'f', 0) end
+  if left < 1 and x == 'c' then
+    call('PEXPIRE', key, 604800000)
+  elseif left < 1 and x ~= '' then
+    call('PEXPIREAT', key, x)
+  end
+  return left + 1
+end

@@ -1,0 +1,39 @@
+-- Take an amount from the room of every scope of the chain, or of none. Return the first scope that has no room, or where
+-- somebody waits who is older than the ticket; nil if it is taken. Room is told by the sign of what HINCRBY answers,
+-- which a double keeps at any size. An axis of which nothing is asked refuses nothing.
+local function take(waits, tokens, nanos, id, ticket)
+  local at
+  for i = 1, count do
+    local key = KEYS[3 + 3 * i]
+    if waits[i] then
+      local first, older = lines().head(i)
+      if first and first ~= id and not (ticket and ticket < older) then
+        at = i
+        break
+      end
+    end
+    if tokens ~= '0' and call('HINCRBY', key, 't', '-' .. tokens) < 0 then
+      call('HINCRBY', key, 't', tokens)
+      at = i
+      break
+    end
+    if nanos ~= '0' and call('HINCRBY', key, 'n', '-' .. nanos) < 0 then
+      call('HINCRBY', key, 'n', nanos)
+      if tokens ~= '0' then call('HINCRBY', key, 't', tokens) end
+      at = i
+      break
+    end
+  end
+  if at then
+    for i = 1, at - 1 do
+      if tokens ~= '0' then call('HINCRBY', KEYS[3 + 3 * i], 't', tokens) end
+      if nanos ~= '0' then call('HINCRBY', KEYS[3 + 3 * i], 'n', nanos) end
+    end
+  end
+  return at
+end
+
+-- Return a process whose lease is over: it is charged before anything is refused, since what it holds comes back to nobody.
+local function dead()
+  return call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 1)[1]
+end

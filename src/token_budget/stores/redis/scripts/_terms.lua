@@ -1,0 +1,77 @@
+-- Caps, windows and periods of one scope: KEYS 6 its hash, 7 its line, 8 its group's hash or the root's.
+local NONE = '4611686018427387904' -- 2^62: the room where there is no cap
+
+-- Return whether a revision is of the caller's generation.
+local function ours(revision)
+  return revision and match(revision, '^%d+') == ARGV[1]
+end
+
+-- Return a new number: of revisions, eras, and the order in which scopes are made. Each is given once, so that a key's
+-- scope that was made anew is in no era that it was in before.
+local function number()
+  return format('%.0f', call('HINCRBY', KEYS[5], 'u', 1))
+end
+
+-- Give a scope another revision: whoever has read it reads it again.
+local function revise(key)
+  call('HSET', key, 'g', ARGV[1] .. '.' .. number())
+end
+
+-- Return whether a room would fall below the lowest that is counted if a cap changed; '' is none.
+local function sinks(room, old, new)
+  return room + ((new == '' and NONE or new) - (old or NONE)) < -8e18
+end
+
+-- Change a cap. The room changes with it, first by what keeps it within 64 bits.
+local function shift(key, cap, room, old, new)
+  local before, after = old or NONE, new == '' and NONE or new
+  if before == after then return end
+  if tonumber(call('HGET', key, room)) < 0 then
+    if after ~= '0' then call('HINCRBY', key, room, after) end
+    if before ~= '0' then call('HINCRBY', key, room, '-' .. before) end
+  else
+    if before ~= '0' then call('HINCRBY', key, room, '-' .. before) end
+    if after ~= '0' then call('HINCRBY', key, room, after) end
+  end
+  if new == '' then call('HDEL', key, cap) else call('HSET', key, cap, new) end
+end
+
+-- Return whether a period is not the server's: then the caller computes it anew for the time that is answered. A window
+-- with a clock of its own has `own` ~= '': its caller knows.
+local function misses(own, starts, ends)
+  return own == '' and ends ~= '' and not (tonumber(starts) <= clock() and clock() < tonumber(ends))
+end
+
+-- Return the moment, if it is one at which a period is over. `reading` is what its clock says, '' for the server's.
+local function ended(ends, reading)
+  if not ends then return nil end
+  local at = reading == '' and clock() or tonumber(reading)
+  return at >= tonumber(ends) and at or nil
+end
+
+local function set_period(key, starts, ends)
+  if ends == '' then
+    call('HDEL', key, 's', 'e')
+  else
+    call('HSET', key, 's', starts, 'e', ends)
+  end
+end
+
+-- Return when a key's scope expires, in milliseconds: a day after its period.
+local function expiry(ends)
+  return format('%.0f', (ends + 86400) * 1000)
+end
+
+-- Let a key's scope expire, if it does (x is k), and nothing is in flight in it.
+local function expire(key, x, flying, ends)
+  if x == 'k' and (flying or '0') == '0' then call('PEXPIREAT', key, expiry(ends)) end
+end
+
+-- Set what is used to 0; what is held stays. All thresholds are armed.
+local function begin(key)
+  local s = call('HMGET', key, 'p', 'm')
+  if s[1] ~= '0' then call('HINCRBY', key, 't', s[1]) end
+  if s[2] ~= '0' then call('HINCRBY', key, 'n', s[2]) end
+  call('HSET', key, 'p', 0, 'm', 0, 'a', number())
+  call('HDEL', key, 'd')
+end
