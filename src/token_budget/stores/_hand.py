@@ -84,7 +84,7 @@ class Hand:
         self._queue.put(Job(function, arguments, None))
         if self._idle:
             try:
-                _thread.start_new_thread(self._start, ())  # `Thread.start` takes locks that this thread may hold
+                _thread.start_new_thread(self._start_late, ())  # `Thread.start` takes locks that this thread may hold
             except RuntimeError:  # the interpreter ends, or the system gives no more threads
                 _logger.debug("no thread could be started", exc_info=True)
 
@@ -143,14 +143,18 @@ class Hand:
             self._idle.append(None)
             raise
 
+    def _start_late(self) -> None:
+        """Start the thread, unless all was done meanwhile by one that somebody else has started."""
+        if not self._queue.empty():
+            self._start()
+
     def _work(self) -> None:
         self.thread = threading.get_ident()
         while self._step():
             pass
         self.thread = None
         self._idle.append(None)
-        if not self._queue.empty():  # it was given more meanwhile
-            self._start()
+        self._start_late()  # it may have been given more meanwhile
 
     def _step(self) -> bool:
         """Do the next job, or what is due. Return whether to go on."""

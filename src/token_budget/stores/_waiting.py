@@ -26,7 +26,7 @@ import warnings
 from collections import deque
 from collections.abc import Collection, Coroutine, Generator, Iterable, Sequence
 from functools import partial
-from threading import get_ident
+from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, NoReturn, SupportsIndex
 
@@ -113,6 +113,7 @@ class Line:
 
     def forked(self) -> None:
         """In a forked child: nobody waits. A thread that forked in a signal handler, while it waited, is woken."""
+        self._places.lock = RLock()  # another thread of the parent may have held the old one
         waiters = self._places.all()
         self._begin()
         for waiter in waiters:
