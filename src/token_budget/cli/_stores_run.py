@@ -6,6 +6,7 @@ is complete but for the answer to its last step.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -72,6 +73,7 @@ class Worker:
             _WORKER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # what is written to a process that has ended must not be written again when its pipe is closed
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
@@ -108,26 +110,30 @@ class Worker:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        with suppress(BrokenPipeError, ValueError):  # it has ended, and its page says why
+        with suppress(OSError, ValueError):  # it has ended, and its page says why
             self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
 
     def _listen(self) -> None:
-        with self._process as process:
-            assert process.stdout is not None  # noqa: S101 - for the type checker
-            for raw in process.stdout:
+        try:
+            with self._process as process:
+                self._hear(process.stdout)
+            self.page.killed = self._killed and process.returncode != 0
+            if process.returncode and not self._killed and self.page.error is None:
+                self.page.error = f"ended with exit status {process.returncode}"
+        finally:
+            self._ready.set()
+
+    def _hear(self, told: Any) -> None:
+        with io.BufferedReader(told) as lines:
+            for raw in lines:
                 line = raw.decode()
                 if not line.endswith("\n"):
                     break  # killed while it wrote: it has not told this
                 self.page.note(line)
-                if line == "ready\n" or self.page.error is not None:
+                if line == "ready\n":
                     self._ready.set()
                 if self._to_be_killed():
                     self.kill()
-        self.page.killed = self._killed and process.returncode != 0
-        if process.returncode and not self._killed and self.page.error is None:
-            self.page.error = f"ended with exit status {process.returncode}"
-        self._ready.set()
 
 
 class Run:

