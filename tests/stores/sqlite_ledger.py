@@ -84,6 +84,12 @@ class Ledger:
         assert answer.kind == "granted"
         return key
 
+    def hold_alone(self, path: str, tokens: int) -> int:
+        """Reserve in one scope, a root."""
+        key = self.store.new_key()
+        assert self.store.reserve((self.scope(path),), key, tokens, 0).kind == "granted"
+        return key
+
     def commit(self, path: str, key: int, held: Any, amount: Any, **how: Any) -> Answer:
         """Commit; a single number is tokens."""
         return self.store.commit(self.chain(*path.split()), key, _pair(held), _pair(amount), **how)
@@ -100,6 +106,10 @@ class Ledger:
     def set_caps(self, path: str, tokens: Any, nanos: Any) -> None:
         """Set caps."""
         self.store.set_caps(self.scope(path), tokens, nanos, UNCHANGED)
+
+    def forget(self, path: str) -> bool:
+        """Forget a key."""
+        return self.store.forget(self.scope(path))
 
     def spend(self, path: str, times: int, seed: int) -> int:
         """Reserve and commit so many times, where there is room, and return the sum."""

@@ -11,9 +11,10 @@ import pytest
 
 from sqlite_ledger import Ledger, audit, statement, tables
 from token_budget import PoolClosed
+from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores._store import Answer
-from token_budget.stores.sqlite import _fast
+from token_budget.stores.sqlite import _fast, _slow
 from token_budget.stores.sqlite._connection import Connection, Unsynced
 from token_budget.stores.sqlite._schema import CLAIMED_AT_MOST
 from token_budget.stores.sqlite._scopes import rows_of
@@ -281,17 +282,21 @@ def test_only_so_many_cancelled_keys_are_remembered(ledger: Ledger) -> None:
 
 
 def test_a_reserve_that_did_not_reach_the_disk_is_cancelled(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.record("total/a", 3)
     unsynced(monkeypatch)
     ledger.store._durable = True
     with pytest.raises(Unsynced):
         ledger.reserve("total/a", 5)
     with pytest.raises(Unsynced):
         ledger.record("total/a", 7)
-    assert ledger.row().tokens_claimed == 12
-    assert ledger.store.tend() == 1.0  # it still does not reach the disk
+    assert ledger.row().tokens_claimed == 15
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.store, "_run", unavailable)
+        assert ledger.store.tend() == 1.0
+    assert ledger.store.tend() == float("inf")  # done, though it still does not reach the disk
     monkeypatch.undo()
     assert ledger.store.tend() == float("inf")
-    assert ledger.row().tokens_claimed == 0
+    assert ledger.row().tokens_claimed == 3
 
 
 @pytest.mark.parametrize("error", [Unsynced("not on the disk"), KeyboardInterrupt()])
@@ -332,6 +337,52 @@ def test_a_commit_that_was_rolled_back_is_done_when_it_is_repeated(
     assert ledger.held() == (5, 0, 1)
     assert ledger.commit("total/a", key, 5, 4) == Answer("done")
     assert ledger.used() == (4, 0)
+
+
+def unavailable(*_: Any) -> Any:
+    raise BudgetUnavailable("away")
+
+
+def test_what_can_never_be_undone_is_given_up(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupt(*_: Any) -> Any:
+        raise StoreError("corrupt")
+
+    ledger.store._owed.append((_slow.cancel, 5))
+    monkeypatch.setattr(ledger.store, "_run", corrupt)
+    assert ledger.store.tend() == float("inf")
+    assert not ledger.store._owed
+
+
+def test_a_release_without_an_answer_may_be_repeated(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, chain = ledger.hold("total/a", 5), ledger.chain("total/a")
+    unsynced(monkeypatch)
+    ledger.store._durable = True
+    with pytest.raises(Unsynced):
+        ledger.store.release(chain, key, (5, 0))
+    monkeypatch.undo()
+    assert ledger.store.release(chain, key, (5, 0)) == Answer("done")
+    assert ledger.row().tokens_claimed == 0
+
+
+@pytest.mark.parametrize("step", ["commit", "release"])
+def test_a_claim_is_settled_by_scopes_that_were_not_looked_for_yet(ledger: Ledger, step: str) -> None:
+    """Others of the same paths: their rows have to be found first."""
+    key = ledger.hold("total/a", 5)
+    ledger.scopes.clear()
+    chain = ledger.chain("total/a")
+    if step == "commit":
+        assert ledger.store.commit(chain, key, (5, 0), (3, 0)) == Answer("done")
+    else:
+        assert ledger.store.release(chain, key, (5, 0)) == Answer("done")
+    assert ledger.used() == ((3, 0) if step == "commit" else (0, 0))
+    assert ledger.held() == (0, 0, 0)
+
+
+def test_a_release_whose_scope_is_known_by_another_id_finds_it(ledger: Ledger) -> None:
+    key = ledger.hold("total/a", 5)
+    ledger.scope("total/a").handle = (99, "99")
+    assert ledger.store.release(ledger.chain("total/a"), key, (5, 0)) == Answer("done")
+    assert ledger.held("total/a") == (0, 0, 0)
 
 
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:

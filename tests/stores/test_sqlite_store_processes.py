@@ -218,7 +218,10 @@ def test_letting_go_of_one_root_leaves_the_others(ledger: Ledger, path: Path) ->
     key = other.store.new_key()
     other.store.reserve((other.scope("other"),), key, 5, 0)
     mine = ledger.hold("total/a", 3)
+    waiting, _ = ledger.reserve("total/a", 50, wait=True)
     other.store.let_go()
+    assert ledger.row("total/a").waiting == 1
+    ledger.store.leave(ledger.chain("total/a"), waiting)
     assert ledger.commit("total/a", mine, 3, 3) == Answer("done")
     assert statement(path, "SELECT place FROM gave ORDER BY place") == [(1,), (2,)]
     assert ledger.store.expired() == []
@@ -326,6 +329,29 @@ def test_a_forked_child_is_a_holder_of_its_own(ledger: Ledger) -> None:
     assert ledger.held("total/a") == (5, 0, 1)  # the child's is charged
     assert ledger.used("total/a") == (7, 0)
     assert ledger.commit("total/a", key, 5, 5) == Answer("done")
+
+
+def test_a_dead_holder_of_another_root_is_charged_and_told_there_alone(ledger: Ledger, path: Path) -> None:
+    ledger.news()
+    with others(path, name="other") as [other]:
+        other("open", "other", 10)
+        other("hold_alone", "other", 5)
+        other.kill()
+    assert ledger.store.expired() == []
+    assert ledger.news() == []
+    again = Ledger(path, name="other")
+    again.open("other")
+    assert [one.tokens for one in again.store.expired()] == [5]
+    again.store.let_go()
+
+
+def test_what_a_forked_process_knew_is_the_parents(ledger: Ledger) -> None:
+    key = ledger.hold("total/a", 5)
+    ledger.commit("total/a", key, 5, 5)
+    ledger.store.forked()
+    assert ledger.store._remembered(key) is None
+    ledger.commit("total/a", ledger.hold("total/a", 5), 5, 1)
+    assert ledger.used() == (6, 0)
 
 
 def test_a_forked_child_makes_keys_of_its_own(ledger: Ledger) -> None:

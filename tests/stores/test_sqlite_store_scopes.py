@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sqlite_ledger import Ledger, audit, statement
+from sqlite_ledger import Ledger, audit, others, statement
 from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._errors import StoreLost, StoreMismatch
@@ -152,13 +152,16 @@ def test_no_cap_that_somebody_set_is_a_value_too(ledger: Ledger) -> None:
         ledger.open("total", 9)
 
 
-def alive(ledger: Ledger, what: str, value: Any) -> None:
-    """Have another living process that has given a value for the root. Its byte is one that this process holds."""
+def alive(ledger: Ledger, what: str, value: Any, place: int = 1) -> None:
+    """Have another living process that has given a value for the root, or another place.
+
+    Its byte is one that this process holds.
+    """
     connection = ledger.store._ledger.connection
     assert connection.alive.take(77)
     boot = statement(ledger.path, "SELECT boot_id FROM owner")[0][0]
     statement(ledger.path, "INSERT OR IGNORE INTO owner VALUES (77, 'host:1:2', ?)", boot)
-    statement(ledger.path, "INSERT OR REPLACE INTO gave VALUES (1, ?, 77, ?)", what, value)
+    statement(ledger.path, "INSERT OR REPLACE INTO gave VALUES (?, ?, 77, ?)", place, what, value)
 
 
 def test_caps_that_are_set_count_as_given(ledger: Ledger) -> None:
@@ -299,6 +302,63 @@ def test_a_window_of_a_group_holds_for_all_keys_but_those_with_their_own(ledger:
     assert [ledger.row(f"total/u:{key}").end for key in "abc"] == [None, 1200.0, None]
     assert ledger.used("total/u:a") == (3, 0)
     assert ledger.group("total/u:").window is None
+
+
+def test_a_key_that_is_opened_has_what_is_given_as_its_own(ledger: Ledger) -> None:
+    ledger.open("total")
+    ledger.open("total/u:", 10, 20)
+    opened = ledger.open("total/u:ann", 5)
+    assert opened.created
+    assert opened.changed == (("token_cap", 10, 5),)
+    ledger.store.set_group(ledger.group("total/u:"), 30, 40, UNCHANGED)
+    assert (ledger.row("total/u:ann").token_cap, ledger.row("total/u:ann").nano_cap) == (5, 40)
+    assert ledger.open("total/u:bob").changed == ()
+
+
+def test_what_another_process_makes_of_a_group_is_noticed(ledger: Ledger, path: Path) -> None:
+    ledger.open("total")
+    ledger.open("total/u:", 10)
+    with others(path) as [other]:
+        other("open", "total")
+        other("open", "total/u:", 20, None, Window.daily("UTC"), how="mine")
+        ledger.record("total/u:ann", 15)
+        assert str(ledger.group("total/u:").window) == "daily UTC"
+        assert str(ledger.scope("total/u:ann").window) == "daily UTC"
+        assert ledger.group("total/u:").token_cap == 20
+        assert other("forget", "total/u:ann")
+        assert not ledger.store.knows(ledger.scope("total/u:ann"))
+
+
+def test_a_group_meets_the_same_objections_as_a_scope(ledger: Ledger) -> None:
+    ledger.open("total")
+    ledger.open("total/u:", 10)
+    ledger.record("total/u:ann", 3)
+    with others(ledger.path) as [other]:
+        other("open", "total")
+        with pytest.raises(StoreMismatch, match="pool 'u:': this process gives token_cap 5"):
+            other("open", "total/u:", 5)
+    assert ledger.group("total/u:").window is None
+    hourly = Window.every(dt.timedelta(hours=1))
+    assert ledger.open("total/u:", window=hourly).changed == (("window", None, "every 1h"),)
+    assert ledger.group("total/u:").window is hourly
+    assert ledger.row("total/u:ann").end is not None
+    assert ledger.used("total/u:ann") == (3, 0)
+    alive(ledger, "token_cap", 10, place=-1)
+    with pytest.raises(StoreMismatch, match="pool 'u:'.*has given 10"):
+        ledger.open("total/u:", 7, window=Window.daily())
+    assert ledger.group("total/u:").window is hourly
+
+
+def test_a_group_that_has_gone_is_lost(ledger: Ledger) -> None:
+    ledger.open("total")
+    ledger.open("total/u:", 10)
+    statement(ledger.path, "DELETE FROM keyed")
+    for step in (
+        lambda: ledger.record("total/u:ann", 1),
+        lambda: ledger.store.set_group(ledger.group("total/u:"), 5, UNCHANGED, UNCHANGED),
+    ):
+        with pytest.raises(StoreLost, match="total/u:"):
+            step()
 
 
 def test_a_forgotten_key_begins_anew_and_takes_what_is_below_with_it(ledger: Ledger) -> None:

@@ -229,6 +229,28 @@ def test_a_late_commit_for_a_key_that_was_dropped_since_makes_it_anew(
     assert ledger.used() == (12, 0)
 
 
+def test_a_late_commit_counts_what_is_new_where_a_scope_is_gone_for_good(ledger: Ledger) -> None:
+    ledger.open("total/u:", 50)
+    ledger.open("total/u:ann/child")
+    key = ledger.hold("total/u:ann/child", 10)
+    die(ledger, key)
+    ledger.store.forget(ledger.scope("total/u:ann"))
+    answer, paths = ledger.store.settle(ledger.store.id_of(key), 12, 0)
+    assert (answer.kind, paths) == ("late", ("total/u:ann", "total"))
+    assert ledger.used("total/u:ann") == (2, 0)
+    assert ledger.used() == (12, 0)
+
+
+def test_a_late_commit_counts_in_the_root_where_the_whole_group_is_gone(ledger: Ledger) -> None:
+    ledger.open("total/u:", 50)
+    ledger.open("total/u:ann/runs:")
+    key = ledger.hold("total/u:ann/runs:1", 10)
+    die(ledger, key)
+    ledger.store.forget(ledger.scope("total/u:ann"))
+    answer, paths = ledger.store.settle(ledger.store.id_of(key), 12, 0)
+    assert (answer.kind, paths) == ("late", ("total/u:ann", "total"))
+
+
 # ---------------------------------------------------------------------- thresholds
 
 

@@ -11,7 +11,7 @@ from token_budget.stores.sqlite._alive import who
 from token_budget.stores.sqlite._owners import prepare, tidy
 from token_budget.stores.sqlite._rows import Row
 from token_budget.stores.sqlite._scopes import key_row
-from token_budget.stores.sqlite._step import KEPT, Step
+from token_budget.stores.sqlite._step import KEPT, Step, ids_of
 
 _SETTLE = """
     INSERT OR REPLACE INTO settled (id, root, chain, tokens, nanos, elsewhere, at) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -20,14 +20,18 @@ ELSEWHERE = 1  # settled by `settle`
 HERE = 0  # settled by its holder
 
 
-def correct(step: Step, claim: int, amount: tuple[int, int], how: int) -> tuple[list[Row], tuple[int, int]] | None:
+def correct(
+    step: Step, claim: int, amount: tuple[int, int], how: int, of: int | None = None
+) -> tuple[list[Row], tuple[int, int]] | None:
     """Count what a claim cost that was charged in full. Return its rows and what was charged; None if it was not.
+
+    ``of``: the root that it must be of.
 
     Where a scope is still in the era of the charge, it is corrected both ways. In a later era the charge is gone: what
     the claim cost above it is new, and nothing comes back.
     """
     found = step.execute("SELECT root, places, tokens, nanos FROM expired WHERE id = ?", (claim,)).fetchone()
-    if found is None:
+    if found is None or (of is not None and found[0] != of):
         return None
     root, places, charged = found[0], json.loads(found[1]), (found[2], found[3])
     more_tokens, more_nanos = amount[0] - charged[0], amount[1] - charged[1]
@@ -79,26 +83,24 @@ def settle(step: Step, claim: int, amount: tuple[int, int]) -> tuple[Answer, tup
     root = step.root()
     found = step.execute("SELECT chain, tokens, nanos FROM hold WHERE id = ?", (claim,)).fetchone()
     if found is not None:
-        chain = [int(part) for part in found[0].split(",")]
+        chain = ids_of(found[0])
         if chain[-1] != root:
             return Answer(UNKNOWN), ()
         held = (found[1], found[2])
-        rows = [row for scope in chain if (row := step.row(scope)) is not None]
+        rows = step.rows(chain)
         for row in rows:
             row.end_claim(held, amount)
         step.write("DELETE FROM hold WHERE id = ?", (claim,))
         step.write("DELETE FROM lease WHERE id = ?", (claim,))
         note_settled(step, claim, root, chain, amount, ELSEWHERE)
         return _settled(step, DONE, rows, held)
-    if step.execute("SELECT 1 FROM expired WHERE id = ? AND root = ?", (claim, root)).fetchone() is not None:
-        corrected = correct(step, claim, amount, ELSEWHERE)
-        if corrected is not None:
-            return _settled(step, LATE, *corrected)
+    corrected = correct(step, claim, amount, ELSEWHERE, root)
+    if corrected is not None:
+        return _settled(step, LATE, *corrected)
     before = settled(step, claim)
     if before is None or before[0] != root:
         return Answer(UNKNOWN), ()
-    rows = [row for part in before[1].split(",") if (row := step.row(int(part))) is not None]
-    return Answer(REPEAT, counted=before[2]), tuple(step.path(row) for row in rows)
+    return Answer(REPEAT, counted=before[2]), tuple(step.path(row) for row in step.rows(ids_of(before[1])))
 
 
 def _settled(step: Step, kind: str, rows: list[Row], held: tuple[int, int]) -> tuple[Answer, tuple[str, ...]]:

@@ -224,6 +224,8 @@ class FastPath:
             held_tokens, held_nanos = held
             tokens, nanos = amount[0] - held_tokens, amount[1] - held_nanos
             for scope in chain:
+                if scope.handle is None:
+                    break
                 window = scope.window
                 now = _NO_CLOCK if window is None else window.clock()
                 changes = (tokens, nanos, held_tokens, held_nanos, scope.handle[0], tokens, nanos, now)
@@ -259,6 +261,8 @@ class FastPath:
         if execute(UNHOLD, (key,)).rowcount == 1:
             tokens, nanos = held
             for scope in chain:
+                if scope.handle is None:
+                    break
                 if execute(GIVE_BACK, (tokens, nanos, tokens, nanos, scope.handle[0])).rowcount != 1:
                     break
             else:

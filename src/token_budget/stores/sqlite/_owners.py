@@ -11,7 +11,7 @@ import json
 
 from token_budget.stores._store import News
 from token_budget.stores.sqlite._alive import boot_id, who
-from token_budget.stores.sqlite._step import KEPT, Step, lost
+from token_budget.stores.sqlite._step import KEPT, Step, ids_of, lost
 
 _EXPIRE = "INSERT OR REPLACE INTO expired (id, root, places, tokens, nanos, at, who) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _LEASES = """
@@ -101,25 +101,22 @@ def _holds_of(step: Step, owner: int) -> list[tuple[int, str, int, int]]:
 
 def charge(step: Step, claim: int, chain: str, tokens: int, nanos: int, name: str) -> None:
     """Count a claim in full, and list it. What it holds is used from now on, in the present periods."""
+    ids = ids_of(chain)
     places: Places = []
-    for part in chain.split(","):
-        row = step.row(int(part))
-        if row is not None:
-            row.end_claim((tokens, nanos), (tokens, nanos))
-            places.append((row.id, row.era, step.path(row)))
+    for row in step.rows(ids):
+        row.end_claim((tokens, nanos), (tokens, nanos))
+        places.append((row.id, row.era, step.path(row)))
     step.write("DELETE FROM hold WHERE id = ?", (claim,))
-    root = int(chain.rpartition(",")[2])
-    step.write(_EXPIRE, (claim, root, json.dumps(places), tokens, nanos, step.time, name))
+    step.write(_EXPIRE, (claim, ids[-1], json.dumps(places), tokens, nanos, step.time, name))
     paths = tuple(path for _, _, path in places)
-    if paths and paths[-1] == step.ledger.name:  # a file may have several roots
+    if paths[-1:] == (step.ledger.name,):  # a file may have several roots
         step.news.append(News("expired", paths[0], paths, tokens, nanos))
 
 
 def drop_ticket(step: Step, ticket: int, scope: int) -> None:
     """End somebody's waiting."""
     step.write("DELETE FROM waiter WHERE ticket = ?", (ticket,))
-    row = step.row(scope)
-    if row is not None:
+    for row in step.rows([scope]):
         row.waiters -= 1
 
 
@@ -129,15 +126,14 @@ def tidy(step: Step) -> None:
     for table in ("expired", "settled", "ended"):
         step.write(f"DELETE FROM {table} WHERE at < ?", (before,))  # noqa: S608 - the names are the three above
     for (scope,) in step.execute(_CLOSED_LONG_AGO, (before,)).fetchall():
-        if not step.has(scope):
-            step.delete(scope)
+        step.delete(scope)
 
 
 def let_go(step: Step) -> None:
     """Charge what this process still holds of the root, and end its part in it."""
     owner, root = step.owner, step.id_at(0, step.ledger.name)
     for claim, chain, tokens, nanos in _holds_of(step, owner):
-        if int(chain.rpartition(",")[2]) == root:
+        if ids_of(chain)[-1] == root:
             charge(step, claim, chain, tokens, nanos, who())
     for ticket, scope in step.execute("SELECT ticket, scope FROM waiter WHERE owner = ?", (owner,)).fetchall():
         if _is_of_root(step, scope):
@@ -172,8 +168,8 @@ def as_charged(step: Step) -> dict[int, list[int]]:
         for (scope,) in step.execute("SELECT scope FROM waiter WHERE owner = ?", (owner,)).fetchall():
             found.setdefault(scope, [0, 0, 0, 0])[3] += 1
     for chain, tokens, nanos in claims:
-        for part in chain.split(","):
-            taken = found.setdefault(int(part), [0, 0, 0, 0])
+        for scope in ids_of(chain):
+            taken = found.setdefault(scope, [0, 0, 0, 0])
             taken[0] += tokens
             taken[1] += nanos
             taken[2] += 1

@@ -62,7 +62,7 @@ def require(step: Step, scope: Scope) -> Row:
         return row
     group = None if scope.group is None else group_of(step, scope.group)
     if group is not None:
-        row = _new_key(step, group, part_of(scope))
+        row = new_key(step, group, part_of(scope))
         _know_window(step, scope, row)
         scope.closed = False
         return row
@@ -78,12 +78,13 @@ def key_row(step: Step, parent: int, group: str, key: str) -> Row | None:
         return None
     row = step.row_at(-found[0], key)
     if row is None:
-        row = _new_key(step, found, key)
+        row = new_key(step, found, key)
         step.make(row)
     return row
 
 
-def _new_key(step: Step, group: GroupRow, key: str) -> Row:
+def new_key(step: Step, group: GroupRow, key: str) -> Row:
+    """Return the row of a key that is not made yet."""
     row = Row(-group[0], key, group[1], group[2])
     row.window = group[3]
     row.begin_period(step.window_of(row))
@@ -91,7 +92,7 @@ def _new_key(step: Step, group: GroupRow, key: str) -> Row:
 
 
 def made(step: Step, scope: Scope, row: Row) -> Row:
-    """Have the row of a scope in the file, and return it."""
+    """Have the row of a scope in the file, and return it. Only that of a key may not be there."""
     if not row.id:
         step.make(row)
         know(step, scope, row)
@@ -192,8 +193,6 @@ def drop_idle_keys(step: Step, newest: Row) -> None:
     So the keys of a group with a window are about as many as two periods need. Each process looks at all of them in
     turn, in the order of their names.
     """
-    if newest.parent >= 0:
-        return
     ledger, group = step.ledger, newest.parent
     found = step.execute(_OLD_KEYS, (group, ledger.cursors.get(group, newest.name))).fetchall()
     ledger.cursors[group] = found[-1][1] if len(found) == 2 else ""

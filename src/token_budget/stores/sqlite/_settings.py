@@ -21,6 +21,7 @@ from token_budget.stores.sqlite._scopes import (
     group_part_of,
     know,
     made,
+    new_key,
     part_of,
     pool_closed,
     refuse_closed,
@@ -90,12 +91,14 @@ def open_scope(
         row = find(step, scope)
         created = row is None
         changed: tuple[tuple[str, Any, Any], ...] = ()
-        if row is None:
+        if row is None and scope.group is None:
             row = _new(step, scope, given, window, create=create)
         else:
+            row = made(step, scope, row or require(step, scope))
             changed = _settle(step, row.id, scope.name, _values(row), given, how)
             for what, _, value in changed:
                 _change(step, row, what, value, window)
+                row.own |= 0 if scope.group is None else OWN[what]
     except BaseException:
         scope.window = before
         raise
@@ -117,12 +120,6 @@ def _new(step: Step, scope: Scope, given: dict[str, Any], window: Window | None,
     """Make a scope that the file does not have."""
     if scope.handle is not None and not scope.closed:
         raise lost(step.ledger, None if scope.above is None else scope.path)
-    if scope.group is not None:
-        row = made(step, scope, require(step, scope))
-        for what, value in given.items():
-            if value is not None:
-                _change(step, row, what, value, window)
-        return row
     if not create:
         raise StoreLost(
             f"there is no budget {scope.name!r} in {step.ledger.location}, and create=False says that there must be: "
@@ -159,7 +156,7 @@ def open_group(
                 step.know_window(str(window))
             parent = group.above.handle[0]
             step.write(_MAKE_GROUP, (parent, group_part_of(group), token_cap, nano_cap, given["window"]))
-            place = -_id_of(step, group)
+            place = _row_of_group(step, group).parent
             for what, value in given.items():
                 if value is not None:
                     step.write(_GIVE, (place, what, step.owner, value))
@@ -238,7 +235,7 @@ def set_caps(step: Step, scope: Scope, values: dict[str, Any], window: Any) -> N
 def set_group(step: Step, group: Group, values: dict[str, Any], window: Any) -> None:
     """See `Store.set_group`. The arguments are those of `set_caps`."""
     prepare(step)
-    place = -_id_of(step, group)
+    place = _row_of_group(step, group).parent
     for what, value in values.items():
         _change_group(step, group, place, what, value, window)
         step.write(_GIVE, (place, what, step.owner, value))
@@ -284,10 +281,8 @@ def _change_group(step: Step, group: Group, place: int, what: str, value: Any, w
         step.write(_SET_GROUP[what], (value, -place))
         step.write(_SET_KEYS[what], (NO_CAP, limit(value), value, place))
         told = step.execute("SELECT id FROM scope WHERE parent = ? AND told IS NOT NULL", (place,)).fetchall()
-        for (scope_id,) in told:
-            row = step.row(scope_id)
-            if row is not None:
-                row.arm()
+        for row in step.rows(scope_id for (scope_id,) in told):
+            row.arm()
         return
     if value is not None:
         step.know_window(value)
@@ -299,22 +294,12 @@ def _change_group(step: Step, group: Group, place: int, what: str, value: Any, w
     step.write(_WINDOW_OF_KEYS, (value, start, end, place))
 
 
-def _id_of(step: Step, group: Group) -> int:
-    found = group_of(step, group)
-    if found is None:
-        raise lost(step.ledger, group.path)
-    return found[0]
-
-
 def _row_of_group(step: Step, group: Group) -> Row:
     """Return what a key of a group begins with."""
     found = group_of(step, group)
     if found is None:
         raise lost(step.ledger, group.path)
-    row = Row(-found[0], "", found[1], found[2])
-    row.window = found[3]
-    row.begin_period(step.window_of(row))
-    return row
+    return new_key(step, found, "")
 
 
 # ---------------------------------------------------------------------- the life of a scope

@@ -25,7 +25,7 @@ from token_budget.stores.sqlite._claims import ELSEWHERE, HERE, correct, note_se
 from token_budget.stores.sqlite._owners import as_charged, drop_ticket, prepare
 from token_budget.stores.sqlite._rows import BELOW, Row
 from token_budget.stores.sqlite._scopes import made, refuse_closed, require, rows_of
-from token_budget.stores.sqlite._step import Step
+from token_budget.stores.sqlite._step import Step, ids_of
 from token_budget.stores.sqlite._waiters import blocker, park, ticket_of
 
 HOLD = "INSERT OR IGNORE INTO hold (id, owner, chain, tokens, nanos) SELECT ?, id, ?, ?, ? FROM owner WHERE id = ?"
@@ -143,18 +143,16 @@ def _give_back(step: Step, key: int) -> bool:
     step.renew()  # the statements below change rows that may have been read
     step.write(UNHOLD, (key,))
     step.write("DELETE FROM lease WHERE id = ?", (key,))
-    for part in chain.split(","):
-        step.write(GIVE_BACK, (tokens, nanos, tokens, nanos, int(part)))
+    for scope in ids_of(chain):
+        step.write(GIVE_BACK, (tokens, nanos, tokens, nanos, scope))
     return True
 
 
 def take_back(step: Step, chain: Sequence[int], amount: Pair) -> None:
     """Undo a record whose caller was told that it was not done."""
-    for scope in chain:
-        row = step.row(scope)
-        if row is not None:
-            row.tokens = max(row.tokens_held, row.tokens - amount[0])
-            row.nanos = max(row.nanos_held, row.nanos - amount[1])
+    for row in step.rows(chain):
+        row.tokens = max(row.tokens_held, row.tokens - amount[0])
+        row.nanos = max(row.nanos_held, row.nanos - amount[1])
 
 
 # ---------------------------------------------------------------------- looking

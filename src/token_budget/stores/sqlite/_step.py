@@ -7,15 +7,14 @@ same, and never flushes; so what is shown is what would be done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from token_budget._window import Window, system_time
 from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores._store import News
-from token_budget.stores.sqlite import _rows as rows
 from token_budget.stores.sqlite._connection import Connection, Execute
-from token_budget.stores.sqlite._rows import Row
+from token_budget.stores.sqlite._rows import BY_ID, INSERT, WRITE, Row
 
 KEPT = 7 * 86_400.0  # seconds for which what was charged, or settled elsewhere, is remembered
 
@@ -110,9 +109,13 @@ class Step:
         """Return the row of an id, in its present period; None if there is none."""
         if scope_id in self._by_id:
             return self._by_id[scope_id]
-        found = self.execute(rows.BY_ID, (scope_id,)).fetchone()
+        found = self.execute(BY_ID, (scope_id,)).fetchone()
         row = self._by_id[scope_id] = None if found is None else self.read(found)
         return row
+
+    def rows(self, scope_ids: Iterable[int]) -> list[Row]:
+        """Return the rows of those ids that the file has."""
+        return [row for scope_id in scope_ids if (row := self.row(scope_id)) is not None]
 
     def read(self, found: tuple[Any, ...]) -> Row:
         """Return the row of what a statement has found, in its present period. It is not one that `flush` writes."""
@@ -140,7 +143,7 @@ class Step:
             self.know_window(row.window)
         row.stored = row.values()
         self.wrote = True
-        row.id = self.execute(rows.INSERT, (*row.stored, row.parent, row.name)).lastrowid
+        row.id = self.execute(INSERT, (*row.stored, row.parent, row.name)).lastrowid
         self._by_id[row.id] = row
 
     def delete(self, scope_id: int) -> None:
@@ -157,7 +160,7 @@ class Step:
                 values = row.values()
                 if values != row.stored:
                     row.stored = values
-                    self.write(rows.WRITE, (*values, row.id))
+                    self.write(WRITE, (*values, row.id))
         for row in self._rolled:
             if self._by_id.get(row.id) is row:
                 self.news.append(News("roll-over", self.path(row)))
@@ -237,3 +240,8 @@ def lost(ledger: Ledger, path: str | None = None) -> StoreLost:
         f"{ledger.location} no longer has {what}: the file was replaced, or is an older copy. Restore it, or begin "
         "anew with a pool of another name"
     )
+
+
+def ids_of(chain: str) -> list[int]:
+    """Return the ids of a chain as the file has it."""
+    return [int(part) for part in chain.split(",")]

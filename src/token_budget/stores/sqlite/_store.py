@@ -11,7 +11,7 @@ from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores._store import UNKNOWN, Answer, Charged, Group, Numbers, Opened, Scope
 from token_budget.stores.sqlite import _claims, _owners, _settings, _slow, _waiters
-from token_budget.stores.sqlite._connection import Connection, notice_forks
+from token_budget.stores.sqlite._connection import Connection, Unsynced, notice_forks
 from token_budget.stores.sqlite._fast import FastPath, Pair
 from token_budget.stores.sqlite._scopes import find
 
@@ -128,15 +128,14 @@ class SQLiteStore(FastPath):
     def tend(self) -> float:
         """See `Store.tend`. The kernel knows who lives, so there is nothing to renew."""
         while self._owed:
-            owed = self._owed[0]
+            owed = self._owed.popleft()
             try:
                 self._step(*owed)
+            except (Unsynced, StoreError):
+                continue  # it is done, but not known to be on the disk; or it never can be
             except BudgetUnavailable:
+                self._owed.appendleft(owed)
                 return 1.0
-            except StoreError:
-                pass
-            if self._owed and self._owed[0] is owed:
-                self._owed.popleft()
         return float("inf")
 
     def let_go(self) -> None:

@@ -57,8 +57,7 @@ def park(step: Step, row: Row, claim: int, found: tuple[int, int] | None) -> int
         return int(step.execute("SELECT ticket FROM waiter WHERE claim = ?", (claim,)).fetchone()[0])
     ticket, scope = found
     if scope != row.id:
-        before = step.row(scope)
-        if before is not None:
+        for before in step.rows([scope]):
             before.waiters -= 1
         row.waiters += 1
         step.write("UPDATE waiter SET scope = ? WHERE ticket = ?", (row.id, ticket))
