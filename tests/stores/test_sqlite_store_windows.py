@@ -287,6 +287,23 @@ def test_caps_that_leave_less_than_the_share_used_arm_a_threshold_again(ledger: 
     assert ledger.row("total/a").told == ()
 
 
+def test_a_threshold_is_armed_by_the_caps_after_all_changes(ledger: Ledger) -> None:
+    """Reached on the tokens before and on the dollars after, it stays told."""
+    half = 5 * 10**8
+    ledger.open("total/u:", 50)
+    for path in ("total/a", "total/u:ann"):
+        ledger.record(path, 25, 10)
+        assert ledger.store.claim_threshold(ledger.scope(path), 1, half)
+    ledger.store.set_caps(ledger.scope("total/a"), None, 20, UNCHANGED)
+    ledger.store.set_group(ledger.group("total/u:"), None, 20, UNCHANGED)
+    for path in ("total/a", "total/u:ann"):
+        assert ledger.row(path).told == (half,)
+    ledger.store.set_caps(ledger.scope("total/a"), None, 21, UNCHANGED)
+    ledger.store.set_group(ledger.group("total/u:"), None, 21, UNCHANGED)
+    for path in ("total/a", "total/u:ann"):
+        assert ledger.row(path).told == ()
+
+
 def test_a_threshold_of_a_key_that_is_gone_is_not_told(ledger: Ledger) -> None:
     ledger.open("total/u:", 10)
     assert not ledger.store.claim_threshold(ledger.scope("total/u:ann"), 1, 10**8)

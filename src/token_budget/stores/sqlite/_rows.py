@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from token_budget._window import Window
@@ -178,13 +179,13 @@ class Row:
         else:
             self.start, self.end = window.period(window.now() if now is None else now)
 
-    def change(self, what: str, value: Any, window: Window | None) -> None:
-        """Set a cap ("token_cap", "nano_cap") or the text of a window ("window", with the window itself)."""
-        setattr(self, what, value)
-        if what == "window":
+    def change(self, values: Mapping[str, Any], window: Window | None) -> None:
+        """Set caps ("token_cap", "nano_cap") and the text of a window ("window", with the window itself)."""
+        for what, value in values.items():
+            setattr(self, what, value)
+        if "window" in values:
             self.begin_period(window)
-        else:
-            self.arm()
+        self.arm()
 
     def arm(self) -> None:
         """Arm again the thresholds whose share of the caps is above what is used."""

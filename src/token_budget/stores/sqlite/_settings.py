@@ -96,9 +96,8 @@ def open_scope(
         else:
             row = made(step, scope, row or require(step, scope))
             changed = _settle(step, row.id, scope.name, _values(row), given, how)
-            for what, _, value in changed:
-                _change(step, row, what, value, window)
-                row.own |= 0 if scope.group is None else OWN[what]
+            if changed:
+                _change(step, scope, row, {what: value for what, _, value in changed}, window)
     except BaseException:
         scope.window = before
         raise
@@ -164,8 +163,8 @@ def open_group(
             place = -found[0]
             stored = {"token_cap": found[1], "nano_cap": found[2], "window": found[3]}
             changed = _settle(step, place, f"{group.name or ''}:", stored, given, how)
-            for what, _, value in changed:
-                _change_group(step, group, place, what, value, window)
+            if changed:
+                _change_group(step, group, place, {what: value for what, _, value in changed}, window)
     except BaseException:
         group.window = before
         raise
@@ -219,11 +218,9 @@ def set_caps(step: Step, scope: Scope, values: dict[str, Any], window: Any) -> N
     row = made(step, scope, require(step, scope))
     if row.closed:
         raise pool_closed(scope)
-    for what, value in values.items():
-        _change(step, row, what, value, window)
-        if scope.group is not None:
-            row.own |= OWN[what]
-        else:
+    _change(step, scope, row, values, window)
+    if scope.group is None:
+        for what, value in values.items():
             step.write(_GIVE, (row.id, what, step.owner, value))
     if window is not UNCHANGED:
         scope.window = window
@@ -236,8 +233,8 @@ def set_group(step: Step, group: Group, values: dict[str, Any], window: Any) -> 
     """See `Store.set_group`. The arguments are those of `set_caps`."""
     prepare(step)
     place = _row_of_group(step, group).parent
+    _change_group(step, group, place, values, window)
     for what, value in values.items():
-        _change_group(step, group, place, what, value, window)
         step.write(_GIVE, (place, what, step.owner, value))
     if window is not UNCHANGED:
         group.window = window
@@ -268,30 +265,38 @@ def _values(row: Row) -> dict[str, Any]:
     return {"token_cap": row.token_cap, "nano_cap": row.nano_cap, "window": row.window}
 
 
-def _change(step: Step, row: Row, what: str, value: Any, window: Window | None) -> None:
-    if what == "window" and value is not None:
-        step.know_window(value)
-    row.change(what, value, window)
+def _change(step: Step, scope: Scope, row: Row, values: dict[str, Any], window: Window | None) -> None:
+    """Set values of a scope. Those of a key are its own from now on."""
+    if values.get("window") is not None:
+        step.know_window(values["window"])
+    row.change(values, window)
+    if scope.group is not None:
+        for what in values:
+            row.own |= OWN[what]
 
 
-def _change_group(step: Step, group: Group, place: int, what: str, value: Any, window: Window | None) -> None:
-    """Set one value of a group, and of all its keys that have none of their own."""
+def _change_group(step: Step, group: Group, place: int, values: dict[str, Any], window: Window | None) -> None:
+    """Set values of a group, and of all its keys that have none of their own."""
     step.renew()  # the statements below change rows that may have been read
-    if what != "window":
-        step.write(_SET_GROUP[what], (value, -place))
-        step.write(_SET_KEYS[what], (NO_CAP, limit(value), value, place))
-        told = step.execute("SELECT id FROM scope WHERE parent = ? AND told IS NOT NULL", (place,)).fetchall()
-        for row in step.rows(scope_id for (scope_id,) in told):
-            row.arm()
-        return
-    if value is not None:
-        step.know_window(value)
-    step.write(_SET_GROUP[what], (value, -place))
-    known = group.window
-    if known is not None:  # the keys whose period is over by the old window begin anew
+    for what, value in values.items():
+        if what == "window":
+            _change_window(step, group, place, value, window)
+        else:
+            step.write(_SET_GROUP[what], (value, -place))
+            step.write(_SET_KEYS[what], (NO_CAP, limit(value), value, place))
+    told = step.execute("SELECT id FROM scope WHERE parent = ? AND told IS NOT NULL", (place,)).fetchall()
+    for row in step.rows(scope_id for (scope_id,) in told):
+        row.arm()
+
+
+def _change_window(step: Step, group: Group, place: int, text: str | None, window: Window | None) -> None:
+    if text is not None:
+        step.know_window(text)
+    step.write(_SET_GROUP["window"], (text, -place))
+    if group.window is not None:  # the keys whose period is over by the old window begin anew
         step.write(_KEYS_BEGIN_ANEW, (NO_CAP, NO_CAP, place, step.ledger.clock_at(place)()))
     start, end = (None, FAR) if window is None else window.period(window.now())
-    step.write(_WINDOW_OF_KEYS, (value, start, end, place))
+    step.write(_WINDOW_OF_KEYS, (text, start, end, place))
 
 
 def _row_of_group(step: Step, group: Group) -> Row:
