@@ -325,9 +325,16 @@ def test_a_client_whose_constructor_does_something_is_not_constructed_again() ->
 
 
 def test_a_server_of_noeviction_and_volatile_eviction_passes_the_check() -> None:
-    client_of().check()
+    client = client_of()
+    client.check()
+    assert not client.volatile
     with Server("--maxmemory-policy", "volatile-lru") as server:
-        client_of(server).check()
+        client = client_of(server)
+        client.check()
+        assert not client.volatile  # there is no limit at which it would evict
+        server.client().config_set("maxmemory", "1gb")
+        client.check()
+        assert client.volatile
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])

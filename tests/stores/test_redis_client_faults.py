@@ -103,6 +103,22 @@ def test_what_does_not_pass_in_time_is_unavailable(said: str) -> None:
             scripted_client(server).command("GET", "x", timeout=0.1)
 
 
+def test_a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() -> None:
+    """What was sent first may be done yet: callers give up such a step by its id, and not one that was refused."""
+
+    def answer(words: list[str]) -> bytes | None:
+        if server.connections > 1:
+            return b"-NOPERM No permissions\r\n"
+        server.hang_up()
+        return None
+
+    with scripted(answer) as server:
+        with pytest.raises(BudgetUnavailable, match="forbids this user"):
+            scripted_client(server).command("GET", "x")
+        with pytest.raises(StoreError, match="forbids this user"):
+            scripted_client(server).command("GET", "x")
+
+
 def test_a_password_that_the_server_repeats_is_not_shown() -> None:
     def answer(words: list[str]) -> bytes:
         return f"-ERR unknown command 'AUTH', with args beginning with: '{words[-1]}' \r\n".encode()

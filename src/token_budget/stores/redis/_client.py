@@ -79,6 +79,7 @@ class Client:
         self.timeout: float = timeout
         self.location: str = self._route.location  # a URL without a login
         self.publish: str = "SPUBLISH" if self._route.clustered else "PUBLISH"  # what scripts publish with
+        self.volatile: bool = False  # as `check` found: whether keys that have a time of expiry may be evicted before
         self._key = key
         self._pid = os.getpid()
         # A connection is here, or used by one thread. When the master may have moved, the generation grows: connections
@@ -137,6 +138,7 @@ class Client:
                 f"{self.location} evicts any key when its memory is full (maxmemory-policy {policy}), so it would "
                 "forget what was spent. Set maxmemory-policy to noeviction or volatile-ttl, or use another server"
             )
+        self.volatile = policy.startswith("volatile-") and info.get("maxmemory") != "0"
         version = info.get("redis_version", "")
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
         if numbers and numbers < _OLDEST:
@@ -208,16 +210,17 @@ class Client:
         """Send something until it is answered or the time is over."""
         now = time.monotonic()
         until, attempt = now + timeout, now + timeout / 3
-        failures = 0
+        failures, unanswered = 0, False
         while True:
             wire = None
             try:
                 wire = self._take(attempt)
                 answer = self._answer(wire, sent, attempt, script)
             except Refusal as refusal:
-                at_once, why = self._met(refusal, wire), str(refusal)
+                at_once, why = self._met(refusal, wire, unanswered=unanswered), str(refusal)
             except Exception as error:  # noqa: BLE001 - OSError, and what the client's package raises
                 at_once, why = self._failed(wire), f"{type(error).__name__}: {error}"
+                unanswered = unanswered or wire is not None
             else:
                 self._put(wire)
                 return answer
@@ -264,7 +267,7 @@ class Client:
             self.moved()
         return wire.used  # the server may have closed it while it was idle
 
-    def _met(self, refusal: Refusal, wire: Wire | None) -> bool:
+    def _met(self, refusal: Refusal, wire: Wire | None, *, unanswered: bool) -> bool:
         """Decide what an error of the server means: return whether to ask again at once, or later; or raise it."""
         code = _faults.code_of(refusal)
         elsewhere = code in (_faults.ELSEWHERE if self._route.clustered else _faults.ELSEWHERE - _faults.OF_NODES)
@@ -279,4 +282,6 @@ class Client:
                 self._put(wire)
         if elsewhere or later or login_ended:
             return login_ended or code == "MOVED"
-        raise _faults.final(refusal, self.location, self._key) from None
+        final = _faults.final(refusal, self.location, self._key)
+        # StoreError means that nothing was done: not so where the same was sent before, and perhaps is done now.
+        raise (BudgetUnavailable(str(final)) if unanswered else final) from None
