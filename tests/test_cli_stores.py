@@ -423,11 +423,10 @@ def test_a_store_without_the_budget_is_an_error_and_stays_as_it_is(
     assert (tmp_path / "budget.db").read_text(encoding="utf-8") == "notes"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_server_that_does_not_answer_is_an_error(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+def test_a_server_that_does_not_answer_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("redis")
-    told = complaint(capsys, *with_store(command, "redis://:hunter2@127.0.0.1:1/0#nightly"))
-    assert told.startswith(f"token-budget {command[0]}: error: ")
+    told = complaint(capsys, "status", "redis://:hunter2@127.0.0.1:1/0#nightly")
+    assert told.startswith("token-budget status: error: ")
     assert "hunter2" not in told
 
 

