@@ -231,7 +231,7 @@ class Client:
                 now = time.monotonic()
             if now >= until:
                 raise BudgetUnavailable(
-                    f"{self.location} has not answered within {timeout:g} seconds; the last error: {why}"
+                    f"{self.location} has not answered within {timeout:.3g} seconds; the last error: {why}"
                 )
             attempt = min(now + timeout / 3, until)
 
