@@ -1,4 +1,4 @@
-"""Engines of the Redis store for the tests: processes that share a budget on a real server, and what may go wrong there."""
+"""Engines of the Redis store for the tests: processes that share a budget on a real server, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -120,6 +120,7 @@ class Process:
         nanos: int | None = None,
         window: Window | None = None,
         how: str = "code",
+        *,
         create: bool = True,
     ) -> Any:
         return self.engine.open(self.root if scope is None else scope, tokens, nanos, window, how, create=create)

@@ -1,4 +1,4 @@
-"""The Redis engine: what each step does, against an engine in memory that does it plainly, and by the numbers stored."""
+"""The Redis engine: each step against an engine in memory that does the same plainly, and by what the server has."""
 
 from __future__ import annotations
 
@@ -66,9 +66,17 @@ def shown(row: Any) -> tuple[Any, ...]:
 
 def plain(answer: Any) -> Any:
     if isinstance(answer, Answer):
-        rows = tuple(shown(row) for row in answer.rows) if answer.kind in {REFUSED} else ()
+        rows = tuple(shown(row) for row in answer.rows) if answer.kind == REFUSED else ()
         return answer.kind, answer.at, rows
     return answer
+
+
+def outcome(step: Any, side: Side) -> Any:
+    """Return what a step answers, or the class of what it raises."""
+    try:
+        return step(side)
+    except (PoolClosed, ValueError, StoreError, LookupError) as error:
+        return type(error)
 
 
 class Compared(RuleBasedStateMachine):
@@ -96,14 +104,7 @@ class Compared(RuleBasedStateMachine):
 
     def both(self, step: Any) -> Any:
         """Do a step on both sides, and compare what comes out."""
-        outcomes = []
-        for side in self.sides:
-            try:
-                outcomes.append((None, step(side)))
-            except (PoolClosed, ValueError, StoreError, LookupError) as error:
-                outcomes.append((type(error), None))
-        (error, answer), (model_error, model) = outcomes
-        assert error is model_error
+        answer, model = (outcome(step, side) for side in self.sides)
         assert plain(answer) == plain(model)
         return model
 
@@ -205,3 +206,262 @@ TestCompared.settings = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+# ---------------------------------------------------------------- exact numbers
+
+
+@pytest.mark.parametrize("cap", [HUGE, HUGE - 1, 2**53 + 1, 10**15, 10**15 - 1])
+def test_a_cap_of_any_size_fills_to_the_last_unit_and_not_one_more(budget: Budget, cap: int) -> None:
+    one = budget.process(opened=False)
+    one.open(tokens=cap, nanos=cap)
+    chain = one.child("kid")
+    first, second = one.engine.new_key(), one.engine.new_key()
+    assert one.engine.reserve(chain, first, cap - 1, cap - 1).kind == GRANTED
+    assert one.engine.reserve(chain, one.engine.new_key(), 2, 0).kind == REFUSED
+    assert one.engine.reserve(chain, one.engine.new_key(), 0, 2).kind == REFUSED
+    assert one.engine.reserve(chain, second, 1, 1).kind == GRANTED
+    assert one.engine.record(chain, 1, 0).kind == REFUSED
+    assert one.engine.commit(chain, first, (cap - 1, cap - 1), (cap - 3, cap - 1)).kind == DONE
+    assert one.engine.release(chain, second, (1, 1)).kind == DONE
+    row = one.numbers(chain[0])
+    assert (row.tokens_claimed, row.nanos_claimed) == (cap - 3, cap - 1)
+    assert one.engine.record(chain, 3, 1).kind == DONE
+    assert one.engine.record(chain, 1, 0).kind == one.engine.record(chain, 0, 1).kind == REFUSED
+
+
+def test_an_axis_of_which_nothing_is_asked_refuses_nothing(budget: Budget) -> None:
+    one = budget.process(opened=False)
+    one.open(tokens=5, nanos=5)
+    one.engine.record((one.root,), 0, 9, force=True)
+    assert one.engine.record((one.root,), 5, 0).kind == DONE
+    assert one.engine.record((one.root,), 0, 0).kind == DONE
+    key = one.engine.new_key()
+    assert one.engine.reserve((one.root,), key, 0, 0).kind == GRANTED
+    assert one.engine.commit((one.root,), key, (0, 0), (0, 0)).kind == DONE
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_would_leave_64_bits_is_refused_before_anything_changes(budget: Budget, axis: int) -> None:
+    one = budget.process(opened=False)
+    one.open(tokens=0, nanos=0)
+    chain = one.child("kid", tokens=HUGE, nanos=HUGE)
+    amount = (HUGE, 0) if axis == 0 else (0, HUGE)
+    for _ in range(8):
+        assert one.engine.record(chain, *amount, force=True).kind == DONE
+    assert one.engine.record(chain, 0, 0, force=True).kind == DONE
+    before = budget.row(one.root.path), budget.row(chain[0].path)
+    with pytest.raises(StoreError, match="more than a store can count"):
+        one.engine.record(chain, *amount, force=True)
+    key = one.engine.new_key()
+    assert one.engine.reserve(chain, key, 0, 0).kind == GRANTED
+    with pytest.raises(StoreError, match="more than a store can count"):
+        one.engine.commit(chain, key, (0, 0), amount)
+    assert one.engine.release(chain, key, (0, 0)).kind == DONE
+    assert (budget.row(one.root.path), budget.row(chain[0].path)) == before
+    row = one.numbers()
+    assert (row.tokens_claimed, row.nanos_claimed)[axis] == 8 * HUGE
+
+
+def test_without_a_cap_more_than_is_counted_is_an_error_and_no_refusal(budget: Budget) -> None:
+    one = budget.process(opened=False)
+    one.open()
+    for _ in range(8):
+        assert one.engine.record((one.root,), HUGE, HUGE).kind == DONE
+    before = budget.row(one.root.path)
+    for tokens, nanos in ((1, 0), (0, 1)):
+        with pytest.raises(StoreError, match="more than a store can count"):
+            one.engine.record((one.root,), tokens, nanos)
+        with pytest.raises(StoreError, match="more than a store can count"):
+            one.engine.reserve((one.root,), one.engine.new_key(), tokens, nanos, wait=True)
+    assert budget.row(one.root.path) == before
+
+
+def test_any_cap_can_be_set_whatever_is_claimed(budget: Budget) -> None:
+    one = budget.process(opened=False)
+    one.open()
+    for _ in range(4):
+        one.engine.record((one.root,), HUGE, HUGE)
+        one.engine.reserve((one.root,), one.engine.new_key(), HUGE, HUGE)
+    for caps in ((0, None), (None, 0), (10, 10), (HUGE, HUGE), (None, None)):
+        one.engine.set_caps(one.root, *caps, UNCHANGED)
+        row = one.numbers()
+        assert (row.token_cap, row.nano_cap) == caps
+        assert (row.tokens_claimed, row.tokens_held, row.nanos_claimed) == (8 * HUGE, 4 * HUGE, 8 * HUGE)
+    one.engine.reset(one.root)
+    assert one.engine.record((one.root,), HUGE, HUGE).kind == DONE
+
+
+@pytest.mark.parametrize(("old", "new"), [(None, HUGE), (HUGE, None), (HUGE, 0), (0, HUGE), (None, 0), (7, 7)])
+@pytest.mark.parametrize("used", [0, 5, HUGE - 1])
+def test_a_changed_cap_leaves_what_is_used_and_held(budget: Budget, old: Any, new: Any, used: int) -> None:
+    one = budget.process(opened=False)
+    one.open(tokens=old)
+    one.engine.record((one.root,), used, 0, force=True)
+    key = one.engine.new_key()
+    held = one.engine.reserve((one.root,), key, 1, 1)
+    one.engine.set_caps(one.root, new, UNCHANGED, UNCHANGED)
+    row = one.numbers()
+    taken = 1 if held.kind == GRANTED else 0
+    assert (row.token_cap, row.tokens_claimed, row.tokens_held) == (new, used + taken, taken)
+    fits = new is None or used + taken + 1 <= new
+    assert one.engine.record((one.root,), 1, 0).kind == (DONE if fits else REFUSED)
+
+
+def test_amounts_are_exact_whatever_the_order_of_commits(budget: Budget) -> None:
+    one = budget.process(opened=False)
+    one.open()
+    amounts = [3, 10**15, 10**15 - 1, 999_999_999_999_999_999, 2**53 + 1, 1]
+    keys = [one.engine.new_key() for _ in amounts]
+    for key, amount in zip(keys, amounts, strict=True):
+        assert one.engine.reserve((one.root,), key, amount, amount).kind == GRANTED
+    for key, amount, cost in zip(keys, amounts, reversed(amounts), strict=True):
+        assert one.engine.commit((one.root,), key, (amount, amount), (cost, amount)).kind == DONE
+    row = one.numbers()
+    assert (row.tokens_claimed, row.tokens_held) == (row.nanos_claimed, row.nanos_held) == (sum(amounts), 0)
+    assert row.in_flight == 0
+
+
+# ---------------------------------------------------------------- what is refused, and where
+
+
+def test_the_first_scope_in_the_order_of_the_chain_refuses(budget: Budget) -> None:
+    one = budget.process(opened=False)
+    one.open(tokens=10)
+    chain = one.child("kid", tokens=5)
+    other = one.child("other", tokens=20)
+    joined = (chain[0], other[0], one.root)
+    assert one.engine.reserve(joined, one.engine.new_key(), 6, 0).at == 0
+    assert one.engine.reserve(other, one.engine.new_key(), 11, 0).at == 1
+    assert one.engine.reserve(other, one.engine.new_key(), 21, 0).at == 0
+    answer = one.engine.reserve(joined, one.engine.new_key(), 11, 0)
+    assert (answer.at, [row.token_cap for row in answer.rows]) == (0, [5, 20, 10])
+    assert all(one.used(scope) == (0, 0) for scope in joined)
+
+
+@pytest.mark.parametrize("closed", [0, 1])
+def test_a_closed_scope_anywhere_in_the_chain_is_what_refuses(budget: Budget, closed: int) -> None:
+    one, two = budget.process(), budget.process()
+    kid = one.child("kid", tokens=0)
+    deep = one.child("deep", kid[0], tokens=0)
+    theirs = two.child("deep", two.child("kid")[0])
+    key = one.engine.new_key()
+    one.engine.reserve(deep, key, 0, 0)
+    one.engine.close(deep[closed])
+    for process, chain in ((one, deep), (two, theirs)):
+        with pytest.raises(PoolClosed, match=repr(deep[closed].name)):
+            process.engine.reserve(chain, process.engine.new_key(), 1, 0)
+        with pytest.raises(PoolClosed):
+            process.engine.record(chain, 0, 0)
+        assert chain[closed].closed
+        assert process.engine.record(chain, 1, 0, force=True).kind == DONE
+    assert one.engine.commit(deep, key, (0, 0), (3, 0)).kind == DONE
+    assert one.used(deep[0]) == (5, 0)
+
+
+# ---------------------------------------------------------------- what stands in the server
+
+
+def test_all_keys_of_a_budget_share_its_hash_tag_whatever_its_names(budget: Budget) -> None:
+    odd = Budget(name='a/b {c} 100% *?[x] "q" \N{SNOWMAN}' + budget.name)
+    one = odd.process()
+    chain = one.child("kid/of *[a] {}")
+    user = one.key(one.group("u:v"), "ann/1 *:")
+    joined = (user[0], *chain)
+    key = one.engine.new_key()
+    assert one.engine.reserve(joined, key, 1, 1).kind == GRANTED
+    assert one.engine.keys(user[0].group) == ["ann/1 *:"]  # type: ignore[arg-type]
+    found = [path for path, _, _ in one.engine.tree(one.root)]
+    assert set(found) == {scope.path for scope in joined}
+    names = [name for name in odd.raw.scan_iter("tb:*") if budget.name in name]
+    assert names
+    assert {name[: len(odd.keys.root)] for name in names} == {odd.keys.root}
+    odd.close()
+
+
+def test_what_is_at_rest_leaves_nothing_of_its_process_behind(budget: Budget) -> None:
+    one = budget.process()
+    chain = one.child("kid")
+    for _ in range(20):
+        key = one.engine.new_key()
+        one.engine.reserve(chain, key, 1, 1)
+        one.engine.commit(chain, key, (1, 1), (1, 1))
+        one.engine.record(chain, 1, 1)
+    assert len(budget.own(one)) < 10  # answers that the next steps delete
+    one.engine.let_go()
+    kinds = {name.split(":")[2] for name in budget.raw.scan_iter(f"{budget.keys.root}:*")}
+    assert kinds == {"n", "s"}
+    assert one.numbers().tokens_claimed == 40
+
+
+def test_a_keys_scope_expires_after_its_period_but_not_while_something_is_in_flight(budget: Budget) -> None:
+    one = budget.process()
+    group = one.group(window=Window.daily(), tokens=9)
+    chain = one.key(group, "ann")
+    name = budget.keys.scope(chain[0].path)
+    one.engine.record(chain, 1, 0)
+    row = one.numbers(chain[0])
+    assert budget.raw.pexpiretime(name) == int((row.end + 86400) * 1000)
+    keys = [one.engine.new_key() for _ in range(2)]
+    for key in keys:
+        one.engine.reserve(chain, key, 1, 0)
+    assert budget.raw.ttl(name) == -1
+    one.engine.commit(chain, keys[0], (1, 0), (1, 0))
+    assert budget.raw.ttl(name) == -1
+    one.engine.release(chain, keys[1], (1, 0))
+    assert budget.raw.pexpiretime(name) == int((row.end + 86400) * 1000)
+    assert budget.raw.ttl(budget.keys.root) == -1
+
+
+def test_a_key_with_values_of_its_own_or_a_clock_of_its_own_does_not_expire(budget: Budget) -> None:
+    one = budget.process()
+    mine = one.key(one.group(window=Window.daily(), tokens=9), "ann")
+    one.engine.record(mine, 1, 0)
+    one.engine.set_caps(mine[0], 20, UNCHANGED, UNCHANGED)
+    clocked = one.key(one.group("clocked", window=Window.daily(clock=lambda: 0.0), tokens=9), "bob")
+    one.engine.record(clocked, 1, 0)
+    one.wire.volatile = True  # a server that evicts what expires, though it is in use
+    evicting = one.key(one.group("evicting", window=Window.daily(), tokens=9), "cyd")
+    one.engine.record(evicting, 1, 0)
+    for chain in (mine, clocked, evicting):
+        assert budget.raw.ttl(budget.keys.scope(chain[0].path)) == -1
+
+
+def test_a_key_that_has_expired_is_made_anew_with_what_holds_then(budget: Budget) -> None:
+    one = budget.process()
+    group = one.group(window=Window.daily(), tokens=9)
+    chain = one.key(group, "ann")
+    one.engine.record(chain, 8, 0)
+    era = one.numbers(chain[0]).era
+    budget.raw.delete(budget.keys.scope(chain[0].path))  # as its expiry does
+    assert not one.engine.knows(chain[0])
+    assert one.used(chain[0]) == (0, 0)
+    assert one.engine.record(chain, 9, 0).kind == DONE
+    assert one.engine.knows(chain[0])
+    assert one.numbers(chain[0]).era > era
+
+
+def test_a_key_is_small(budget: Budget) -> None:
+    one = budget.process()
+    chain = one.key(one.group(window=Window.daily(), tokens=10**6, nanos=10**10), "user-12345")
+    key = one.engine.new_key()
+    one.engine.reserve(chain, key, 5_000, 10**7)
+    one.engine.commit(chain, key, (5_000, 10**7), (4_321, 9_876_543))
+    name = budget.keys.scope(chain[0].path)
+    assert budget.raw.object("encoding", name) == "listpack"
+    assert budget.raw.memory_usage(name) - len(name) <= 250
+
+
+def scopes_of(chain: tuple[Scope, ...]) -> list[str]:
+    return [scope.path for scope in chain]
+
+
+def test_a_join_counts_in_each_of_its_scopes_once(budget: Budget) -> None:
+    one = budget.process()
+    a, b = one.child("a", tokens=5), one.child("b", tokens=9)
+    joined = (a[0], b[0], one.root)
+    key = one.engine.new_key()
+    one.engine.reserve(joined, key, 5, 0)
+    assert one.engine.reserve(a, one.engine.new_key(), 1, 0).kind == REFUSED
+    one.engine.commit(joined, key, (5, 0), (7, 0), rows=True)
+    assert [one.used(scope) for scope in joined] == [(7, 0)] * 3

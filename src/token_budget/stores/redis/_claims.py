@@ -241,8 +241,7 @@ def cancel(process: Process, chain: Sequence[Scope], claim: Claim) -> bool:
     if not claim.asked:
         return False
     with process.step() as step:
-        if not process.registered:
-            step.register()
+        begin(step)
         held, claim.owner, claim.number = cancel_number(step, chain, claim.owner, claim.number)
     return held
 

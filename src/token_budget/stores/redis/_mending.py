@@ -96,7 +96,7 @@ def mend(step: Step, chain: Sequence[Scope], answer: Sequence[Any]) -> None:
         make(step, chain[answer[1] - 1])
     elif kind == "gone":
         raise gone(step, chain[answer[1] - 1])
-    elif kind == "floor":
+    elif kind == "excess":
         raise too_much(chain[answer[1] - 1])
     elif kind == "stale":
         raise step.stale()

@@ -9,7 +9,7 @@ from token_budget._window import Window, system_time
 from token_budget.stores._errors import StoreError
 from token_budget.stores._store import Group, Numbers, Scope
 
-NONE = 1 << 62  # the room where there is no cap
+NONE = 8 * 10**18  # stands for no cap; more is never claimed
 
 
 class Row(NamedTuple):

@@ -22,7 +22,6 @@ from token_budget.stores.redis._mending import (
     mend,
     numbers_now,
     tell_threshold,
-    too_much,
 )
 from token_budget.stores.redis._process import Process, Step
 from token_budget.stores.redis._reading import chain_at, closed, gone, keys_of, present, read, read_row
@@ -79,8 +78,6 @@ def _once(
     step.done(owner=owner)
     if answer[0] == "cancelled":
         raise step.stale()
-    if answer[0] == "sinks":
-        raise too_much(mended[0])
     return answer
 
 
@@ -335,7 +332,8 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
             for one, row, above in zip(scopes, rows, groups, strict=True):
                 numbers = present(process, one, row, above, now)
                 if numbers is not None:
-                    found[one.path], order[one.path] = numbers, int(row.number or 0)
+                    found[one.path] = numbers
+                    order[one.path] = int(row.number) if row.is_of(process.generation) else 1 << 62  # the youngest
         if scope.path not in found:
             raise gone(step, scope)
     below: dict[str, list[str]] = {}

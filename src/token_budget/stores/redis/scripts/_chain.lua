@@ -8,12 +8,14 @@
 --        it, '' if it does not; its group's version, '' where it is no key. Then the numbers of answers that their callers have heard
 --
 -- A scope's hash: g revision ("generation.number", another with any change of what follows e), w how many wait,
--- t and n the room of tokens and nanodollars: cap - used - held, or what is left of 2^62 without a cap; p and m what is
+-- t and n the room of tokens and nanodollars: cap - used - held, where 8 * 10^18 stands for no cap; p and m what is
 -- used of them, f claims in flight; e end and s start of the period, a era, T and N caps, W window, k closed, d thresholds
 -- told, v version of its group, o which of TNW are a key's own, x how it expires: k a day after its period, c closed, c number in the order of making.
--- What is held is cap - room - used. The root also has V the layout, q the last ticket, u the last number given.
+-- What is held is cap - room - used. What is claimed, used + held, is at most 8 * 10^18 in each scope, so that no counter
+-- leaves 64 bits: what would pass it is refused before anything changes. The root also has V the layout, q the last ticket, u the last number given.
 local call, format, match = redis.call, string.format, string.match
 local count = (#KEYS - 5) / 3
+local NONE = '8000000000000000000'
 local now
 
 local function clock()

@@ -17,11 +17,12 @@ local function above(one, other)
   return one > other
 end
 
--- Return the first scope whose room a cost would take below the lowest that is counted; `back` is given back before.
-local function floor(back, cost, nanos_back, nanos_cost)
+-- Return the first scope in which more would be claimed than is counted; `back` is given back before.
+local function excess(back, cost, nanos_back, nanos_cost)
   if not above(cost, back) and not above(nanos_cost, nanos_back) then return nil end
   for i = 1, count do
-    local rooms = call('HMGET', KEYS[3 + 3 * i], 't', 'n')
-    if rooms[1] + (back - cost) < -8e18 or rooms[2] + (nanos_back - nanos_cost) < -8e18 then return i end
+    local s = call('HMGET', KEYS[3 + 3 * i], 'T', 'N', 't', 'n')
+    local claimed, nanos_claimed = (s[1] or NONE) - s[3], (s[2] or NONE) - s[4]
+    if claimed + (cost - back) > 8e18 or nanos_claimed + (nanos_cost - nanos_back) > 8e18 then return i end
   end
 end

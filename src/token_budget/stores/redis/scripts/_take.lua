@@ -1,8 +1,8 @@
 -- Take an amount from the room of every scope of the chain, or of none. Return the first scope that has no room, or where
--- somebody waits who is older than the ticket; nil if it is taken. Room is told by the sign of what HINCRBY answers,
+-- somebody waits who is older than the ticket; nil if it is taken. And the name of the cap that leaves no room. Room is told by the sign of what HINCRBY answers,
 -- which a double keeps at any size. An axis of which nothing is asked refuses nothing.
 local function take(waits, tokens, nanos, id, ticket)
-  local at
+  local at, cap
   for i = 1, count do
     local key = KEYS[3 + 3 * i]
     if waits[i] then
@@ -14,13 +14,13 @@ local function take(waits, tokens, nanos, id, ticket)
     end
     if tokens ~= '0' and call('HINCRBY', key, 't', '-' .. tokens) < 0 then
       call('HINCRBY', key, 't', tokens)
-      at = i
+      at, cap = i, 'T'
       break
     end
     if nanos ~= '0' and call('HINCRBY', key, 'n', '-' .. nanos) < 0 then
       call('HINCRBY', key, 'n', nanos)
       if tokens ~= '0' then call('HINCRBY', key, 't', tokens) end
-      at = i
+      at, cap = i, 'N'
       break
     end
   end
@@ -30,7 +30,7 @@ local function take(waits, tokens, nanos, id, ticket)
       if nanos ~= '0' then call('HINCRBY', KEYS[3 + 3 * i], 'n', nanos) end
     end
   end
-  return at
+  return at, cap
 end
 
 -- Return a process whose lease is over: it is charged before anything is refused, since what it holds comes back to nobody.

@@ -1,5 +1,4 @@
 -- Caps, windows and periods of one scope: KEYS 6 its hash, 7 its line, 8 its group's hash or the root's.
-local NONE = '4611686018427387904' -- 2^62: the room where there is no cap
 
 -- Return whether a revision is of the caller's generation.
 local function ours(revision)
@@ -17,12 +16,7 @@ local function revise(key)
   call('HSET', key, 'g', ARGV[1] .. '.' .. number())
 end
 
--- Return whether a room would fall below the lowest that is counted if a cap changed; '' is none.
-local function sinks(room, old, new)
-  return room + ((new == '' and NONE or new) - (old or NONE)) < -8e18
-end
-
--- Change a cap. The room changes with it, first by what keeps it within 64 bits.
+-- Change a cap; '' is none. The room changes with it, first by what keeps it within 64 bits.
 local function shift(key, cap, room, old, new)
   local before, after = old or NONE, new == '' and NONE or new
   if before == after then return end

@@ -8,7 +8,6 @@
 -- Answer done, 1     1 where it got another window and its period was over, so that it began anew, else 0
 --        closed          the scope is closed
 --        now, time       it is not in that period by the server's clock
---        sinks           a room would fall below what is counted
 --        cancelled, owner, stale, gone
 -- Atomic: all of it. Done once, however often it is sent.
 -- include _chain _line _terms _once _giving
@@ -25,9 +24,6 @@ end
 
 local function text(value) return value == 'none' and '' or value end
 
-if kind ~= 'g' and (tokens ~= '' and sinks(s[4], s[2], text(tokens)) or nanos ~= '' and sinks(s[5], s[3], text(nanos))) then
-  return {'sinks'}
-end
 local over
 if kind == 'g' then
   local version = call('HINCRBY', key, 'v', 1)

@@ -11,7 +11,7 @@
 --        settled, tokens, nanos         c, r: s was done before, or r after c, and counted this amount; nothing was changed
 --        waiting         it waits, and holds nothing
 --        moved, owner    it was handed over, and is number 1 of that owner
---        floor, i        a room would fall below what is counted
+--        excess, i       more would be claimed there than is counted
 --        stale, changed, old, ended   as reserve's
 -- Atomic: all of it. done, late and the counting unknown leave a mark with the step's name, so that a copy of the step
 -- has the same answer and changes nothing: in the owner's hash until it is acknowledged, or for 7 days where it is s, or
@@ -52,8 +52,8 @@ if did == 'unknown' and mode ~= 'c' then return {'unknown', '0', '0'} end
 if mode == 'r' then tokens, nanos = '0', '0' end
 local waits, problem = scopes(mode ~= 'r')
 if not waits then return problem end
-local at = floor(back, tokens, nanos_back, nanos)
-if at then return {'floor', at} end
+local at = excess(back, tokens, nanos_back, nanos)
+if at then return {'excess', at} end
 
 local over = match(ARGV[7], 'w')
 local era = eras and string.gmatch(eras, '%d+')

@@ -18,7 +18,6 @@
 --        lost            the root knows the scope, and it is not there; or the root is of another generation
 --        foreign         there is something else under this key
 --        newer, version  the root was made by a later version of this package
---        sinks           a room would fall below what is counted
 --        cancelled, owner, stale
 -- Atomic: all of it. Done once, however often it is sent.
 -- include _chain _line _terms _once _giving
@@ -68,11 +67,6 @@ end
 for _, what in ipairs(changed) do
   if what == 'W' and ARGV[15] == '' and misses(ARGV[10], ARGV[11], ARGV[12]) then
     return {'now', format('%.17g', clock())}
-  end
-  if made == 0 and ARGV[15] == '' then
-    if what == 'T' and sinks(s[5], s[2], given.T) or what == 'N' and sinks(s[6], s[3], given.N) then
-      return {'sinks'}
-    end
   end
 end
 

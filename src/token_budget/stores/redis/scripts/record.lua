@@ -5,7 +5,7 @@
 --        6 nanodollars, 7 flags: f in any case, r rows, 8 the eras of the scopes: "12,3", 9 and on: see _chain.lua
 -- Answer done, rows        it is counted, by this run or an earlier one; rows where asked for, or where a scope is over
 --        refused, i, rows  as reserve's, without a ticket
---        floor, i          a room would fall below what is counted
+--        excess, i         more would be claimed there than is counted
 --        cancelled, stale, owner, expired, changed, old, ended   as reserve's
 -- Atomic: all of it. Everything but done has changed nothing.
 -- include _chain _scopes _rows _line _take _room
@@ -23,15 +23,16 @@ if not waits then return problem end
 
 local over = match(flags, 'r')
 if match(flags, 'f') then
-  local at = floor('0', tokens, '0', nanos)
-  if at then return {'floor', at} end
+  local at = excess('0', tokens, '0', nanos)
+  if at then return {'excess', at} end
   for i = 1, count do
     if tokens ~= '0' and call('HINCRBY', KEYS[3 + 3 * i], 't', '-' .. tokens) < 0 then over = true end
     if nanos ~= '0' and call('HINCRBY', KEYS[3 + 3 * i], 'n', '-' .. nanos) < 0 then over = true end
   end
 else
-  local at = take(waits, tokens, nanos)
+  local at, cap = take(waits, tokens, nanos)
   if at then
+    if cap and call('HEXISTS', KEYS[3 + 3 * at], cap) == 0 then return {'excess', at} end
     local ended = dead()
     if ended then return {'expired', ended} end
     return {'refused', at, rows()}

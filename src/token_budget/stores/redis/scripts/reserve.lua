@@ -5,6 +5,7 @@
 --        5 tokens, 6 nanodollars, 7 flags: w waits, r rows, 8 the paths of the chain, 9 and on: see _chain.lua
 -- Answer granted, rows             the claim holds the amount, by this step or a copy of it
 --        refused, i, ticket, rows  the first scope that has no room or where somebody older waits; the ticket, or 0
+--        excess, i                 more would be claimed there than is counted
 --        cancelled                 the claim was cancelled before
 --        stale                     a copy of a step that has ended: nobody hears this
 --        owner, what               the process is no longer known; what became of the claim, or nil
@@ -35,8 +36,9 @@ if waiting or ticket then
   owner = string.sub(own, #KEYS[5] + 4)
   id = owner .. '-' .. n
 end
-local at = take(waits, tokens, nanos, id, ticket)
+local at, cap = take(waits, tokens, nanos, id, ticket)
 if at then
+  if cap and call('HEXISTS', KEYS[3 + 3 * at], cap) == 0 then return {'excess', at} end
   local ended = dead()
   if ended then return {'expired', ended} end
   if waiting then
