@@ -380,7 +380,11 @@ def test_a_forgotten_key_begins_anew_and_takes_what_is_below_with_it(ledger: Led
     assert ledger.store.keys(ledger.group("total/u:ann/runs:")) == []
     with pytest.raises(PoolClosed):
         ledger.record("total/u:ann/child", 1)
-    ledger.record("total/u:ann", 1)
+    gone = ledger.row("total/u:ann/child")
+    assert (gone.closed, gone.tokens_claimed, gone.token_cap) == (True, 0, None)
+    assert ledger.store.tree(ledger.scope("total/u:ann/child")) == [("total/u:ann/child", "child", gone)]
+    assert ledger.open("total/u:ann/child").created
+    ledger.record("total/u:ann/child", 1)
     assert ledger.used("total/u:ann") == (1, 0)
 
 

@@ -66,9 +66,14 @@ def require(step: Step, scope: Scope) -> Row:
         _know_window(step, scope, row)
         scope.closed = False
         return row
-    if scope.closed or any(one.group is not None for one in above(scope)):
+    if may_be_gone(scope):
         raise pool_closed(scope)
     raise lost(step.ledger, None if scope.above is None else scope.path)
+
+
+def may_be_gone(scope: Scope) -> bool:
+    """Return whether a scope may have been deleted: it is closed, or goes with a key that was forgotten."""
+    return scope.closed or any(one.group is not None for one in above(scope))
 
 
 def key_row(step: Step, parent: int, group: str, key: str) -> Row | None:

@@ -21,6 +21,7 @@ from token_budget.stores.sqlite._scopes import (
     group_part_of,
     know,
     made,
+    may_be_gone,
     new_key,
     part_of,
     pool_closed,
@@ -117,7 +118,7 @@ def _require_above(step: Step, chain: Sequence[Scope]) -> None:
 
 def _new(step: Step, scope: Scope, given: dict[str, Any], window: Window | None, *, create: bool) -> Row:
     """Make a scope that the file does not have."""
-    if scope.handle is not None and not scope.closed:
+    if scope.handle is not None and not may_be_gone(scope):
         raise lost(step.ledger, None if scope.above is None else scope.path)
     if not create:
         raise StoreLost(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from token_budget._errors import PoolClosed
 from token_budget.stores._names import name_at
 from token_budget.stores._store import (
     DONE,
@@ -160,13 +161,13 @@ def take_back(step: Step, chain: Sequence[int], amount: Pair) -> None:
 
 def read(step: Step, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
     """See `Store.read`."""
-    rows, taken = rows_of(step, chain), as_charged(step)
+    rows, taken = [_seen(step, scope) for scope in chain], as_charged(step)
     return tuple(_shown(row, taken) for row in rows)
 
 
 def tree(step: Step, scope: Scope) -> list[tuple[str, str, Numbers]]:
     """See `Store.tree`."""
-    top, taken = require(step, scope), as_charged(step)
+    top, taken = _seen(step, scope), as_charged(step)
     with_scopes = {one for (one,) in step.execute("SELECT DISTINCT parent FROM scope WHERE parent > 0").fetchall()}
     with_groups = {one for (one,) in step.execute("SELECT DISTINCT parent FROM keyed").fetchall()}
     found = [(scope.path, top)]
@@ -180,6 +181,16 @@ def tree(step: Step, scope: Scope) -> list[tuple[str, str, Numbers]]:
             found += [(f"{path}{between}{one.name}", one) for one in below]
     found.sort(key=lambda item: item[1].id)  # a scope is made after the one above it
     return [(path, name_at(path), _shown(row, taken)) for path, row in found]
+
+
+def _seen(step: Step, scope: Scope) -> Row:
+    """Return the row of a scope; an empty and closed one where it was deleted: a closed pool can be looked at."""
+    try:
+        return require(step, scope)
+    except PoolClosed:
+        row = Row(0, "", None, None)
+        row.closed = 1
+        return row
 
 
 def _shown(row: Row, taken: dict[int, list[int]]) -> Numbers:
