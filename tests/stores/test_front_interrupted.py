@@ -19,12 +19,13 @@ import front
 from front import collected, numbers, raising, unreachable, until
 from memory_store import MemoryPool
 from points import Points, handled
-from token_budget import BudgetExceeded, ReservationClosed
+from token_budget import BudgetExceeded, BudgetOverrun, ReservationClosed
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores import _family, _joined, _pool, _reservation
+from token_budget.stores import _family, _joined, _owed, _pool, _reservation
+from token_budget.stores._errors import StoreError
 
 opened = front.opened
-FINALISERS = {"__del__", "drop", "_leave_to_worker", "_shown", "_in_same_process", "_give_back", "_commit_again"}
+FINALISERS = {"__del__", "_leave_to_worker", "_owe", "_shown"}
 
 
 @pytest.fixture
@@ -215,6 +216,138 @@ def test_a_settled_or_refused_reservation_is_dropped_in_silence(opened: Any) -> 
     steps = len(pool.engine.steps)
     collected(pool)
     assert len(pool.engine.steps) == steps  # nothing is left to be cancelled
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_next_operation_pays_what_is_owed_before_the_worker_does(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    operations: list[Callable[[], object]] = [
+        lambda: pool.record(tokens=100) or pool.reset(),
+        lambda: pool.reserve(tokens=100).release(),
+        lambda: numbers(pool) == (0, 0, 0) or pytest.fail("it is held"),
+        lambda: pool.statistics().reservations == 0 or pytest.fail("it is held"),
+    ]
+    pool._family.hand.drop = lambda *_: None  # the worker does nothing
+    for operation in operations:
+        reservation = pool.reserve(tokens=100)
+        del reservation
+        operation()
+    assert not pool._handle.owed
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_operation_pays_some_of_much_that_is_owed(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    reservations = [pool.reserve(tokens=1) for _ in range(40)]
+    pool._family.hand.drop = lambda *_: None  # the worker does nothing
+    reservations.clear()
+    assert len(pool._handle.owed) == 40
+    in_flight = pool.snapshot().in_flight
+    assert 0 < in_flight < 40
+    while pool._handle.owed:
+        pool.snapshot()
+    assert numbers(pool) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_owed_and_cannot_be_paid_is_logged_once_and_hinders_nobody(opened: Any, caplog: Any) -> None:
+    pool = opened(token_cap=100)
+    reservation = pool.reserve(tokens=1)
+    with raising(pool, StoreError, "cancel", "before"):
+        del reservation
+        collected(pool)
+    assert caplog.text.count("a reservation in pool 'total' that was dropped could not be settled") == 1
+    pool.record(tokens=1)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_owed_is_paid_once_though_two_pay(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    heard: list[str] = []
+    pool._family.hand.drop = lambda *_: None
+    reservation = pool.reserve(tokens=1)
+    pool.subscribe(lambda event: heard.append(event.kind))
+    del reservation
+    (debt,) = pool._handle.owed
+
+    def hook(step: str, moment: str) -> None:
+        if (step, moment) == ("cancel", "before"):
+            pool.engine.hook = lambda step, moment: None
+            _owed.pay(pool._handle.owed, debt)  # another thread
+
+    pool.engine.hook = hook
+    _owed.pay(pool._handle.owed, debt)
+    assert heard == ["drop"]
+    assert not pool._handle.owed
+    _owed.pay(pool._handle.owed, debt)
+    assert pool.engine.steps.count("cancel") == 2
+
+
+def test_what_was_owed_before_a_fork_is_the_parents(opened: Any) -> None:
+    """What a forked child finds, without a fork: its family has another epoch."""
+    pool = opened(token_cap=100)
+    reservation = pool.reserve(tokens=60)
+    pool._family.hand.drop = lambda *_: None
+    reservation._leave_to_worker("released", "release")
+    pool._family.epoch += 1
+    assert numbers(pool) == (0, 60, 1)
+    assert not pool._handle.owed
+    pool.engine.die()
+
+
+@pytest.mark.parametrize("shape", ["child", "join"])
+@pytest.mark.usefixtures("quiet")
+def test_a_commit_of_a_reservation_that_the_collector_dropped_first_is_counted(opened: Any, shape: str) -> None:
+    root = opened(token_cap=100)
+    pool = root.child(token_cap=50, name="run")
+    if shape == "join":
+        pool = MemoryPool.join(pool, name="run")
+    heard: list[Any] = []
+
+    def call(reservation: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            try:
+                reservation.commit(tokens=60, usd=0.5)
+            except BudgetOverrun as error:
+                heard.append(error.pool)
+            with pytest.raises(ReservationClosed, match="committed before"):
+                reservation.commit()
+
+    held: list[Any] = [pool.reserve(tokens=5)]
+    pool.subscribe(lambda event: heard.append((event.kind, event.tokens)))
+    held[0] = running = call(held[0])
+    cycle: list[Any] = [running]
+    cycle.append(cycle)
+    next(running)
+    del held, running, cycle
+    collected(root)
+    assert numbers(root) == (60, 0, 0)
+    assert numbers(pool) == (60, 0, 0)
+    assert sorted(map(str, heard)) == ["('commit', 60)", "('drop', 5)", "('overrun', 60)", "run"]
+
+
+def test_a_dropped_reservation_that_another_thread_commits_is_committed_once(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    reservation = pool.reserve(tokens=5)
+    reservation._leave_to_worker("dropped", None)
+    lock = reservation._lock
+
+    class Late:
+        """The lock of a reservation, which another thread has held to commit."""
+
+        def __enter__(self) -> None:
+            reservation._lock = lock
+            reservation.commit(tokens=5)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    reservation._lock = Late()
+    with pytest.raises(ReservationClosed, match="committed before"):
+        reservation.commit(tokens=6)
+    assert numbers(pool) == (5, 0, 0)
 
 
 def test_what_is_dropped_while_the_store_does_not_answer_is_given_back_later(opened: Any) -> None:
@@ -416,10 +549,6 @@ def test_a_copy_of_another_epoch_holds_nothing(opened: Any) -> None:
     with pytest.raises(ReservationClosed, match="the parent holds it"):
         reservation.commit()
     assert numbers(joined) == (0, 0, 0)
-    epoch, ran = pool._family.epoch, []
-    _reservation._in_same_process(epoch - 1, lambda *_: ran.append("not here"), (pool,))
-    _reservation._in_same_process(epoch, lambda family, pool: ran.append(family), (pool,))
-    assert ran == [pool._family]
     pool._family.epoch -= 1
     reservation.release()
 

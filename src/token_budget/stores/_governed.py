@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from types import TracebackType
@@ -17,6 +18,7 @@ from token_budget.stores._family import StoreFamily
 from token_budget.stores._joined import Joined
 from token_budget.stores._listening import heard, listeners_of, on_threshold, subscribe, tell
 from token_budget.stores._names import name_at
+from token_budget.stores._owed import Debt, catch_up
 from token_budget.stores._refusing import pool_closed, snapshot_of
 from token_budget.stores._store import Numbers, Scope
 
@@ -38,10 +40,11 @@ class Expired(NamedTuple):
 class Handle:
     """One opening of a pool in this process. The pools below share it: they refuse new work once it is closed."""
 
-    __slots__ = ("closed", "how")
+    __slots__ = ("closed", "how", "owed")
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, owed: deque[Debt]) -> None:
         self.how: str = how  # what ``caps`` says: it holds for what is opened below, too
+        self.owed: deque[Debt] = owed  # the family's: what operations pay first
         self.closed: bool = False
 
 
@@ -117,6 +120,8 @@ class Governed:
         if self._own is not None:
             return snapshot_of(self._name, self._own.row())
         family, scope = self._family, self._chain[0]
+        if self._handle.owed:
+            catch_up(self._handle.owed)
         if not tree:
             return snapshot_of(scope, family.ask(family.store.read, (scope,))[0])
         return _nested(family.ask(family.store.tree, scope))
@@ -136,6 +141,8 @@ class Governed:
         if self._own is not None:
             return PoolStatistics(self._own.row().in_flight, 0, 0, listeners)
         family, scope = self._family, self._chain[0]
+        if self._handle.owed:
+            catch_up(self._handle.owed)
         rows = family.ask(family.store.tree, scope)
         depth = scope.path.count("/") + 1
         children = sum(path.count("/") == depth for path, _, _ in rows)

@@ -22,6 +22,7 @@ from token_budget.stores._joined import Joined
 from token_budget.stores._keyed import StoreKeyedPools
 from token_budget.stores._listening import heard, tell
 from token_budget.stores._names import name_at, required_name
+from token_budget.stores._owed import catch_up, owed_of
 from token_budget.stores._refusing import overrun, pool_closed, refusal
 from token_budget.stores._reservation import ASKED, COMMON_TOKENS, NEW, OPEN, StoreReservation, new_reservation
 from token_budget.stores._store import GRANTED, REFUSED, REPEAT, UNKNOWN, Answer, Opened, Scope
@@ -65,7 +66,7 @@ class StorePool(Governed):
             TypeError, ValueError: bad arguments: see `checked_opening`.
             StoreMismatch, StoreLost, StoreError, BudgetUnavailable: see `Store.open`.
         """
-        handle = Handle(caps)
+        handle = Handle(caps, owed_of(family))
         try:
             named, tokens, nanos, checked = checked_opening(name, token_cap, usd_cap, window, caps)
             self._bind(family, handle, (family.root,), ())
@@ -280,6 +281,8 @@ class StorePool(Governed):
         family, own = self._family, self._own
         if not force and (self._handle.closed or own is not None):
             self._refuse_here(tokens, nanos)
+        if self._handle.owed:
+            catch_up(self._handle.owed)
         listened = family.listeners and heard(self._heard)
         try:
             answer = family.ask(family.store.record, self._chain, tokens, nanos, force=bool(force), rows=bool(listened))
@@ -307,6 +310,8 @@ class StorePool(Governed):
         tokens, nanos = reservation._tokens, reservation._nanos
         if self._handle.closed or self._own is not None:
             self._refuse_here(tokens, nanos)
+        if self._handle.owed and not wait:
+            catch_up(self._handle.owed)
         listened = family.listeners and heard(self._heard)
         reservation._state = ASKED
         try:

@@ -24,6 +24,7 @@ from token_budget._money import shown_type, to_nanos, to_tokens, to_usd, usd_tex
 from token_budget.contract import Amount, BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores._listening import heard, tell_news
+from token_budget.stores._owed import Debt, owe
 from token_budget.stores._refusing import overrun
 from token_budget.stores._store import DONE, LATE, REPEAT, SETTLED, UNKNOWN, Answer
 
@@ -35,6 +36,7 @@ COMMITTED = "committed"
 RELEASED = "released"
 HANDED = "handed over"  # it lives on in the store, on its own
 ELSEWHERE = "settled elsewhere"  # by `settle`
+DROPPED = "dropped"  # released because nobody held it any more
 
 COMMON_TOKENS = 10**9  # amounts up to this are checked inline
 
@@ -174,6 +176,9 @@ class StoreReservation:
         pool, amount = self._pool, (tokens, nanos)
         family = pool._family
         if not self._is_open(family.here()):  # before the lock, which another thread may have held at a fork
+            if self._state is DROPPED and self._epoch == family.epoch:
+                self._commit_dropped(tokens, nanos)
+                return
             raise self._closed("commit")
         listened = family.listeners and heard(pool._heard)
         with self._lock:
@@ -201,12 +206,27 @@ class StoreReservation:
             _log_odd(self, kind, "commit")
         family.line.stir(pool._chain)
         if answer.rows or listened:
-            self._after_commit(answer, tokens, nanos, listened=bool(listened))
+            held = (0, 0) if kind == UNKNOWN else (self._tokens, self._nanos)
+            self._after_commit(answer, tokens, nanos, held, listened=bool(listened))
 
-    def _after_commit(self, answer: Answer, tokens: int, nanos: int, *, listened: bool) -> None:
-        """Tell who listens, and raise if the spend took a scope over a cap."""
+    def _commit_dropped(self, tokens: int, nanos: int) -> None:
+        """Count a cost where the collector finalised the reservation before what commits it: a generator, say."""
+        pool, family = self._pool, self._pool._family
+        listened = family.listeners and heard(pool._heard)
+        with self._lock:
+            if self._state is not DROPPED:
+                raise self._closed("commit")
+            answer: Answer = family.quietly(
+                family.store.record, pool._chain, tokens, nanos, force=True, rows=bool(listened)
+            )
+            self._state = COMMITTED
+        if pool._own is not None:
+            pool._own.spend(tokens, nanos)
+        self._after_commit(answer, tokens, nanos, (0, 0), listened=bool(listened))
+
+    def _after_commit(self, answer: Answer, tokens: int, nanos: int, held: tuple[int, int], *, listened: bool) -> None:
+        """Tell who listens, and raise if what is above ``held`` took a scope over a cap."""
         pool = self._pool
-        held = (0, 0) if answer.kind == UNKNOWN else (self._tokens, self._nanos)
         more = tokens - held[0], nanos - held[1]
         error = overrun(pool._chain, answer.rows, tokens, more[0], nanos, more[1]) if answer.rows else None
         if listened:
@@ -302,10 +322,13 @@ class StoreReservation:
         self._leave_to_worker(RELEASED, "release")
 
     def _leave_to_worker(self, state: str, kind: str | None) -> None:
-        """Have the worker cancel the claim, and tell of it. It may be called at any point of any thread."""
-        arguments = (self._pool, self._key, self._tokens, self._nanos, kind)
-        self._pool._family.hand.drop(_in_same_process, self._epoch, _give_back, arguments)
+        """Have the claim cancelled, and that be told, soon. It may be called at any point of any thread."""
+        self._owe(kind, None)
         self._state = state
+
+    def _owe(self, kind: str | None, amount: tuple[int, int] | None) -> None:
+        held = (self._tokens, self._nanos)
+        owe(self._pool._handle.owed, Debt(self._pool, self._epoch, self._key, held, kind, amount))
 
     def __del__(self) -> None:
         """Hand what was never settled to the worker. It runs anywhere, so it takes no lock and asks no store."""
@@ -317,10 +340,12 @@ class StoreReservation:
         if state not in {OPEN, ASKED} or epoch != family.epoch:
             return
         if tried is not None:
-            arguments = (pool, self._key, (self._tokens, self._nanos), tried)
-            family.hand.drop(_in_same_process, epoch, _commit_again, arguments)
+            self._owe(None, tried)
             return
-        self._leave_to_worker(NEW, "drop" if state is OPEN else None)
+        if state is OPEN:
+            self._leave_to_worker(DROPPED, "drop")
+        else:
+            self._leave_to_worker(NEW, None)
         if state is OPEN and not sys.is_finalizing():
             warnings.warn(f"{self._shown(OPEN)} was dropped: commit() or release() it", ResourceWarning, 2, source=self)
 
@@ -374,42 +399,6 @@ def new_reservation(pool: Any, tokens: int, nanos: int) -> StoreReservation:
     reservation._lock = RLock()
     reservation._state = NEW
     return reservation
-
-
-# ---------------------------------------------------------------------- what the worker does
-
-
-def _in_same_process(epoch: int, function: Any, arguments: tuple[Any, ...]) -> None:
-    """Call, unless this is the worker of a forked child: what was dropped before the fork is the parent's."""
-    family = arguments[0]._family
-    if family.here() == epoch:
-        function(family, *arguments)
-
-
-def _give_back(family: Any, pool: Any, key: Any, tokens: int, nanos: int, kind: str | None) -> None:
-    """Cancel a claim, and tell what became of it if it was held. It may be repeated."""
-    held = family.ask(family.store.cancel, pool._chain, key, (tokens, nanos))
-    if pool._own is not None:
-        pool._own.settle(key, 0, 0)
-    if held:
-        family.line.stir(pool._chain)
-    if held and kind is not None and family.listeners and heard(pool._heard):
-        pool._tell(kind, tokens, nanos)
-
-
-def _commit_again(family: Any, pool: Any, key: Any, held: tuple[int, int], amount: tuple[int, int]) -> None:
-    """Repeat a commit that the store has not answered, of a reservation that nobody holds any more."""
-    answer = family.ask(family.store.commit, pool._chain, key, held, amount)
-    if pool._own is not None:
-        pool._own.settle(key, *amount)
-    family.line.stir(pool._chain)
-    _logger.warning(
-        "a commit of %s tokens and %s USD in pool %r, which the store had not answered, is recorded (%s)",
-        amount[0],
-        usd_text(amount[1]),
-        pool._name,
-        answer.kind,
-    )
 
 
 def _log_odd(reservation: StoreReservation, kind: str, attempt: str) -> None:
