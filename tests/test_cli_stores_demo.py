@@ -378,11 +378,27 @@ def test_a_line_that_was_cut_by_the_kill_is_not_told(
     assert result["audit"]["refused"]["calls"] == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of POSIX are used")
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (["sleep", "600"], "was not ready after 0.05 seconds"),
+        (["./no such"], "could not be started: [Errno 2] No such"),
+    ],
+)
+def test_a_worker_that_does_not_get_ready_is_reported_and_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: list[str], says: str
+) -> None:
+    monkeypatch.setattr(_stores_run, "_WORKER", program)
+    monkeypatch.setattr(_stores_run, "_SECONDS_TO_START", 0.05)
+    (failed,) = [check for check in shown(capsys, status=1)["checks"] if not check["ok"]]
+    assert f"process 3 {says}" in failed["detail"]
+
+
 def test_what_is_never_charged_is_found_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_stores_run, "_SECONDS_TO_CHARGE", 0.0)
-    pool: Any = SimpleNamespace(
-        snapshot=lambda tree=False: BudgetSnapshot(in_flight=1), expired=list, settle=lambda *_, **__: None
-    )
+    other = SimpleNamespace(id="a", tokens=1, usd_nanos=1, who="host:5:6")  # of a process that is none of ours
+    pool: Any = SimpleNamespace(snapshot=lambda tree=False: BudgetSnapshot(in_flight=1), expired=lambda: [other])
     run = _stores_run.Run(_stores_run.Settings("memory:#n", Caps(None, None), 1, 1, 1, 0.0), pool)
     found = run.found()
     assert found.tree.in_flight == 1

@@ -6,6 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from support import run_program
 from token_budget import BudgetPool, Window
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores import _opening
+from token_budget.stores import RedisBudgetPool, SQLiteBudgetPool, _opening
 from token_budget.stores._errors import StoreLost
 from token_budget.stores._opening import named, open_pool, place_of
 
@@ -142,6 +143,39 @@ def test_an_unknown_policy_of_caps_is_refused(opened: Any, where: str) -> None:
     policy: Any = "theirs"
     assert refusal(where, caps=policy) == 'caps must be "code", "mine" or "stored"'
     assert opened == []
+
+
+ODD = "a b#%25/@:{é}"
+
+
+def test_asking_twice_gives_pools_of_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = open_pool(named("sqlite:budget.db", ODD, ""), usd_cap=5)
+    assert isinstance(first, SQLiteBudgetPool)
+    assert first.name == ODD
+    with (
+        open_pool(named(f"sqlite:{tmp_path}/budget.db", ODD, "")) as second,
+        open_pool(first._family.location) as third,
+        open_pool("sqlite:budget.db#other") as other,
+    ):
+        first.record(usd=1)
+        assert [pool.snapshot().usd_used for pool in (second, third, other)] == [1, 1, 0]
+        assert second._family is third._family is first._family  # type: ignore[attr-defined]
+    first.record(usd=1)
+    assert first.snapshot().usd_used == 2
+    first.close()
+
+
+def test_the_environment_opens_a_store_for_real(tmp_path: Path) -> None:
+    environ = {"TOKEN_BUDGET_STORE": f"sqlite:{tmp_path / 'budget.db'}", "TOKEN_BUDGET_NAME": ODD}
+    with pytest.raises(StoreLost, match="neither TOKEN_BUDGET_TOKEN_CAP nor TOKEN_BUDGET_USD_CAP is set"):
+        BudgetPool.from_env(environ=environ)
+    assert list(tmp_path.iterdir()) == []
+    with BudgetPool.from_env(environ={**environ, "TOKEN_BUDGET_TOKEN_CAP": "100"}) as pool:
+        assert isinstance(pool, SQLiteBudgetPool)
+        pool.record(tokens=1)
+    with BudgetPool.from_env(environ=environ) as pool:
+        assert (pool.name, pool.snapshot().tokens_used, pool.snapshot().token_cap) == (ODD, 1, 100)
 
 
 # ---------------------------------------------------------------- servers
@@ -347,6 +381,9 @@ def test_each_kind_of_server_keeps_a_budget(package: str) -> None:
                 pool.reset()  # the sentinels' master is the first server
                 pool.record(usd=0.25)
                 assert same.snapshot().usd_used_nanos == 250_000_000
+                assert isinstance(pool, RedisBudgetPool)
+                with open_pool(pool._family.location) as again:
+                    assert again.snapshot().usd_used_nanos == 250_000_000
 
 
 def answers(where: str) -> bool:

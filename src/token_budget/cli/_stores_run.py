@@ -67,24 +67,33 @@ class Worker:
         self._heard = threading.Thread(target=self._listen, name=f"worker {number}")
 
     def start(self) -> None:
-        """Start the process: it opens its pool and waits."""
+        """Start the process: it opens its pool and waits. Where it cannot start, its page says why."""
         path = [str(Path(token_budget.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(  # noqa: S603 - our own program, by this interpreter
-            _WORKER,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # what is written to a process that has ended must not be written again when its pipe is closed
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program, by this interpreter
+                _WORKER,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,  # what an ended process was not told must not be written again when its pipe is closed
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        except OSError as error:
+            self.page.error = f"could not be started: {error}"
+            return
         self.page.pid = self._process.pid
         self._heard.start()
         self._tell(self._settings)
 
     def begin(self) -> None:
-        """Let it make its calls, once it is ready."""
+        """Let it make its calls, once it is ready; end it if it does not get ready."""
+        if self.page.error is not None:
+            return
         if self._ready.wait(_SECONDS_TO_START):
             self._tell("go\n")
+        else:
+            self.page.error = f"was not ready after {_SECONDS_TO_START:g} seconds"
+            self.close()
 
     @property
     def ended(self) -> bool:
@@ -98,7 +107,7 @@ class Worker:
 
     def close(self) -> None:
         """End it if it still runs, and close its pipes."""
-        if self._heard.ident is not None:
+        if self.page.pid:
             self._process.kill()
             self._heard.join()
 
