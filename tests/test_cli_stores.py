@@ -226,14 +226,17 @@ def test_watching_a_terminal_stays_in_place(monkeypatch: pytest.MonkeyPatch, whe
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
-def test_the_size_is_that_of_the_terminal() -> None:
+def test_the_size_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
     import termios
 
+    monkeypatch.setenv("COLUMNS", "77")
+    monkeypatch.setenv("LINES", "33")
     master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 99, 0, 0))
     with os.fdopen(master), os.fdopen(slave, "w") as terminal:
-        assert store_status._size(terminal) == (99, 24)
+        for told, size in {(24, 99): (99, 24), (0, 0): (77, 33)}.items():
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *told, 0, 0))
+            assert store_status._size(terminal) == size
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from datetime import datetime, timezone
@@ -129,7 +130,8 @@ def _as_json(status: Status) -> dict[str, Any]:
 
 
 def _size(terminal: TextIO) -> os.terminal_size:
-    return os.get_terminal_size(terminal.fileno())
+    size = os.get_terminal_size(terminal.fileno())
+    return size if all(size) else shutil.get_terminal_size()  # some terminals do not say how large they are
 
 
 class _Screen:
