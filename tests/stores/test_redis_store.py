@@ -284,7 +284,7 @@ def test_any_cap_can_be_set_whatever_is_claimed(budget: Budget) -> None:
         one.engine.record((one.root,), HUGE, HUGE)
         one.engine.reserve((one.root,), one.engine.new_key(), HUGE, HUGE)
     for caps in ((0, None), (None, 0), (10, 10), (HUGE, HUGE), (None, None)):
-        one.engine.set_caps(one.root, *caps, UNCHANGED)
+        one.engine.set_caps(one.root, caps[0], caps[1], UNCHANGED)
         row = one.numbers()
         assert (row.token_cap, row.nano_cap) == caps
         assert (row.tokens_claimed, row.tokens_held, row.nanos_claimed) == (8 * HUGE, 4 * HUGE, 8 * HUGE)

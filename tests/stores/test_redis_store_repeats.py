@@ -1,4 +1,4 @@
-"""The Redis engine where answers are lost and copies come late: each step counts once, and what was given up not at all.
+"""The Redis engine where answers are lost and copies come late: a step counts once, and what was given up not at all.
 
 A `Wire` between the engine and the server loses a script before it is done, or its answer after, and sends copies of
 what was sent before. So every order of the events is made, and none is waited for.
@@ -81,7 +81,7 @@ def test_a_copy_that_comes_after_its_answer_was_deleted_is_refused(budget: Budge
 def test_answers_are_kept_while_an_earlier_step_is_under_way(budget: Budget) -> None:
     one = budget.process()
     chain = one.child("kid")
-    once = []
+    once: list[str] = []
 
     def meanwhile(name: str) -> None:
         if name == "record" and not once:
@@ -335,7 +335,7 @@ def test_an_interrupted_step_takes_nothing(budget: Budget, moment: str, name: st
 def test_a_step_inside_a_step_of_its_thread_is_an_error_and_harms_neither(budget: Budget) -> None:
     one = budget.process()
     chain = one.child("kid")
-    met = []
+    met: list[str] = []
 
     def handler(name: str) -> None:
         if name == "record" and not met:

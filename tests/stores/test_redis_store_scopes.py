@@ -42,7 +42,7 @@ def test_the_first_process_makes_the_root_and_tells_so_once(budget: Budget) -> N
 
 def test_a_first_opening_whose_answer_is_lost_counts_as_one(budget: Budget) -> None:
     one = budget.process(opened=False)
-    first = []
+    first: list[Any] = []
 
     def twice(name: str) -> None:
         if name == "open" and not first:
@@ -501,7 +501,7 @@ def test_both_caps_are_set_before_thresholds_are_armed(budget: Budget) -> None:
 def test_a_threshold_whose_answer_is_lost_is_told_all_the_same(budget: Budget) -> None:
     one = budget.process(opened=False)
     one.open(tokens=10)
-    first = []
+    first: list[Any] = []
 
     def twice(name: str) -> None:
         if name == "told" and not first:
@@ -524,3 +524,30 @@ def test_a_change_is_seen_by_the_next_step_of_every_process(budget: Budget) -> N
             one.engine.record((one.root,), 5, 0)
         assert (two.engine.record((two.root,), 4, 0).kind == DONE) is fits
         assert two.numbers().token_cap == cap
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("how", ["release", "leave"])
+def test_what_gives_back_shows_the_period_that_it_is_now_if_the_clock_tells(
+    budget: Budget, how: str, fails: bool
+) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        if now[0] > 100:
+            raise OSError("no clock")
+        return now[0]
+
+    one = budget.process(opened=False)
+    one.open(tokens=9, window=Window.parse("every 10s", clock=clock))
+    key, other = one.engine.new_key(), one.engine.new_key()
+    one.engine.record((one.root,), 3, 0)
+    one.engine.reserve((one.root,), key, 5, 0)
+    one.engine.reserve((one.root,), other, 5, 0, wait=True)
+    now[0] = 1000.0 if fails else 12.0
+    if how == "release":
+        answer = one.engine.release((one.root,), key, (5, 0), rows=True)
+    else:
+        answer = one.engine.leave((one.root,), other)
+    left = 0 if how == "release" else 5
+    assert (answer.rows[0].tokens_claimed, answer.rows[0].start) == ((3 + left, 0.0) if fails else (left, 10.0))

@@ -23,7 +23,7 @@ from token_budget.stores._store import (
     Numbers,
     Scope,
 )
-from token_budget.stores.redis._mending import meet, mend, numbers_now, words_of
+from token_budget.stores.redis._mending import clocks_tell, meet, mend, numbers_now, words_of
 from token_budget.stores.redis._process import Claim, GivenUp, Process, Step, new_owner
 from token_budget.stores.redis._reading import closed, keys_of, learn, scopes_at
 from token_budget.stores.redis._rows import Row, numbers_of
@@ -156,9 +156,14 @@ def commit(
     with process.step() as step:
         begin(step)
         while True:
-            more = words_of(step, chain, timed=mode == "c")
+            timed = mode == "c" or clocks_tell(chain)
+            more = words_of(step, chain, timed=timed)
             mine = claim.owner == process.owner
-            words = (*amount, f"{mode}{'m' if mine else ''}{'w' if rows else ''}", f"{process.nonce}.{step.number}")
+            words = (
+                *amount,
+                f"{mode}{'m' if mine else ''}{'w' if rows else ''}{'t' if timed else ''}",
+                f"{process.nonce}.{step.number}",
+            )
             answer = step.ask(process.scripts.commit, keys_of(process, chain), claim.number, words, more, claim.owner)
             kind = answer[0]
             if kind in _SAID:
@@ -198,7 +203,7 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
                 owner, number = entry[3:], "1"
                 continue
             chain = [] if entry[0] == "=" else scopes_at(process, entry.split(" ", 4 if entry[0] == "!" else 2)[-1])
-            words = (tokens, nanos, "s", f"{process.nonce}.{step.number}")
+            words = (tokens, nanos, "st", f"{process.nonce}.{step.number}")
             more = words_of(step, chain)
             answer = step.ask(process.scripts.commit, keys_of(process, chain), number, words, more, owner)
             if answer[0] in _SAID:
@@ -285,7 +290,8 @@ def leave(process: Process, chain: Sequence[Scope], claim: Claim) -> Answer:
         while True:
             if not claim.asked or claim.owner != process.owner:  # its tickets ended with its owner
                 break
-            more, words = words_of(step, chain, timed=False), ("", "", "", "")
+            timed = clocks_tell(chain)
+            more, words = words_of(step, chain, timed=timed), ("", "", "t" if timed else "", "")
             answer = step.ask(process.scripts.leave, keys_of(process, chain), claim.number, words, more, claim.owner)
             if answer[0] == "granted":
                 return Answer(GRANTED, shown(step, chain, answer[1]))

@@ -55,6 +55,16 @@ def words_of(step: Step, chain: Sequence[Scope], *, timed: bool = True) -> list[
     return words
 
 
+def clocks_tell(chain: Sequence[Scope]) -> bool:
+    """Return whether the clocks of a chain's windows tell the time: what gives back is done also where one fails."""
+    try:
+        for scope in chain:
+            reading(scope)
+    except Exception:  # noqa: BLE001 - a caller's clock
+        return False
+    return True
+
+
 def meet(step: Step, scope: Scope) -> Place:
     """Read a scope, and make it if it is a key's and not there. Return what steps tell scripts of it.
 

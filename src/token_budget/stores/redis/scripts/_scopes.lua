@@ -2,7 +2,7 @@
 --   changed, i     it has another revision: it is to be read again. Or it is not there
 --   old, i         its group has another version
 --   ended, i, now  its period is over
--- The last two only where the step is timed: what gives back counts the same in any period, and needs no clock.
+-- The last two only where the step is timed: what gives back counts the same in any period, so that it can do without.
 local function scopes(timed)
   local waits = {}
   for i = 1, count do

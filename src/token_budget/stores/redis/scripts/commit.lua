@@ -3,7 +3,7 @@
 -- KEYS   see _chain.lua; 1 and 2 are of the claim's owner, whoever asks
 -- ARGV   1 generation, 2 the claim's number, 3 the step's number, 4 the lowest number of a step still under way,
 --        5 tokens, 6 nanodollars, 7 flags: c commits, r releases, s settles; then m if the owner is the process that
---        asks, w for rows, 8 the step's name among those of all processes, 9 and on: see _chain.lua
+--        asks, w for rows, t where the clocks tell the time (c and s need it), 8 the step's name among those of all processes, 9 and on: see _chain.lua
 -- Answer done, tokens, nanos, rows      it held this amount, and is settled; rows where asked for, or where a scope is over
 --        late, tokens, nanos, rows      it had been charged with this amount in full, and is corrected
 --        unknown, 0, 0, rows            there is no such claim; c has counted the amount all the same, the others nothing
@@ -50,7 +50,7 @@ if entry then
 end
 if did == 'unknown' and mode ~= 'c' then return {'unknown', '0', '0'} end
 if mode == 'r' then tokens, nanos = '0', '0' end
-local waits, problem = scopes(mode ~= 'r')
+local waits, problem = scopes(match(ARGV[7], 't'))
 if not waits then return problem end
 local at = excess(back, tokens, nanos_back, nanos)
 if at then return {'excess', at} end
