@@ -260,27 +260,35 @@ def test_what_is_owed_and_cannot_be_paid_is_logged_once_and_hinders_nobody(opene
     pool.record(tokens=1)
 
 
+@pytest.mark.parametrize("owing", ["cancel", "commit"])
 @pytest.mark.usefixtures("quiet")
-def test_what_is_owed_is_paid_once_though_two_pay(opened: Any) -> None:
+def test_what_two_pay_at_the_same_moment_is_told_once(opened: Any, owing: str, caplog: Any) -> None:
     pool = opened(token_cap=100)
     heard: list[str] = []
     pool._family.hand.drop = lambda *_: None
     reservation = pool.reserve(tokens=1)
+    if owing == "commit":
+        with unreachable(pool), pytest.raises(BudgetUnavailable):
+            reservation.commit()
     pool.subscribe(lambda event: heard.append(event.kind))
     del reservation
     (debt,) = pool._handle.owed
+    cancel = pool.engine.cancel
+    pool.engine.cancel = lambda *arguments: cancel(*arguments) or True  # a repeat has the same answer
 
     def hook(step: str, moment: str) -> None:
-        if (step, moment) == ("cancel", "before"):
+        if (step, moment) == (owing, "before"):
             pool.engine.hook = lambda step, moment: None
             _owed.pay(pool._handle.owed, debt)  # another thread
 
     pool.engine.hook = hook
     _owed.pay(pool._handle.owed, debt)
-    assert heard == ["drop"]
     assert not pool._handle.owed
     _owed.pay(pool._handle.owed, debt)
-    assert pool.engine.steps.count("cancel") == 2
+    assert pool.engine.steps.count(owing) == 2
+    assert heard == (["drop"] if owing == "cancel" else [])
+    assert caplog.text.count("is recorded") == (owing == "commit")
+    assert numbers(pool) == ((owing == "commit") * 1, 0, 0)
 
 
 def test_what_was_owed_before_a_fork_is_the_parents(opened: Any) -> None:

@@ -26,7 +26,7 @@ _owed: WeakKeyDictionary[Any, deque[Debt]] = WeakKeyDictionary()  # by family
 class Debt:
     """One claim that nobody holds any more: it is to be cancelled, or committed again."""
 
-    __slots__ = ("amount", "epoch", "held", "key", "kind", "paid", "pool")
+    __slots__ = ("amount", "epoch", "held", "key", "kind", "paid", "pool", "untold")
 
     def __init__(
         self, pool: Any, epoch: int, key: Any, held: tuple[int, int], kind: str | None, amount: tuple[int, int] | None
@@ -38,6 +38,7 @@ class Debt:
         self.kind = kind  # the event that tells of it; None for one that was never told to be held
         self.amount = amount  # of a commit that the store has not answered; None: cancel
         self.paid = False
+        self.untold = [True]  # whoever pops it tells of it, since a step that is repeated has the same answer
 
     def pay(self) -> None:
         """Do the step, and tell of it. It may be repeated."""
@@ -50,9 +51,10 @@ class Debt:
         held = family.ask(family.store.cancel, pool._chain, self.key, self.held)
         if pool._own is not None:
             pool._own.settle(self.key, 0, 0)
-        if held:
-            family.line.stir(pool._chain)
-        if held and self.kind is not None and family.listeners and heard(pool._heard):
+        if not held:
+            return
+        family.line.stir(pool._chain)
+        if self.kind is not None and self._first() and family.listeners and heard(pool._heard):
             pool._tell(self.kind, *self.held)
 
     def _commit(self, amount: tuple[int, int]) -> None:
@@ -61,13 +63,21 @@ class Debt:
         if pool._own is not None:
             pool._own.settle(self.key, *amount)
         family.line.stir(pool._chain)
-        _logger.warning(
-            "a commit of %s tokens and %s USD in pool %r, which the store had not answered, is recorded (%s)",
-            amount[0],
-            usd_text(amount[1]),
-            pool._name,
-            answer.kind,
-        )
+        if self._first():
+            _logger.warning(
+                "a commit of %s tokens and %s USD in pool %r, which the store had not answered, is recorded (%s)",
+                amount[0],
+                usd_text(amount[1]),
+                pool._name,
+                answer.kind,
+            )
+
+    def _first(self) -> bool:
+        """Return whether nobody has told of it."""
+        try:
+            return self.untold.pop()
+        except IndexError:
+            return False
 
 
 def owed_of(family: Any) -> deque[Debt]:
