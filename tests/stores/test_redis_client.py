@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import multiprocessing
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +431,28 @@ def test_a_forked_child_uses_connections_of_its_own_and_harms_not_its_parents() 
     assert counted(client) == 401
 
 
+def test_a_fork_is_noticed_also_where_nobody_tells_of_it() -> None:
+    client = client_of()
+    assert count(client, "1") == 1
+    before = client.command("CLIENT", "ID")
+    client.forked()
+    assert client.command("CLIENT", "ID") != before
+    before = client.command("CLIENT", "ID")
+    client._pid = -1
+    assert client.command("CLIENT", "ID") != before
+    assert client.command("CLIENT", "ID") == client.command("CLIENT", "ID")
+
+
+def test_a_connection_of_before_that_comes_back_late_is_closed() -> None:
+    client = client_of()
+    wire = client._take(float("inf"))
+    client.close()
+    client._idle.append(wire)  # as a thread does that looked at the generation just before
+    assert count(client, "1") == 1
+    with pytest.raises(OSError, match="."):
+        wire.ask(command("PING"), float("inf"))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_forked_while_a_thread_asks_begins_with_nothing_of_it() -> None:
@@ -447,6 +471,22 @@ def test_a_child_forked_while_a_thread_asks_begins_with_nothing_of_it() -> None:
         client2.command("RPUSH", f"{client._key}:list", "go")
         asking.join()
         assert count(client, "3") == 3
+
+
+def test_errors_leave_no_cycles_that_would_keep_connections() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with scripted(lambda words: b"-NOPERM no\r\n" if words[-1] == "final" else b"-LOADING later\r\n") as server:
+            client = Client(_plain(server.port), key="tb:{x}", timeout=0.1)
+            for word in ("final", "later"):
+                with contextlib.suppress(StoreError, BudgetUnavailable):
+                    client.command("GET", word)
+            gone = weakref.ref(client)
+            del client
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_interrupted_call_throws_its_connection_away() -> None:
@@ -469,10 +509,8 @@ def test_an_interrupted_call_throws_its_connection_away() -> None:
         assert server.connections == 2
 
 
-def test_nothing_of_a_package_is_imported_by_the_client_itself() -> None:
-    code = (
-        "import sys, token_budget.stores.redis._client; print(sorted({'redis', 'valkey', 'socket'} & set(sys.modules)))"
-    )
+def test_a_package_is_imported_by_nobody_but_the_user() -> None:
+    code = "import sys, token_budget.stores.redis.pool; print(sorted({'redis', 'valkey'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -33,7 +33,7 @@ class Watched:
             server.close()
 
     def wait_for_promotion(self) -> None:
-        wait_until(lambda: self.replica.info("replication")["role"] == "master")
+        wait_until(lambda: self.replica.info("replication").get("role") == "master")
 
     def wait_for_a_copy_of(self, client: Client) -> None:
         wait_until(lambda: self.replica.ask("HGET", client._key, "n") == self.master.ask("HGET", client._key, "n"))
@@ -118,6 +118,21 @@ def test_a_master_that_has_become_a_replica_is_not_believed_before_the_sentinel_
             client = Client(kind([(HOST, sentinel.port)]).master_for("total"), key=new_key(), timeout=0.3)
             with pytest.raises(BudgetUnavailable, match="which the Sentinels name, is no master now"):
                 client.command("GET", client._key)
+
+
+def test_a_user_who_may_not_ask_for_the_role_is_let_pass() -> None:
+    rights = ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-role")
+    with Server(*rights) as master, sentinel_of(master) as sentinel:
+        assert count(Client(sentinel.sentinel_client(), key=new_key(), timeout=60), "1") == 1
+
+
+def test_a_sentinel_that_sees_enough_others_is_believed() -> None:
+    with Server() as master, sentinel_of(master) as one, sentinel_of(master) as other:
+        wait_until(lambda: "sentinels=2" in one.info("sentinel")["master0"])
+        manager = importlib.import_module("redis.sentinel").Sentinel(
+            [(HOST, one.port), (HOST, other.port)], min_other_sentinels=1
+        )
+        assert count(Client(manager.master_for("total"), key=new_key(), timeout=60), "1") == 1
 
 
 @each_package
@@ -208,6 +223,7 @@ def test_a_slot_that_moves_while_scripts_run_is_followed(nodes: list[Server], pa
     assert source.ask("MIGRATE", HOST, str(target.port), f"{client._key}:ids", "0", "5000") == b"+OK\r\n"
     target.ask("SCRIPT", "FLUSH")
     assert count(client, "3") == 3  # at the target, which is asked by ASKING
+    assert client.command("HGET", client._key, "n") == "3"
     for node in (target, source):
         assert node.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[target]) == b"+OK\r\n"
     assert count(client, "4") == 4
@@ -237,6 +253,44 @@ def test_a_node_that_died_is_followed_by_its_replica(package: str) -> None:
     finally:
         for server in (*nodes, replica):
             server.close()
+
+
+def test_a_slot_that_no_node_has_is_unavailable() -> None:
+    with one_node_cluster() as server:
+        client = Client(server.cluster_client(), key="tb:{a}", timeout=0.5)
+        server.ask("CLUSTER", "DELSLOTS", str(slot_of("a")))
+        with pytest.raises(BudgetUnavailable, match=f"it knows no node that has slot {slot_of('a')}|CLUSTERDOWN"):
+            count(client, "1")
+        route: Any = client._route
+        with pytest.raises(ConnectionError, match=f"it knows no node that has slot {slot_of('a')}"):
+            route._asked(float("inf"))
+
+
+def test_a_cluster_before_version_7_publishes_to_all_nodes(
+    nodes: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(nodes[0].cluster_client(), key=new_key())
+    client.check()
+    assert client.publish == "SPUBLISH"
+    monkeypatch.setattr(client, "command", lambda *words: "# Server\r\nredis_version:6.2.14\r\n")
+    client.check()
+    assert client.publish == "PUBLISH"
+
+
+def test_a_clusters_client_that_knows_no_node_or_is_of_no_known_package_is_refused(nodes: list[Server]) -> None:
+    theirs = nodes[0].cluster_client()
+    theirs.get_nodes = list
+    with pytest.raises(ValueError, match="knows no node"):
+        Client(theirs, key=new_key())
+
+    class Stranger:
+        nodes_manager = None
+
+        def get_nodes(self) -> list[object]:
+            return [object()]
+
+    with pytest.raises(TypeError, match="Stranger is no cluster's client that is known: pass a client of redis-py"):
+        Client(Stranger(), key=new_key())
 
 
 @each_package

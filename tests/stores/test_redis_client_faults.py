@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib
+import ipaddress
 import itertools
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +214,18 @@ def test_the_clients_own_time_outs_and_retries_play_no_part(package: str) -> Non
     assert count(client, "1") == 1
 
 
+def test_a_time_out_of_any_length_will_do() -> None:
+    for timeout in (1e9, 9e9, float("inf"), threading.TIMEOUT_MAX):
+        client = client_of(timeout=timeout)
+        assert count(client, "1") == 1
+        assert client.command("BLPOP", f"{client._key}:list", "0.01") is None
+    with Server() as server:
+        client = client_of(server, timeout=0)
+        server.kill()
+        with pytest.raises(BudgetUnavailable):
+            count(client, "1")
+
+
 def test_nobody_listens_there() -> None:
     with Server() as server:
         client = client_of(server, timeout=0.2)
@@ -224,6 +240,66 @@ def test_what_answers_speaks_another_protocol() -> None:
         with pytest.raises(BudgetUnavailable, match=another):
             scripted_client(server, timeout=0.2).command("GET", "x")
         assert server.count("GET") > 1
+
+
+# ---------------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1 with its key, which nobody has signed but itself."""
+    x509 = pytest.importorskip("cryptography.x509")
+    module = importlib.import_module
+    hashes = module("cryptography.hazmat.primitives.hashes")
+    forms = module("cryptography.hazmat.primitives.serialization")
+    key = module("cryptography.hazmat.primitives.asymmetric.ec").generate_private_key(
+        module("cryptography.hazmat.primitives.asymmetric.ec").SECP256R1()
+    )
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
+    now = dt.datetime.now(dt.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path: Path = tmp_path_factory.mktemp("tls") / "server.pem"
+    secret = key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
+    path.write_bytes(secret + made.public_bytes(forms.Encoding.PEM))
+    return path
+
+
+@each_package
+def test_tls_is_the_clients(package: str, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    big = b"$1000000\r\n" + b"x" * 1_000_000 + b"\r\n"
+    with scripted(lambda words: big if words[0] == "GET" else ONE, context=context) as server:
+        trusting = scripted_client(server, package=package, ssl=True, ssl_ca_certs=str(certificate))
+        assert trusting.location == f"rediss://{HOST}:{server.port}/0"
+        assert trusting.run(trusting.script(COUNT), ("tb:{x}",)) == 1
+        assert trusting.command("GET", "x") == "x" * 1_000_000
+        strict = scripted_client(server, package=package, ssl=True)
+        with pytest.raises(
+            StoreError, match="a certificate that the client does not trust: .*certificate verify failed"
+        ):
+            strict.command("GET", "x")
+
+
+@each_package
+def test_a_handshake_of_tls_that_never_ends_is_unavailable(package: str) -> None:
+    with socket.create_server((HOST, 0)) as listening:
+        kind = importlib.import_module(package)
+        theirs = (kind.Redis if package == "redis" else kind.Valkey)(
+            host=HOST, port=listening.getsockname()[1], ssl=True
+        )
+        with pytest.raises(BudgetUnavailable, match=r"within 0\.3 seconds"):
+            Client(theirs, key="tb:{x}", timeout=0.3).command("GET", "x")
 
 
 # ---------------------------------------------------------------------- real servers that refuse
@@ -459,7 +535,7 @@ def test_a_name_that_leads_to_another_server_is_looked_up_anew(monkeypatch: pyte
         counting.wait_for(20)
         # It stops the writes until the replica has all of them, and turns the roles. Connections stay.
         assert old.ask("FAILOVER", "TO", HOST, str(new.port)) == b"+OK\r\n"
-        wait_until(lambda: new.info("replication")["role"] == "master")
+        wait_until(lambda: new.info("replication").get("role") == "master")
         ports.append(new.port)
         counting.wait_for(20)
         counting.end()

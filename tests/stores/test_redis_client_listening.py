@@ -251,6 +251,39 @@ def test_a_listener_follows_a_slot_to_another_node(package: str) -> None:
             node.close()
 
 
+def test_a_server_that_ends_the_subscription_is_asked_anew() -> None:
+    said = [b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n", b"-ERR no more of this\r\n"]
+    server = ScriptedRedis(lambda words: said if words[0] == "SUBSCRIBE" else b"+OK\r\n")
+    heard = scripted_client(server).listener("room")
+    assert heard.wait(LONG) is True
+    assert heard.wait(LONG) is True
+    assert server.connections == 2
+    heard.close()
+    server.close()
+
+
+def test_a_listener_that_is_closed_while_it_connects_keeps_no_connection() -> None:
+    client = client_of()
+    heard = client.listener(new_name())
+    connect = client.connect
+
+    def closing(until: float) -> Any:
+        heard.close()
+        return connect(until)
+
+    client.connect = closing  # type: ignore[method-assign]
+    heard.wait(LONG)
+    assert heard._wire is None
+
+
+def test_a_fork_is_noticed_also_where_nobody_tells_of_it(listener: Listener) -> None:
+    listener.wait(LONG)
+    wire = listener._wire
+    listener._pid = -1
+    assert listener.wait(LONG) is True
+    assert listener._wire is not wire
+
+
 def test_a_message_that_never_ends_does_not_hold_the_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_listener, "_QUIET", 0.1)
     parts: list[bytes | Callable[[], Any]] = [b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n", b"*3\r\n$7\r\nmess"]

@@ -6,6 +6,7 @@ be run twice: scripts carry the id of the operation, and commands must be such t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -39,12 +40,9 @@ class Script:
 
 
 def _close_all(wires: list[Wire]) -> None:
-    while wires:
-        try:
-            wire = wires.pop()
-        except IndexError:  # another thread took the last
-            return
-        wire.close()
+    with contextlib.suppress(IndexError):  # other threads take some, too
+        while True:
+            wires.pop().close()
 
 
 class Client:
@@ -180,7 +178,10 @@ class Client:
         else:
             wire.generation = generation
             return wire
-        raise refusal  # here, it drags no text of the package along, which may repeat a password
+        try:
+            raise refusal  # here, it drags no text of the package along, which may repeat a password
+        finally:
+            del refusal  # it refers to this frame
 
     def moved(self, refusal: Refusal | None = None) -> None:
         """Take note that the master does not answer, or is another one: no connection of before is used again."""
@@ -270,8 +271,9 @@ class Client:
     def _met(self, refusal: Refusal, wire: Wire | None, *, unanswered: bool) -> bool:
         """Decide what an error of the server means: return whether to ask again at once, or later; or raise it."""
         code = _faults.code_of(refusal)
-        elsewhere = code in (_faults.ELSEWHERE if self._route.clustered else _faults.ELSEWHERE - _faults.OF_NODES)
-        later = code in (_faults.LATER if self._route.clustered else _faults.LATER - _faults.OF_NODES)
+        asked_again = self._route.clustered or code not in _faults.OF_NODES
+        elsewhere = asked_again and code in _faults.ELSEWHERE
+        later = asked_again and code in _faults.LATER
         login_ended = code in _faults.LOGIN and wire is not None and wire.used
         if wire is not None:
             if elsewhere or code in _faults.LOGIN:
@@ -282,6 +284,6 @@ class Client:
                 self._put(wire)
         if elsewhere or later or login_ended:
             return login_ended or code == "MOVED"
-        final = _faults.final(refusal, self.location, self._key)
-        # StoreError means that nothing was done: not so where the same was sent before, and perhaps is done now.
-        raise (BudgetUnavailable(str(final)) if unanswered else final) from None
+        if unanswered:  # a StoreError means that nothing was done, and what was sent before may be done yet
+            raise BudgetUnavailable(str(_faults.final(refusal, self.location, self._key))) from None
+        raise _faults.final(refusal, self.location, self._key) from None

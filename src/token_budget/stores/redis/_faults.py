@@ -44,12 +44,23 @@ def code_of(refusal: Refusal) -> str:
 
 def refusal_of(error: Exception) -> Refusal | None:
     """Return what the server said when it refused to let the client's package log in; None if that is no such error."""
+    if _is_of_certificates(error):
+        return Refusal("CERTIFICATE", str(error))
     for kind in type(error).__mro__:
         code = _OF_CLASSES.get(kind.__name__)
         if code is not None:
             text = shown(str(error))
             return Refusal("NOAUTH" if code == "WRONGPASS" and "required" in text else code, text)
     return None
+
+
+def _is_of_certificates(error: BaseException | None) -> bool:
+    """Return whether a connection was not made because the client does not trust the server's certificate."""
+    while error is not None:
+        if type(error).__name__ == "SSLCertVerificationError":  # the package's own error has come of it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def shown(text: str) -> str:
@@ -69,6 +80,7 @@ def final(refusal: Refusal, location: str, key: str) -> StoreError | BudgetUnava
         "WRONGPASS": f"refuses the client's username or password: {text}",
         "NOPERM": f"forbids this user what a budget needs: {text}. It needs the keys and channels {key}*, the commands "
         "evalsha and script|load with all that the scripts call, and info",
+        "CERTIFICATE": f"shows a certificate that the client does not trust: {text}",
         "WRONGTYPE": f"has other data in keys that begin with {key}: give the budget another name, or another database",
         **dict.fromkeys(OF_NODES, "is a node of a cluster: pass a RedisCluster or a ValkeyCluster"),
     }.get(code, f"refuses what a budget needs: {code} {text}")

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _LEAST = 0.001  # seconds: a time-out of 0 would mean "do not block", and fail at once
+_MOST = 86_400.0  # seconds: what `poll` takes ends at 24 days
 
 
 class Refusal(Exception):
@@ -24,6 +25,11 @@ class Refusal(Exception):
         super().__init__(f"{code} {text}")
         self.code: str = code
         self.text: str = text
+
+
+def left(until: float) -> float:
+    """Return the time-out of a socket that is left of the time until a moment."""
+    return min(max(until - time.monotonic(), _LEAST), _MOST)
 
 
 def packed(words: Iterable[str | int]) -> bytes:
@@ -49,7 +55,7 @@ class _WithinDeadline:
 
     @property
     def socket_timeout(self) -> float:
-        return max(self.until - time.monotonic(), _LEAST)
+        return left(self.until)
 
     @socket_timeout.setter
     def socket_timeout(self, value: Any) -> None:
@@ -101,13 +107,16 @@ class Wire:
         except BaseException:
             self.close()
             raise
-        if type(answer) is Refusal:
+        if type(answer) is not Refusal:
+            return answer
+        try:
             raise answer
-        return answer
+        finally:
+            del answer  # it refers to this frame
 
     def send(self, sent: bytes, until: float) -> None:
         """Send a command whose answer `receive` returns."""
-        self._socket.settimeout(max(until - time.monotonic(), _LEAST))
+        self._socket.settimeout(left(until))
         self._socket.sendall(sent)
 
     @property
@@ -135,7 +144,7 @@ class Wire:
     # ------------------------------------------------------------------ RESP2
 
     def _received(self, until: float) -> bytes:
-        self._socket.settimeout(max(until - time.monotonic(), _LEAST))
+        self._socket.settimeout(left(until))
         data: bytes = self._socket.recv(65_536)
         if not data:
             raise ConnectionResetError("the server closed the connection")
