@@ -14,11 +14,13 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from token_budget import Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._names import name_at
 from token_budget.stores._store import Answer, Group, Numbers, Opened, Scope
+from token_budget.stores.sqlite._connection import Connection
 from token_budget.stores.sqlite._store import SQLiteStore
 
 LONG = 30  # seconds: a deadline for what takes milliseconds
@@ -194,6 +196,55 @@ def statement(path: Path | str, sql: str, *parameters: Any) -> list[tuple[Any, .
     """Do one statement as a stranger."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         return database.execute(sql, parameters).fetchall()
+
+
+# ---------------------------------------------------------------------- processes that are played
+
+
+class Pretended:
+    """Who lives, among processes that are played by this one."""
+
+    def __init__(self, living: set[int]) -> None:
+        self.living = living
+
+    def take(self, owner: int) -> bool:
+        """Let an owner live."""
+        self.living.add(owner)
+        return True
+
+    def lives(self, owner: int) -> bool:
+        """Return whether an owner lives."""
+        return owner in self.living
+
+    def give(self, owner: int) -> None:
+        """Let an owner be dead."""
+        self.living.discard(owner)
+
+
+class Played(Ledger):
+    """A ledger with a connection of its own, as another process has it. Who lives is what ``living`` says.
+
+    The connections are closed together, when all are done: POSIX drops a process's locks when it closes a file.
+    """
+
+    def __init__(self, path: Path, living: set[int], **options: Any) -> None:
+        connection = Connection(os.path.realpath(path))
+        connection.users = 1
+        connection._open(time.monotonic() + LONG, create=True)
+        self.connection = connection
+        played: Any = Pretended(living)
+        connection._file.alive = played
+        living.add(connection.owner)
+        with patch.object(Connection, "of", staticmethod(lambda *_, **__: connection)):
+            super().__init__(path, **options)
+
+    def die(self) -> None:
+        """End as by kill -9."""
+        self.connection.alive.give(self.connection.owner)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.connection.shut(LONG)
 
 
 # ---------------------------------------------------------------------- other processes

@@ -108,6 +108,24 @@ def test_a_clock_that_goes_back_reopens_no_period(ledger: Ledger, now: list[floa
         assert (ledger.row("total/a").start, ledger.row("total/a").era) == (660.0, 2)
 
 
+def test_a_clock_that_goes_back_reopens_no_period_of_a_key_that_was_dropped(
+    ledger: Ledger, now: list[float], window: Window
+) -> None:
+    ledger.open("total/u:", 10, window=window)
+    ledger.record("total/u:ann", 10)
+    now[0] = 660.0
+    ledger.record("total/u:bob", 1)
+    ledger.record("total/u:cid", 1)
+    assert not ledger.store.knows(ledger.scope("total/u:ann"))
+    now[0] = 600.0
+    assert ledger.row("total/u:ann").start == 660.0
+    assert ledger.record("total/u:ann", 10).kind == "done"
+    assert ledger.record("total/u:ann", 1).kind == "refused"
+    assert (ledger.row("total/u:ann").start, ledger.row("total/u:new").end) == (660.0, 720.0)
+    now[0] = 720.0
+    assert ledger.row("total/u:new").start == 720.0
+
+
 def test_reset_takes_the_period_of_the_clock(ledger: Ledger, now: list[float]) -> None:
     now[0] = 6000.0
     ledger.record("total/a", 50)

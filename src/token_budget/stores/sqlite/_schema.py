@@ -55,7 +55,8 @@ _STATEMENTS = (
     "CREATE INDEX scope_closed ON scope (closed) WHERE closed > 0",
     # The text of a window, once for all scopes that have it.
     "CREATE TABLE window (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE)",
-    # What the keys of a `keyed` group begin with.
+    # What the keys of a `keyed` group begin with. starts, ends: the latest period that a key was made in, which a clock
+    # that goes back does not reopen for keys that were dropped since.
     """
     CREATE TABLE keyed (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -64,6 +65,8 @@ _STATEMENTS = (
         token_cap INTEGER,
         nano_cap INTEGER,
         window INTEGER,
+        starts REAL,
+        ends REAL,
         UNIQUE (parent, name)
     )
     """,

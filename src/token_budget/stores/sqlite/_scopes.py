@@ -8,6 +8,7 @@ first changes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from token_budget._errors import PoolClosed
 from token_budget.stores._store import Group, Scope
@@ -15,7 +16,7 @@ from token_budget.stores.sqlite._rows import Row
 from token_budget.stores.sqlite._step import Step, lost
 
 _GROUP = """
-    SELECT keyed.id, token_cap, nano_cap, window.text
+    SELECT keyed.id, token_cap, nano_cap, window.text, starts, ends
     FROM keyed LEFT JOIN window ON window.id = keyed.window
     WHERE parent = ? AND name = ?
 """
@@ -27,7 +28,18 @@ _OLD_KEYS = """
 """
 _BELOW = "SELECT 1 FROM scope WHERE parent = ? UNION ALL SELECT 1 FROM keyed WHERE parent = ? LIMIT 1"
 
-GroupRow = tuple[int, int | None, int | None, str | None]  # id, token_cap, nano_cap, the window's text
+_LATEST = "UPDATE keyed SET starts = ?, ends = ? WHERE id = ? AND (ends IS NULL OR ends < ?)"
+
+
+class GroupRow(NamedTuple):
+    """What the file has of a group."""
+
+    id: int
+    token_cap: int | None
+    nano_cap: int | None
+    window: str | None
+    start: float | None  # of the latest period that a key was made in
+    end: float | None
 
 
 def find(step: Step, scope: Scope) -> Row | None:
@@ -78,30 +90,46 @@ def may_be_gone(scope: Scope) -> bool:
 
 def key_row(step: Step, parent: int, group: str, key: str) -> Row | None:
     """Return the row of a key, made if the file does not have it; None if it does not have the group."""
-    found = step.execute(_GROUP, (parent, group)).fetchone()
+    found = _group_at(step, parent, group)
     if found is None:
         return None
-    row = step.row_at(-found[0], key)
+    row = step.row_at(-found.id, key)
     if row is None:
         row = new_key(step, found, key)
-        step.make(row)
+        _make_key(step, row)
     return row
+
+
+def _group_at(step: Step, parent: int, name: str) -> GroupRow | None:
+    found = step.execute(_GROUP, (parent, name)).fetchone()
+    return None if found is None else GroupRow(*found)
 
 
 def new_key(step: Step, group: GroupRow, key: str) -> Row:
     """Return the row of a key that is not made yet."""
-    row = Row(-group[0], key, group[1], group[2])
-    row.window = group[3]
-    row.begin_period(step.window_of(row))
+    row = Row(-group.id, key, group.token_cap, group.nano_cap)
+    row.window = group.window
+    window = step.window_of(row)
+    now = None if window is None else window.now()
+    if now is not None and group.start is not None and group.end is not None and now < group.end:
+        row.start, row.end = group.start, group.end
+    else:
+        row.begin_period(window, now)
     return row
+
+
+def _make_key(step: Step, row: Row) -> None:
+    step.make(row)
+    if row.window is not None:
+        step.write(_LATEST, (row.start, row.end, -row.parent, row.end))
+    drop_idle_keys(step, row)
 
 
 def made(step: Step, scope: Scope, row: Row) -> Row:
     """Have the row of a scope in the file, and return it. Only that of a key may not be there."""
     if not row.id:
-        step.make(row)
+        _make_key(step, row)
         know(step, scope, row)
-        drop_idle_keys(step, row)
     return row
 
 
@@ -136,7 +164,7 @@ def parent_of(step: Step, scope: Scope) -> int | None:
         return 0
     if scope.group is not None:
         found = group_of(step, scope.group)
-        return None if found is None else -found[0]
+        return None if found is None else -found.id
     row = find(step, scope.above)
     return None if row is None else row.id
 
@@ -144,18 +172,16 @@ def parent_of(step: Step, scope: Scope) -> int | None:
 def group_of(step: Step, group: Group) -> GroupRow | None:
     """Return the id, both caps and the window of a group; None if the file does not have it."""
     parent = find(step, group.above)
-    found = None
-    if parent is not None:
-        found = step.execute(_GROUP, (parent.id, group_part_of(group))).fetchone()
+    found = None if parent is None else _group_at(step, parent.id, group_part_of(group))
     if found is None:
         return None
     group.handle, group.token_cap, group.nano_cap = found[:3]
     ledger = step.ledger
     if group.window is not None:
-        ledger.know_clock(-group.handle, group.window)
-    if (None if group.window is None else str(group.window)) != found[3]:
-        group.window = None if found[3] is None else ledger.window(found[3], ledger.clock_at(-group.handle))
-    return found  # type: ignore[no-any-return]
+        ledger.know_clock(-found.id, group.window)
+    if (None if group.window is None else str(group.window)) != found.window:
+        group.window = None if found.window is None else ledger.window(found.window, ledger.clock_at(-found.id))
+    return found
 
 
 def group_part_of(group: Group) -> str:

@@ -43,8 +43,8 @@ _MAKE_GROUP = """
 _SET_GROUP = {
     "token_cap": "UPDATE keyed SET token_cap = ? WHERE id = ?",
     "nano_cap": "UPDATE keyed SET nano_cap = ? WHERE id = ?",
-    "window": "UPDATE keyed SET window = (SELECT id FROM window WHERE text = ?) WHERE id = ?",
 }
+_WINDOW_OF_GROUP = "UPDATE keyed SET window = (SELECT id FROM window WHERE text = ?), starts = ?, ends = ? WHERE id = ?"
 # A cap of all keys that have none of their own (`OWN`); the room moves with it. A limit of no cap is a parameter.
 _SET_KEYS = {
     "token_cap": """
@@ -161,8 +161,8 @@ def open_group(
                 if value is not None:
                     step.write(_GIVE, (place, what, step.owner, value))
         else:
-            place = -found[0]
-            stored = {"token_cap": found[1], "nano_cap": found[2], "window": found[3]}
+            place = -found.id
+            stored = {"token_cap": found.token_cap, "nano_cap": found.nano_cap, "window": found.window}
             changed = _settle(step, place, f"{group.name or ''}:", stored, given, how)
             if changed:
                 _change_group(step, group, place, {what: value for what, _, value in changed}, window)
@@ -293,10 +293,10 @@ def _change_group(step: Step, group: Group, place: int, values: dict[str, Any], 
 def _change_window(step: Step, group: Group, place: int, text: str | None, window: Window | None) -> None:
     if text is not None:
         step.know_window(text)
-    step.write(_SET_GROUP["window"], (text, -place))
     if group.window is not None:  # the keys whose period is over by the old window begin anew
         step.write(_KEYS_BEGIN_ANEW, (NO_CAP, NO_CAP, place, step.ledger.clock_at(place)()))
     start, end = (None, FAR) if window is None else window.period(window.now())
+    step.write(_WINDOW_OF_GROUP, (text, start, None if window is None else end, -place))
     step.write(_WINDOW_OF_KEYS, (text, start, end, place))
 
 
@@ -364,4 +364,4 @@ def keys(step: Step, group: Group) -> list[str]:
     found = group_of(step, group)
     if found is None:
         return []  # the key above it was forgotten
-    return [decoded(name) for (name,) in step.execute(_KEYS, (-found[0],)).fetchall()]
+    return [decoded(name) for (name,) in step.execute(_KEYS, (-found.id,)).fetchall()]
