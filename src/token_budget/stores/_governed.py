@@ -189,9 +189,9 @@ class Governed:
             self._own.reset()
         else:
             family.ask(family.store.reset, self._chain[0])
-            family.line.stir(self._chain)
         if family.listeners and heard(self._heard):
             self._tell("reset", 0, 0)
+        family.line.stir(self._chain)
 
     def set_caps(
         self,

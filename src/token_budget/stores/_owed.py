@@ -53,9 +53,9 @@ class Debt:
             pool._own.settle(self.key, 0, 0)
         if not held:
             return
-        family.line.stir(pool._chain)
         if self.kind is not None and self._first() and family.listeners and heard(pool._heard):
             pool._tell(self.kind, *self.held)
+        family.line.stir(pool._chain)
 
     def _commit(self, amount: tuple[int, int]) -> None:
         pool, family = self.pool, self.pool._family

@@ -385,7 +385,6 @@ class StorePool(Governed):
         family, held = self._family, answer.counted
         known = [family.known(path) for path in paths]
         chain = [scope or Scope(name_at(path), path) for scope, path in zip(known, paths, strict=True)]
-        family.line.stir(chain)
         more = tokens - held[0], nanos - held[1]
         error = overrun(chain, answer.rows, tokens, more[0], nanos, more[1]) if answer.rows else None
         told = [scope for scope in known if scope is not None]
@@ -393,6 +392,7 @@ class StorePool(Governed):
             tell(family, told, "commit", chain[0].name, tokens, nanos)
             if error is not None:
                 tell(family, told, "overrun", chain[0].name, tokens, nanos)
+        family.line.stir(chain)
         if error is not None:
             raise error
 

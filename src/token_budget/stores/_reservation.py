@@ -126,9 +126,9 @@ class StoreReservation:
             tell_news(family)
         if answer.kind != DONE:
             _log_odd(self, answer.kind, "release")
-        family.line.stir(pool._chain)
         if listened and answer.kind in {DONE, LATE}:
             pool._tell("release", tokens, nanos, answer.rows)
+        family.line.stir(pool._chain)  # after it is told, so that listeners hear of it before what it makes room for
 
     async def arelease(self) -> None:
         """Do what `release` does, in the family's worker thread."""
@@ -204,10 +204,11 @@ class StoreReservation:
             tell_news(family)
         if kind != DONE:
             _log_odd(self, kind, "commit")
-        family.line.stir(pool._chain)
         if answer.rows or listened:
             held = (0, 0) if kind == UNKNOWN else (self._tokens, self._nanos)
             self._after_commit(answer, tokens, nanos, held, listened=bool(listened))
+        else:
+            family.line.stir(pool._chain)
 
     def _commit_dropped(self, tokens: int, nanos: int) -> None:
         """Count a cost where the collector finalised the reservation before what commits it: a generator, say."""
@@ -233,6 +234,7 @@ class StoreReservation:
             pool._tell("commit", tokens, nanos, answer.rows)
             if error is not None:
                 pool._tell("overrun", tokens, nanos, answer.rows)
+        pool._family.line.stir(pool._chain)
         if error is not None:
             raise error
 
