@@ -36,6 +36,15 @@ def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
             gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def _forked_children_end() -> Iterator[None]:
+    """End a child that a test forked and that went on as a second pytest: each would fork again."""
+    here = os.getpid()
+    yield
+    if os.getpid() != here:
+        os._exit(99)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where a test was skipped although it must not be: CI installs everything for one run of the tests."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
