@@ -417,6 +417,17 @@ def test_a_claim_that_was_charged_cannot_be_handed_over(opened: Any) -> None:
     assert numbers(pool) == (1, 0, 0)
 
 
+def test_a_claim_whose_commit_got_no_answer_cannot_be_handed_over(opened: Any) -> None:
+    pool = opened(token_cap=100)
+    reservation = pool.reserve(tokens=60)
+    with unreachable(pool, moment="after"), pytest.raises(BudgetUnavailable):
+        reservation.commit(tokens=50)
+    with pytest.raises(ReservationClosed, match="a commit of it got no answer, so repeat that"):
+        reservation.hand_over()
+    reservation.commit(tokens=50)
+    assert numbers(pool) == (50, 0, 0)
+
+
 # ---------------------------------------------------------------- stores that do not answer
 
 

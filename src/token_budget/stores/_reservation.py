@@ -144,7 +144,7 @@ class StoreReservation:
 
         Raises:
             TypeError, ValueError: the lease is no number of seconds above 0; nothing was changed.
-            ReservationClosed: it is settled, or the store has charged it in full already.
+            ReservationClosed: it is settled, the store has charged it in full already, or a commit got no answer.
             BudgetUnavailable: the store does not answer; nothing was changed.
 
         Example:
@@ -158,6 +158,8 @@ class StoreReservation:
         with self._lock:
             if self._state is not OPEN:
                 raise self._closed("hand over")
+            if self._tried is not None:
+                raise ReservationClosed(f"cannot hand over {self!r}: a commit of it got no answer, so repeat that")
             held = (self._tokens, self._nanos)
             try:
                 key = family.quietly(family.store.hand_over, pool._chain, self._key, held, seconds)
