@@ -226,7 +226,7 @@ def _server_time(options: Options, port: int) -> Table:
         client.config_resetstat()
         a_round(1, {"contender": contender, "port": port, "seconds": 0.2 if options.tiny else 1.0})
         stats = client.info("commandstats")["cmdstat_evalsha"]
-        return float(stats["usec"]) / stats["calls"]
+        return float(stats["usec"]) / int(stats["calls"])
 
     found: dict[str, list[float]] = {"redis": [], "held redis": [], "bare redis": []}
     for _ in range(options.repeats):
