@@ -22,7 +22,7 @@ from token_budget.cli._audit import Amount, Caps, Seen
 from token_budget.cli._stores_audit import Charge, Found, Page, checks, lines
 from token_budget.cli._stores_worker import GROUP, plan, work
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores import _opening
+from token_budget.stores import StorePool, _opening
 
 SMALL = ["stores-demo", "--processes", "3", "--calls", "5"]
 
@@ -393,6 +393,22 @@ def test_a_worker_that_does_not_get_ready_is_reported_and_ended(
     monkeypatch.setattr(_stores_run, "_SECONDS_TO_START", 0.05)
     (failed,) = [check for check in shown(capsys, status=1)["checks"] if not check["ok"]]
     assert f"process 3 {says}" in failed["detail"]
+
+
+def test_a_look_that_gets_no_answer_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot, looks = StorePool.snapshot, [0]
+
+    def busy_at_first(pool: StorePool, *options: bool, **named: bool) -> BudgetSnapshot:
+        looks[0] += 1
+        if looks[0] < 3:
+            raise BudgetUnavailable("planned")
+        return snapshot(pool, *options, **named)
+
+    monkeypatch.setattr(StorePool, "snapshot", busy_at_first)
+    assert shown(capsys)["agrees"]
+    assert looks[0] > 3
 
 
 def test_what_is_never_charged_is_found_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

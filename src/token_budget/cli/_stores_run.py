@@ -22,6 +22,7 @@ from token_budget.cli._audit import Amount, Seen
 from token_budget.cli._display import status
 from token_budget.cli._stores_audit import Charge, Found, Page
 from token_budget.cli._stores_worker import plan
+from token_budget.contract import BudgetUnavailable
 
 if TYPE_CHECKING:
     from typing import Any
@@ -188,7 +189,10 @@ class Run:
         return Found(tree, charges, self._pool.snapshot(tree=True), self._seen)
 
     def _look(self, progress: Progress, *, milestone: bool = False) -> None:
-        snapshot = self._pool.snapshot()
+        try:
+            snapshot = self._pool.snapshot()
+        except BudgetUnavailable:  # it is busy: the next look will do
+            return
         self._seen.look(snapshot, self._settings.caps)
         calls = self._settings.processes * self._settings.calls
         ended = sum(page.calls - (page.open is not None) for page in self.pages)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GROUP = "worker"  # each process has a key of this group, so that the store has a sum of its own for it
 _PATIENCE = 60.0  # seconds that a call waits for room
+_SECONDS_TO_ANSWER = 30.0  # of the store: a busy machine is no reason for a demo to fail
 _TRIES = 10  # a commit that got no answer may be repeated safely
 
 
@@ -59,7 +60,7 @@ def work(settings: dict[str, Any], begin: Callable[[], object], say: Callable[..
     """Open the budget, wait for the beginning, make the calls and tell each step."""
     from token_budget.stores import open_pool
 
-    pool = open_pool(settings["store"], **settings["caps"], lease=settings["lease"])
+    pool = open_pool(settings["store"], **settings["caps"], lease=settings["lease"], timeout=_SECONDS_TO_ANSWER)
     mine = pool.keyed(name=GROUP)[str(settings["number"])]
     say("ready")
     begin()
