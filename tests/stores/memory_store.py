@@ -468,6 +468,8 @@ class MemoryStore:
                 return Answer(REPEAT, counted=budget.ended[key][1]), ()
             claim = budget.held.get(key) or budget.charged[key]
             known = [budget.rows[path] for path in claim.paths]
+            for row in known:
+                self._begin_due(row)
             kind = self._end(key, known, (tokens, nanos), "settle")
             return self._answer(kind, (), known, rows=False, counted=claim.amount), claim.paths
 

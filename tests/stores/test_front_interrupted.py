@@ -584,11 +584,13 @@ def in_a_forked_child(body: Callable[[], None]) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
         pid = os.fork()
     if pid == 0:
+        status = 1
         try:
             body()
+            status = 0
         except BaseException:  # noqa: BLE001 - all that a child can say
             sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        os._exit(0)
+        finally:
+            os._exit(status)
     _, status = os.waitpid(pid, 0)
     assert status == 0, "see what the child printed"

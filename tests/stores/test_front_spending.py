@@ -21,6 +21,7 @@ from token_budget import (
     BudgetTimeout,
     PoolClosed,
     ReservationClosed,
+    Window,
 )
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
@@ -289,6 +290,16 @@ def test_settle_corrects_what_was_charged_and_a_repeat_counts_once(opened: Any) 
     with pytest.raises(ReservationClosed, match=r"settled before: tokens 45 \| usd 0 were counted for it"):
         pool.settle(name, tokens=46)
     assert pool.expired() == []
+    reservation.release()
+
+
+def test_what_settle_counts_after_a_period_counts_in_the_next(opened: Any) -> None:
+    now = [10.0]
+    pool = opened(token_cap=100, window=Window.parse("every 1h", clock=lambda: now[0]))
+    reservation = pool.reserve(tokens=60)
+    now[0] += 3600
+    pool.settle(reservation.id, tokens=45)
+    assert numbers(pool) == (45, 0, 0)
     reservation.release()
 
 
