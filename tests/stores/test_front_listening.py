@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,7 +115,9 @@ def test_what_a_callback_causes_is_told_after_what_caused_it() -> None:
     pool.close()
 
 
-def test_an_interrupt_in_a_callback_passes_and_the_next_event_tells_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interrupt_in_a_callback_passes_and_the_next_event_tells_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pool = MemoryPool()
     others = Heard()
 
@@ -286,7 +289,7 @@ def test_of_threads_that_pass_a_threshold_together_one_tells_it_to_all_who_liste
         for _ in range(10):
             pool.record(tokens=1)
 
-    for call in [in_a_thread(lambda pool=pool: spend(pool)) for pool in pools * 2]:
+    for call in [in_a_thread(partial(spend, pool)) for pool in pools * 2]:
         call.result()
     assert [one.take() for one in told] == [[("threshold", "total", 0)]] * 2
     close(*pools)

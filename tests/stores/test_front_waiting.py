@@ -6,10 +6,10 @@ Several processes are several engines on one budget in memory, each with a worke
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from token_budget.stores import _hand, _waiting
 from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores._family import StoreFamily
 from token_budget.stores._store import Answer, Scope
-from waiting_tools import Blocked, close, in_line, processes, waits
+from waiting_tools import Blocked, close, processes, waits
 
 HOUR = 3600.0
 
@@ -591,8 +591,8 @@ def test_many_threads_and_tasks_in_several_processes_wait_and_nothing_is_oversol
 
     calls: list[Call] = []
     for pool in pools:
-        calls += [in_a_thread(lambda pool=pool: spend(pool)) for _ in range(3)]
-        calls.append(in_a_thread(lambda pool=pool: asyncio.run(tasks(pool))))
+        calls += [in_a_thread(partial(spend, pool)) for _ in range(3)]
+        calls.append(in_a_thread(partial(asyncio.run, tasks(pool))))
     for call in calls:
         call.result()
     assert most <= 3

@@ -277,7 +277,6 @@ def test_where_no_thread_can_be_started_what_is_dropped_waits_for_one(
     with monkeypatch.context() as patched:
         patched.setattr("_thread.start_new_thread", fail)
         hand.drop(done.append, 1)
-        patched.setattr(threading.Thread, "start", fail)
         assert not hand.finish(LONG)
         with pytest.raises(RuntimeError, match="can't start"):
             asyncio.run(hand.off_loop(done.append, 2))

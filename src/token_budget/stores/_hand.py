@@ -82,11 +82,10 @@ class Hand:
         It takes no lock: a finaliser or a signal handler may call it at any point.
         """
         self._queue.put(Job(function, arguments, None))
-        if self._idle:
-            try:
-                _thread.start_new_thread(self._start_late, ())  # `Thread.start` takes locks that this thread may hold
-            except RuntimeError:  # the interpreter ends, or the system gives no more threads
-                _logger.debug("no thread could be started", exc_info=True)
+        try:
+            self._start()
+        except RuntimeError:  # the interpreter ends, or the system gives no more threads
+            _logger.debug("no thread could be started", exc_info=True)
 
     def job(self, function: Callable[..., Any], *arguments: Any) -> Job:
         """Let the thread call a function for the task that runs, which awaits `Job.over`."""
@@ -133,20 +132,16 @@ class Hand:
         self._queue.put(None)
 
     def _start(self) -> None:
+        """Start the thread unless it runs."""
         try:
             self._idle.pop()
-        except IndexError:  # it runs
+        except IndexError:
             return
         try:
-            threading.Thread(target=self._work, name=f"token_budget {self._store.name}", daemon=True).start()
+            start_thread(self._work, f"token_budget {self._store.name}")
         except BaseException:
             self._idle.append(None)
             raise
-
-    def _start_late(self) -> None:
-        """Start the thread, unless all was done meanwhile by one that somebody else has started."""
-        if not self._queue.empty():
-            self._start()
 
     def _work(self) -> None:
         self.thread = threading.get_ident()
@@ -154,7 +149,8 @@ class Hand:
             pass
         self.thread = None
         self._idle.append(None)
-        self._start_late()  # it may have been given more meanwhile
+        if not self._queue.empty():  # it was given more meanwhile
+            self._start()
 
     def _step(self) -> bool:
         """Do the next job, or what is due. Return whether to go on."""
@@ -276,6 +272,18 @@ def _cancelled(bell: Any) -> type[BaseException]:
 
 def _nothing() -> None:
     pass
+
+
+def start_thread(body: Callable[[], object], name: str) -> None:
+    """Start a daemon thread, and take no lock and wait for nothing, as `Thread.start` does.
+
+    So a finaliser may call it at any point, and a child that is forked in a signal handler meanwhile hangs on nothing.
+    """
+    _thread.start_new_thread(_start_named, (body, name))
+
+
+def _start_named(body: Callable[[], object], name: str) -> None:  # pragma: no cover - tracers do not see this thread
+    threading.Thread(target=body, name=name, daemon=True).start()
 
 
 _STOP = Job(_nothing, (), None)

@@ -161,7 +161,7 @@ class Places:
     def is_oldest(self, waiter: Waiter) -> bool:
         """Return whether nobody older waits where it does."""
         with self.lock:
-            return waiter.at is not None and self._waiting[waiter.at][0] is waiter
+            return waiter.at in self._waiting and self._waiting[waiter.at][0] is waiter
 
     # ------------------------------------------------------------------ states
 

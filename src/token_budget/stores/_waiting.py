@@ -20,7 +20,6 @@ which has the hand cancel the claim.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import warnings
 from collections import deque
@@ -34,7 +33,7 @@ from token_budget._bells import ThreadBell
 from token_budget._errors import BudgetExceeded, BudgetTimeout, PoolClosed, PoolForked
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
-from token_budget.stores._hand import task_bell, warn_in_an_event_loop
+from token_budget.stores._hand import start_thread, task_bell, warn_in_an_event_loop
 from token_budget.stores._places import BUSY, HELD, LOOK, REFUSED, WAITING, Places, Waiter
 from token_budget.stores._store import GRANTED, Answer, Numbers, Scope
 
@@ -73,14 +72,16 @@ class Line:
                 "a callback that a pool calls in a thread of its own cannot wait for room: nobody would be served "
                 "meanwhile. Reserve with timeout=0 there, or in another thread"
             )
-        waiter = Waiter(reservation, ThreadBell(), timeout)
+        waiter, epoch = Waiter(reservation, ThreadBell(), timeout), self._family.here()
         try:
             if self.arrive(waiter, answer):
                 warn_in_an_event_loop(4)
-                while waiter.state in {WAITING, BUSY}:
+                while waiter.state in {WAITING, BUSY} and epoch == self._family.epoch:
                     rung = waiter.bell.wait(None if waiter.late else waiter.left())
-                    if waiter.late or not rung:
+                    if (waiter.late or not rung) and epoch == self._family.epoch:
                         self.leave(waiter)
+            if epoch != self._family.epoch:  # a handler of this thread forked
+                waiter.error = PoolForked("this process was forked while a call waited for room here: reserve again")
             waiter.outcome()
         except BaseException:
             if self.abandon(waiter):
@@ -117,8 +118,6 @@ class Line:
         waiters = self._places.all()
         self._begin()
         for waiter in waiters:
-            waiter.state, waiter.at = REFUSED, None
-            waiter.error = PoolForked("this process was forked while a call waited for room: reserve again")
             if isinstance(waiter.bell, ThreadBell):
                 waiter.bell.ring()
 
@@ -297,9 +296,8 @@ class Line:
         if bell is not None:
             bell.ring()
             return
-        name = f"token_budget {self._family.store.name} waiting"
         try:
-            threading.Thread(target=self._watch, args=(new,), name=name, daemon=True).start()
+            start_thread(partial(self._watch, new), f"token_budget {self._family.store.name} waiting")
         except BaseException:
             self._watcher = None
             raise
