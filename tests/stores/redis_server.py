@@ -249,7 +249,7 @@ class Server:
 
 def replica_of(master: Server, *settings: str, persistence: str = "none") -> Server:
     """Start a replica, and wait until it has what the master has."""
-    replica = Server("--replicaof", f"{HOST} {master.port}", *settings, persistence=persistence)
+    replica = Server("--replicaof", HOST, str(master.port), *settings, persistence=persistence)
     wait_until(lambda: replica.info("replication").get("master_link_status") == "up")
     return replica
 
@@ -267,7 +267,7 @@ def one_node_cluster(*settings: str, persistence: str = "none") -> Server:
     server = Server(
         "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", *settings, persistence=persistence
     )
-    assert server.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383").startswith(b"+OK")
+    assert server.ask("CLUSTER", "ADDSLOTS", *map(str, range(16_384))).startswith(b"+OK")
     wait_until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"))
     return server
 
@@ -277,7 +277,7 @@ def cluster_of(nodes: int) -> list[Server]:
     servers = [Server("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf") for _ in range(nodes)]
     for index, server in enumerate(servers):
         first, behind = 16384 * index // nodes, 16384 * (index + 1) // nodes
-        assert server.ask("CLUSTER", "ADDSLOTSRANGE", str(first), str(behind - 1)).startswith(b"+OK")
+        assert server.ask("CLUSTER", "ADDSLOTS", *map(str, range(first, behind))).startswith(b"+OK")
         assert server.ask("CLUSTER", "SET-CONFIG-EPOCH", str(index + 1)).startswith(b"+OK")
         server.ask("CLUSTER", "MEET", HOST, str(servers[0].port))
     for server in servers:

@@ -348,7 +348,7 @@ def test_a_user_without_the_rights_is_told_which_they_are() -> None:
 
 
 def test_who_is_busy_with_a_script_of_others_is_waited_for() -> None:
-    with Server("--busy-reply-threshold", "1") as server:
+    with Server("--lua-time-limit", "1") as server:
         client = client_of(server)
         count(client, "1")
         others = threading.Thread(target=_endless, args=(server.client(socket_timeout=60),))

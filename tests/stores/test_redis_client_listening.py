@@ -218,6 +218,7 @@ def test_a_forked_child_listens_over_a_connection_of_its_own() -> None:
 def test_in_a_cluster_messages_stay_at_the_node_of_the_budget(package: str) -> None:
     with one_node_cluster() as server:
         client = Client(server.cluster_client(package), key=new_key(), timeout=LONG)
+        client.check()
         channel = f"{client._key}:room"
         heard = client.listener(channel)
         assert heard.wait(LONG)
@@ -233,6 +234,7 @@ def test_a_listener_follows_a_slot_to_another_node(package: str) -> None:
     nodes = cluster_of(2)
     try:
         client = Client(nodes[0].cluster_client(package), key="tb:{a}", timeout=LONG)
+        client.check()
         heard = client.listener("tb:{a}:room")
         assert heard.wait(LONG)
         slot = str(slot_of("a"))
