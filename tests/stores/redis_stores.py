@@ -100,7 +100,8 @@ class Budget:
 
     def close(self) -> None:
         for process in self.made:
-            process.engine._process.client.close()
+            process.engine._watcher.close()
+            process.wire.client.close()
         self.raw.close()
 
 

@@ -167,9 +167,6 @@ class Compared(RuleBasedStateMachine):
     def set_group(self, who: int, tokens: Any, window: Any) -> None:
         given = Window.parse(window, clock=lambda: self.now[0]) if isinstance(window, str) else window
         self.both(lambda side: side.engines[who].set_group(side.group, tokens, UNCHANGED, given))
-        self.the_numbers_are_the_same()  # also where no key's scope follows yet: each does with its next step
-        for place in (2, 3):
-            self.both(lambda side, place=place: side.engines[who].record(side.chains[place], 0, 0, force=True))
 
     @rule(key=st.integers(0, 1), who=st.integers(0, 1))
     def forget(self, key: int, who: int) -> None:
@@ -178,7 +175,8 @@ class Compared(RuleBasedStateMachine):
 
         self.both(step)
 
-    @rule(place=PLACES, who=st.integers(0, 1), parts=st.sampled_from([5 * 10**8, 10**9]))
+    # Not of keys: they follow a change of their group with their next step, so that two changes may be one to them.
+    @rule(place=st.sampled_from([0, 1, 4]), who=st.integers(0, 1), parts=st.sampled_from([5 * 10**8, 10**9]))
     def claim_threshold(self, place: int, who: int, parts: int) -> None:
         def step(side: Side) -> bool:
             engine, scope = side.engines[who], side.chains[place][0]

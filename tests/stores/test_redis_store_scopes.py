@@ -65,7 +65,7 @@ def test_what_the_code_says_holds_unless_a_living_process_says_otherwise(budget:
         ({"window": Window.weekly("UTC")}, ("window weekly UTC", "has daily UTC")),
     ):
         with pytest.raises(StoreMismatch) as caught:
-            two.open(**terms)  # type: ignore[arg-type]
+            two.open(**terms)
         for text in (*texts, one.engine._process.who, 'caps="mine"', 'caps="stored"', "set_caps()"):
             assert text in str(caught.value)
     row = two.numbers()
@@ -354,13 +354,12 @@ def test_a_clock_that_fails_changes_nothing_and_keeps_nothing_from_coming_back(b
         one.engine.reserve((one.root,), claim, 4, 0)
     one.engine.reserve((one.root,), waiting, 4, 0, wait=True)
     fails[0] = True
-    for step in (
-        lambda: one.engine.record((one.root,), 1, 0),
-        lambda: one.engine.reserve((one.root,), one.engine.new_key(), 1, 0),
-        lambda: one.engine.commit((one.root,), key, (4, 0), (4, 0)),
-    ):
-        with pytest.raises(OSError, match="no clock"):
-            step()
+    with pytest.raises(OSError, match="no clock"):
+        one.engine.record((one.root,), 1, 0)
+    with pytest.raises(OSError, match="no clock"):
+        one.engine.reserve((one.root,), one.engine.new_key(), 1, 0)
+    with pytest.raises(OSError, match="no clock"):
+        one.engine.commit((one.root,), key, (4, 0), (4, 0))
     assert one.engine.release((one.root,), key, (4, 0)).kind == DONE
     assert one.engine.cancel((one.root,), other, (4, 0)) is True
     one.engine.leave((one.root,), waiting)
@@ -551,3 +550,26 @@ def test_what_gives_back_shows_the_period_that_it_is_now_if_the_clock_tells(
         answer = one.engine.leave((one.root,), other)
     left = 0 if how == "release" else 5
     assert (answer.rows[0].tokens_claimed, answer.rows[0].start) == ((3 + left, 0.0) if fails else (left, 10.0))
+
+
+def test_what_is_below_a_key_goes_with_it_and_its_names_are_free(budget: Budget) -> None:
+    one, two = budget.process(), budget.process()
+    group = one.group(tokens=50)
+    ann = one.key(group, "ann")
+    job = one.child("job", ann[0], tokens=5)
+    step = one.key(one.group("step", ann[0], tokens=3), "1")
+    for chain in (job, step):
+        one.engine.record(chain, 2, 0)
+    kept = [name for name in budget.raw.scan_iter(f"{budget.keys.root}:*") if "ann" not in name]
+    assert one.engine.forget(ann[0])
+    left = list(budget.raw.scan_iter(f"{budget.keys.root}:*"))
+    assert sorted(left) == sorted(kept)
+    with pytest.raises(PoolClosed, match="job"):
+        one.engine.record(job, 1, 0)
+    row = one.numbers(job[0])
+    assert (row.closed, row.tokens_claimed) == (True, 0)
+    assert [name for _, name, _ in one.engine.tree(job[0])] == ["job"]
+    assert one.used() == (4, 0)
+    fresh = two.child("job", two.key(two.group(), "ann")[0])
+    assert two.engine.record(fresh, 5, 0).kind == DONE
+    assert two.used(fresh[0]) == (5, 0)

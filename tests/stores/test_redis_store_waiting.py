@@ -59,8 +59,7 @@ def test_room_goes_to_the_oldest_whatever_its_process(budget: Budget) -> None:
     first, second, third = queue(two, 4), queue(one, 4), queue(three, 1)
     assert [row.waiting for row in one.engine.read((one.root,))] == [3]
     one.engine.release((one.root,), held, (10, 0))
-    for late in (lambda: tries(three, third, 1), lambda: tries(one, second, 4)):
-        answer = late()
+    for answer in (tries(three, third, 1), tries(one, second, 4)):
         assert (answer.kind, answer.at) == (REFUSED, 0)
     assert one.engine.reserve((one.root,), one.engine.new_key(), 1, 0).kind == REFUSED  # nor a newcomer
     assert one.engine.record((one.root,), 1, 0).kind == REFUSED

@@ -65,6 +65,14 @@ class Keys:
         """Return the key of a scope."""
         return self.root if path == self.path else f"{self.root}:s:{path}"
 
+    def parts(self, path: str) -> tuple[str, str, str]:
+        """Return all keys of a scope by its path."""
+        return self.scope(path), f"{self.root}:w:{path}", self.given(path)
+
+    def group_parts(self, path: str) -> tuple[str, str]:
+        """Return all keys of a group by its path."""
+        return f"{self.root}:g:{path}", self.given(path)
+
     def of(self, scope: Scope) -> tuple[str, str, str]:
         """Return the keys of a scope that scripts take: its hash, its line, and its group's hash or the root's."""
         path, group = scope.path, scope.group

@@ -131,16 +131,19 @@ def closed(scope: Scope) -> PoolClosed:
 
 
 def numbers_at(step: Step, chain: Sequence[Scope], reading: Reading) -> tuple[Numbers, ...]:
-    """Return the numbers of scopes that were read.
+    """Return the numbers of scopes that were read. One that was closed, and is deleted since, has none.
 
     Raises:
-        StoreLost, PoolClosed: one is not there.
+        StoreLost: one is not there that should be.
     """
     found = []
     for scope, row, group in zip(chain, reading.rows, reading.groups, strict=True):
         numbers = present(step.process, scope, row, group, reading.now)
         if numbers is None:
-            raise gone(step, scope)
+            error = gone(step, scope)
+            if not isinstance(error, PoolClosed):
+                raise error
+            numbers = unused(GroupRow(), None)._replace(closed=True)
         found.append(numbers)
     return tuple(found)
 
@@ -176,6 +179,9 @@ def present(process: Process, scope: Scope, row: Row, above: GroupRow, now: floa
         return begun(numbers, _period(window, now))
     if changed and "W" not in own and int(above.window_version or 0) > int(row.version or 0):
         start, end = _period(window, now) or (None, None)
+        past = start is not None and bool(above.window_end) and start >= float(above.window_end or 0)
+        if past or int(row.version or 0) < int(above.anew or 0):
+            return begun(numbers, None if start is None or end is None else (start, end))
         return numbers._replace(start=start, end=end)
     return numbers
 

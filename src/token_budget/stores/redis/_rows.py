@@ -49,6 +49,8 @@ class GroupRow(NamedTuple):
     nano_cap: str | None = None
     window: str | None = None
     window_version: str | None = None  # since which its window is what it is
+    window_end: str | None = None  # of the period in which that was set; '' without a window
+    anew: str | None = None  # keys of older versions have begun anew since
 
 
 def moment_text(moment: float) -> str:
@@ -159,7 +161,11 @@ def reading(scope: Scope) -> str:
     The window is the one that the scope was read with. It may have another since.
     """
     place: Place | None = scope.handle
-    window = window_of(scope) if place is None else place.window
+    return clock_of(window_of(scope) if place is None else place.window)
+
+
+def clock_of(window: Window | None) -> str:
+    """Return what a window's clock says, as scripts take it: '' for the server's clock."""
     if window is None or window.clock is system_time:
         return ""
     return repr(float(window.now()))

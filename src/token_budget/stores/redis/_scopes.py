@@ -24,8 +24,8 @@ from token_budget.stores.redis._mending import (
     tell_threshold,
 )
 from token_budget.stores.redis._process import Process, Step
-from token_budget.stores.redis._reading import chain_at, closed, gone, keys_of, present, read, read_row
-from token_budget.stores.redis._rows import GroupRow, learn_group, reading, unused
+from token_budget.stores.redis._reading import chain_at, closed, keys_of, present, read, read_row
+from token_budget.stores.redis._rows import GroupRow, clock_of, learn_group, reading, unused
 
 _WHAT = {"T": "token_cap", "N": "nano_cap", "W": "window"}
 _AT_ONCE = 5_000  # scopes that one script reads: a tree of more is read in several
@@ -98,7 +98,7 @@ def open_scope(
     words = ("" if tokens is None else tokens, "" if nanos is None else nanos, str(window or ""), how)
     proposed = str(secrets.randbelow(2**31 - 10) + 10)
     given, names = process.keys.given(scope.path), process.keys.names
-    present = reading(scope) if isinstance(scope, Scope) else ""
+    present = reading(scope) if isinstance(scope, Scope) else clock_of(scope.window)
     keys = [*_keys_of_any(process, scope), given, names, *[process.keys.scope(one.path) for one in above]]
     with process.step() as step:
         if not process.generation:
@@ -208,7 +208,7 @@ def set_caps(process: Process, scope: Scope | Group, token_cap: Any, nano_cap: A
         begin(step)
 
         def send(start: str, end: str) -> list[Any]:
-            present = reading(scope) if isinstance(scope, Scope) else ""
+            present = reading(scope) if isinstance(scope, Scope) else clock_of(scope.window)
             more = [mark_of(given), start, end, present, "", "", "", process.owner, process.who]
             return step.ask(process.scripts.caps, keys, step.number, words, more)
 
@@ -260,16 +260,26 @@ def close(process: Process, scope: Scope) -> None:
 
 
 def forget(process: Process, scope: Scope) -> bool:
-    """See `Store.forget`."""
-    keys = keys_of(process, (scope,))
+    """See `Store.forget`. What is below the key is deleted with it."""
+    own, names = keys_of(process, (scope,)), process.keys.names
     with process.step() as step:
         begin(step)
         numbers_now(step, ())  # which charges what the dead have in flight there
+        below, named = _paths_below(step, scope)
+        parts = [part for path in below if path != scope.path for part in process.keys.parts(path)]
+        groups = [part for path in named if path.endswith(":") for part in process.keys.group_parts(path)]
+        keys = [*own, names, *parts, *groups]
         answer = _once(
-            step, None, lambda *_: step.ask(process.scripts.forget, keys, step.number, ("", "", "", "")), (scope,)
+            step,
+            None,
+            lambda *_: step.ask(process.scripts.forget, keys, step.number, ("", "", "", ""), named),
+            (scope,),
         )
     if answer[0] == "busy":
-        raise ValueError(f"cannot forget {scope.name!r}: calls are in flight there, or wait for room")
+        raise ValueError(
+            f"cannot forget {scope.name!r}: calls are in flight there, or wait for room: {answer[1]} in flight, "
+            f"{answer[2]} waiting"
+        )
     scope.closed = False
     return bool(answer[1])
 
@@ -293,7 +303,7 @@ def read_chain(process: Process, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
 def _read_group(step: Step, group: Group) -> GroupRow:
     process = step.process
     key = process.keys.of_group(group)[0]
-    row = GroupRow(*process.client.command("HMGET", key, "g", "v", "T", "N", "W", "y", timeout=step.left()))
+    row = GroupRow(*process.client.command("HMGET", key, "g", "v", "T", "N", "W", "y", "E", "b", timeout=step.left()))
     if row.generation != process.generation:
         raise process.lost(f"has lost the keys {group.path!r}")
     learn_group(group, row)
@@ -323,7 +333,7 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
     """See `Store.tree`."""
     with process.step() as step:
         numbers_now(step, ())  # which charges those whose leases are over
-        paths = _paths_below(step, scope)
+        paths, _ = _paths_below(step, scope)
         found: dict[str, Numbers] = {}
         order: dict[str, int] = {}
         for first in range(0, len(paths), _AT_ONCE):
@@ -335,7 +345,7 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
                     found[one.path] = numbers
                     order[one.path] = int(row.number) if row.is_of(process.generation) else 1 << 62  # the youngest
         if scope.path not in found:
-            raise gone(step, scope)
+            found[scope.path], order[scope.path] = numbers_now(step, (scope,))[0], 0
     below: dict[str, list[str]] = {}
     for path in found:
         below.setdefault(path.rpartition("/")[0], []).append(path)
@@ -347,13 +357,13 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
     return in_order
 
 
-def _paths_below(step: Step, scope: Scope) -> list[str]:
-    """Return the paths of a scope and all below it, in any order."""
+def _paths_below(step: Step, scope: Scope) -> tuple[list[str], list[str]]:
+    """Return the paths of a scope and all below it, in any order; and those of scopes and groups that have a name."""
     process, start = step.process, f"{scope.path}/"
     names = process.client.command("HKEYS", process.keys.names, timeout=step.left())
-    below = [path for path in names if path.startswith(start)]
-    paths = {scope.path, *[path for path in below if not path.endswith(":")]}
-    if len(paths) <= len(below):  # there are groups: their keys are found by their names alone
+    named = [path for path in names if path.startswith(start)]
+    paths = {scope.path, *[path for path in named if not path.endswith(":")]}
+    if any(path.endswith(":") for path in named):  # a group, whose keys are found by the names of their scopes alone
         prefix = f"{process.keys.root}:s:"
         for key in process.client.scan(f"{escaped(prefix + start)}*", timeout=step.left()):
             paths.add(key[len(prefix) :])
@@ -361,4 +371,4 @@ def _paths_below(step: Step, scope: Scope) -> list[str]:
         while len(path) > len(scope.path):
             paths.add(path)
             path = path.rpartition("/")[0]  # noqa: PLW2901
-    return [*paths]
+    return [*paths], named

@@ -61,6 +61,15 @@ local function expire(key, x, flying, ends)
   if x == 'k' and (flying or '0') == '0' then call('PEXPIREAT', key, expiry(ends)) end
 end
 
+-- Give a group another window (already set), as of a version. Its keys follow with their next steps, and may be late: E is
+-- the end of the period in which the window was set, and a key that first meets the window after that has begun anew
+-- meanwhile. So has one that has never met the window before, if that had such an end: b is the version of the last such.
+local function set_group_window(key, version, ends, reading)
+  local last = call('HMGET', key, 'E', 'y')
+  if last[1] and last[1] ~= '' and ended(last[1], reading) then call('HSET', key, 'b', last[2]) end
+  call('HSET', key, 'y', version, 'E', ends)
+end
+
 -- Set what is used to 0; what is held stays. All thresholds are armed.
 local function begin(key)
   local s = call('HMGET', key, 'p', 'm')

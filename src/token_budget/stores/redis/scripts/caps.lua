@@ -18,7 +18,7 @@ local s = call('HMGET', key, 'g', 'T', 'N', 't', 'n', 'w', 'k', 'o', 'e')
 if kind == 'g' and s[1] ~= ARGV[1] or kind ~= 'g' and not ours(s[1]) then return {'gone', 1} end
 if s[7] then return {'closed'} end
 local tokens, nanos, window = ARGV[5], ARGV[6], ARGV[7]
-if window ~= '' and kind ~= 'g' and misses(ARGV[10], ARGV[11], ARGV[12]) then
+if window ~= '' and misses(ARGV[10], ARGV[11], ARGV[12]) then
   return {'now', format('%.17g', clock())}
 end
 
@@ -30,7 +30,7 @@ if kind == 'g' then
   for what, value in pairs({T = tokens, N = nanos, W = window}) do
     if value == 'none' then call('HDEL', key, what) elseif value ~= '' then call('HSET', key, what, value) end
   end
-  if window ~= '' then call('HSET', key, 'y', version) end
+  if window ~= '' then set_group_window(key, version, ARGV[12], ARGV[13]) end
 else
   over = window ~= '' and ended(s[9], ARGV[13])
   if over then begin(key) end

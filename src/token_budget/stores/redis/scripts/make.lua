@@ -14,7 +14,7 @@
 -- Atomic: all of it. A copy changes nothing.
 -- include _chain _line _terms
 local key = KEYS[6]
-local group = call('HMGET', KEYS[8], 'g', 'v', 'T', 'N', 'W', 'y')
+local group = call('HMGET', KEYS[8], 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b')
 if not ours(call('HGET', KEYS[5], 'g')) or group[1] ~= ARGV[1] then return {'lost'} end
 if group[2] ~= ARGV[2] then return {'group'} end
 if misses(ARGV[7], ARGV[5], ARGV[6]) then return {'now', format('%.17g', clock())} end
@@ -39,7 +39,9 @@ end
 if s[2] == group[2] then return {'kept', 0} end
 local own = s[5] or ''
 local new_window = not match(own, 'W') and tonumber(group[6] or 0) > tonumber(s[2])
-local over = new_window and ended(s[8], ARGV[10])
+local over = new_window
+  and (ended(s[8], ARGV[10]) or tonumber(s[2]) < tonumber(group[8] or 0)
+    or group[7] and group[7] ~= '' and tonumber(ARGV[5]) >= tonumber(group[7]))
 if over then begin(key) end
 if not match(own, 'T') then shift(key, 'T', 't', s[3], group[3] or '') end
 if not match(own, 'N') then shift(key, 'N', 'n', s[4], group[4] or '') end

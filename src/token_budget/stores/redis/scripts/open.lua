@@ -65,7 +65,7 @@ for _, what in ipairs({'T', 'N', 'W'}) do
   end
 end
 for _, what in ipairs(changed) do
-  if what == 'W' and ARGV[15] == '' and misses(ARGV[10], ARGV[11], ARGV[12]) then
+  if what == 'W' and misses(ARGV[10], ARGV[11], ARGV[12]) then
     return {'now', format('%.17g', clock())}
   end
 end
@@ -110,7 +110,7 @@ if made == 0 and #changed > 0 then
     revise(key)
   else
     local version = call('HINCRBY', key, 'v', 1)
-    if changed[#changed] == 'W' then call('HSET', key, 'y', version) end
+    if changed[#changed] == 'W' then set_group_window(key, version, ARGV[12], ARGV[19]) end
   end
 end
 if ARGV[8] ~= 'stored' or made == 1 then give(ARGV[17], ARGV[18], given.T, given.N, given.W) end
