@@ -101,10 +101,12 @@ def test_a_child_outlives_its_parent_and_shares_the_file_with_newcomers(path: Pa
 import contextlib
 import ctypes
 connection = opened(path)
+parent = connection.owner
 if {fork} == 0:
     connection.run(30, True, add)
     said("child")
     wait()
+    assert not connection.alive.lives(parent)
     connection.run(30, True, add)
     said("done")
     wait()
@@ -134,10 +136,43 @@ os.waitpid(-1, 0)
     whole(opened(path))
 
 
-def alone(path: Path) -> bool:
-    """Return whether one process only has its byte in `.alive`."""
+@pytest.mark.skipif(not LINUX, reason="elsewhere the child has no lock of its own")
+def test_a_child_that_closed_the_file_may_open_it_again_whatever_happened_meanwhile(path: Path) -> None:
+    # SQLite in the child keeps the parent's picture of the shared memory for as long as the child lives.
+    program = """
+connection = opened(path)
+if os.fork() == 0:
+    connection.run(30, True, add)
+    connection.let_go()
+    said("closed")
+    wait()
+    connection = opened(path)
+    connection.run(30, True, add)
+    said("again")
+    wait()
+    os._exit(0)
+connection.let_go()
+os.waitpid(-1, 0)
+"""
+    with other(program, path) as process:
+        process.hears("closed")
+        until(lambda: alone(path, 0))
+        with other("sqlite3.connect(path).execute('SELECT value FROM counter').connection.close()", path) as stranger:
+            stranger.ends()
+        connection = opened(path)
+        for _ in range(10):
+            connection.run(30, True, add)
+        process.goes_on()
+        process.hears("again")
+        assert connection.run(30, True, add) == 13
+        process.goes_on()
+    whole(connection)
+
+
+def alone(path: Path, many: int = 1) -> bool:
+    """Return whether only so many processes have a byte in `.alive`."""
     inode = Path(f"{path}.alive").stat().st_ino
-    return sum(f":{inode} " in line for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()) == 1
+    return sum(f":{inode} " in line for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()) == many
 
 
 def test_a_fork_waits_for_threads_that_are_inside(path: Path) -> None:
