@@ -182,6 +182,8 @@ class Compared(RuleBasedStateMachine):
         """One is killed, the other finds out, and a new one begins."""
         store, model = self.sides
         self.reopened = True
+        for side in self.sides:
+            begin_periods(side, 1 - who)
         self.played[who].die()
         model.engines[who].die()
         for side in self.sides:
@@ -203,6 +205,7 @@ class Compared(RuleBasedStateMachine):
     def settle(self, which: int, who: int, tokens: int, nanos: int) -> None:
         def step(side: Side) -> Any:
             claim = side.lost[which % len(side.lost)]
+            begin_periods(side, who)
             answer, _ = side.engines[who].settle(claim, tokens, nanos)
             # A claim that its own holder had settled is not remembered for others: the file forgets it.
             return None if answer.kind in {UNKNOWN, "repeat"} else (answer.kind, answer.counted)
@@ -243,8 +246,8 @@ class Compared(RuleBasedStateMachine):
     @rule(key=st.integers(2, 3), who=WHO)
     def forget(self, key: int, who: int) -> None:
         def step(side: Side) -> None:
-            if any(waiter[1] in {key, 5} for waiter in side.waiters):
-                return  # the model keeps the tickets of a scope that is gone
+            if side.lost or any(waiter[1] in {key, 5} for waiter in side.waiters):
+                return  # the model keeps the tickets of a scope that is gone, and takes a new one for the one charged
             side.engines[who].forget(side.chain(who, key)[0])  # the model has made it for whoever has only looked
 
         self.both(step)
@@ -270,6 +273,12 @@ class Compared(RuleBasedStateMachine):
             assert list(map(shown, store)) == list(map(shown, model))
             if not self.reopened:
                 assert [row.told for row in store] == [row.told for row in model]
+
+
+def begin_periods(side: Side, who: int) -> None:
+    """Begin the periods that it is now, which the model leaves to other steps where a claim is charged or settled."""
+    for place in range(5):
+        side.engines[who].record(side.chain(who, place), 0, 0, force=True)
 
 
 def shown(row: Any) -> tuple[Any, ...]:

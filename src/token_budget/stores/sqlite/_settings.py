@@ -105,6 +105,8 @@ def open_scope(
     if window is not None:
         step.ledger.clocks[row.id] = window.clock
         scope.window = window
+    elif before is not None:
+        step.ledger.know_clock(row.id, before)
     know(step, scope, row)
     return Opened(row.numbers(), created, changed)
 
