@@ -321,6 +321,34 @@ async def _reserved(pool: MemoryPool, **arguments: Any) -> Any:
     return await pool.areserve(**arguments)
 
 
+def test_where_others_wait_the_first_attempt_takes_the_ticket_unless_it_is_known_to_be_in_vain() -> None:
+    pool = MemoryPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+    line = pool._family.line
+    assert not line.crowded(pool, 1, 0)
+    call = waits(pool, 1, tokens=1)
+    assert line.crowded(pool, 10, 0)
+    assert not line.crowded(pool, 11, 0)
+    assert not line.crowded(pool.child(name="run"), 1, 0)  # nobody has seen the run's row
+
+    async def main() -> list[str]:
+        before = len(pool.engine.steps)
+        task = asyncio.ensure_future(_reserved(pool, tokens=2))
+        while line.count(pool._family.root) < 2:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0.001)
+        steps = [step for step in pool.engine.steps[before:] if step == "reserve"]
+        task.cancel()
+        return steps
+
+    blocked = Blocked(pool, "watch")  # the watcher tries nothing meanwhile
+    assert blocked.inside.wait(LONG)
+    assert asyncio.run(main()) == ["reserve"]
+    blocked.end()
+    held.release()
+    call.result().release()
+    close(pool)
+
+
 def test_who_is_found_to_wait_in_vain_as_it_takes_its_ticket_gives_it_up() -> None:
     pool = MemoryPool(token_cap=10)
     held, count = pool.reserve(tokens=4), 0

@@ -348,7 +348,7 @@ def test_a_thread_that_forks_in_a_handler_while_it_waits_is_told_so_in_the_child
 
     def handler(*_: object) -> None:
         nonlocal begun
-        if not begun:
+        if not begun:  # once, also where a second signal comes in the middle of the fork
             begun = True
             children.append(os.fork())
             if children[0]:

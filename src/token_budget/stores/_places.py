@@ -128,13 +128,14 @@ class Waiter:
 class Needs:
     """Those who wait and need one scope, and no less than each of them asks for."""
 
-    __slots__ = ("looked", "nanos", "seen", "tokens", "waiters")
+    __slots__ = ("looked", "nanos", "row", "seen", "tokens", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, row: Numbers) -> None:
         self.waiters: dict[Waiter, None] = {}
         self.tokens = 0
         self.nanos = 0
-        self.looked = time.monotonic()  # when its row was last seen
+        self.row = row  # as last seen
+        self.looked = time.monotonic()  # when that was
         self.seen: tuple[Any, ...] | None = None  # what of that row decides who waits in vain; all were asked by it
 
 
@@ -162,6 +163,18 @@ class Places:
         """Return whether nobody older waits where it does."""
         with self.lock:
             return waiter.at in self._waiting and self._waiting[waiter.at][0] is waiter
+
+    def count(self, scope: Scope) -> int:
+        """Return how many wait and need a scope."""
+        needs = self.needs.get(scope)
+        return 0 if needs is None else len(needs.waiters)
+
+    def crowded(self, chain: Sequence[Scope], tokens: int, nanos: int) -> bool:
+        """Return whether others wait in all scopes of a chain, and to wait there would not be in vain, as last seen."""
+        if not self.needs:
+            return False
+        found = [self.needs.get(scope) for scope in chain]
+        return all(one is not None and not one.row.closed and not exhausted(one.row, tokens, nanos) for one in found)
 
     # ------------------------------------------------------------------ states
 
@@ -232,16 +245,16 @@ class Places:
                 self._remove(waiter)
                 waiter.at, waiter.order = place, order
                 insort(self._waiting.setdefault(place, []), waiter, key=lambda one: one.order)
-                self._need(waiter)
+                self._need(waiter, answer.rows)
                 self._renew_heads()
             waiter.ends, waiter.looked, waiter.state = ends, time.monotonic(), WAITING
             return True, moved or waiter.again
 
-    def _need(self, waiter: Waiter) -> None:
-        for scope in waiter.chain:
+    def _need(self, waiter: Waiter, rows: Sequence[Numbers]) -> None:
+        for scope, row in zip(waiter.chain, rows, strict=True):
             needs = self.needs.get(scope)
             if needs is None:
-                needs = self.needs[scope] = Needs()
+                needs = self.needs[scope] = Needs(row)
             needs.waiters[waiter] = None
             needs.tokens = max(needs.tokens, waiter.tokens)
             needs.nanos = max(needs.nanos, waiter.nanos)
@@ -279,7 +292,7 @@ class Places:
             needs = self.needs.get(scope)
             if needs is None:
                 continue
-            needs.looked = time.monotonic()
+            needs.row, needs.looked = row, time.monotonic()
             used = row.tokens_claimed - row.tokens_held, row.nanos_claimed - row.nanos_held
             seen = (row.token_cap, row.nano_cap, *used, row.end, row.closed, scope.window)
             if seen != needs.seen and (row.closed or exhausted(row, needs.tokens, needs.nanos)):

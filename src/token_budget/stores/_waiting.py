@@ -62,7 +62,7 @@ class Line:
     # ------------------------------------------------------------------ what others call
 
     def wait(self, reservation: Any, timeout: float | None, answer: Answer) -> None:
-        """Block until the reservation is granted. ``answer`` is the refusal of the first attempt, without a ticket.
+        """Block until the reservation is granted. ``answer`` is the refusal of the first attempt; see `crowded`.
 
         Raises BudgetExceeded (to wait is in vain), BudgetTimeout, PoolClosed, BudgetUnavailable; the refusal is told.
         Warns (RuntimeWarning) in a thread whose event loop runs.
@@ -99,10 +99,16 @@ class Line:
                 self._stirring = True
                 self._family.hand.drop(self._serve_stirred)
 
+    def crowded(self, pool: Any, tokens: int, nanos: int) -> bool:
+        """Return whether the first attempt of one that may wait is to take a ticket at once.
+
+        Where others wait already, it is known that to wait is not in vain, and a first one without would only cost.
+        """
+        return self._places.crowded(pool._chain, tokens, nanos)
+
     def count(self, scope: Scope) -> int:
         """Return how many wait in this process and need a scope."""
-        needs = self._places.needs.get(scope)
-        return 0 if needs is None else len(needs.waiters)
+        return self._places.count(scope)
 
     def close(self) -> None:
         """Refuse all who wait: this process lets go of the store."""
@@ -133,7 +139,10 @@ class Line:
             return False
         pool, reservation = waiter.pool, waiter.reservation
         try:
-            refused: Answer = pool._attempt(reservation) if answer is None else answer
+            refused: Any = answer
+            if answer is None:
+                crowded = wait and self.crowded(pool, waiter.tokens, waiter.nanos)
+                refused = pool._attempt(reservation, wait=crowded)
             if refused.kind != GRANTED and not wait:
                 raise self._refusal(waiter, refused, BudgetExceeded)
             if refused.kind != GRANTED and not refused.ticket:
@@ -183,9 +192,9 @@ class Line:
             self._end(waiter, error)
 
     def abandon(self, waiter: Waiter) -> bool:
-        """Note that nobody waits for it any more, and have the hand give back what it was or is being given.
+        """Note that nobody waits for it any more. Return whether the hand has something to give back.
 
-        Return whether there is anything to give back. It does no step of the store itself: a finaliser may call it.
+        It does no step of the store itself: a finaliser may call it.
         """
         mine, place = self._places.leave(waiter)
         if mine:
@@ -198,9 +207,8 @@ class Line:
         """Have the hand cancel the claim of one that is gone."""
         waiter.reservation._leave_to_worker("released", "release")
 
-    def _give_up_ticket(self, waiter: Waiter) -> Answer:
-        answer: Answer = self._family.ask(self._family.store.leave, waiter.chain, waiter.reservation._key)
-        return answer
+    def _give_up_ticket(self, waiter: Waiter) -> Any:
+        return self._family.ask(self._family.store.leave, waiter.chain, waiter.reservation._key)
 
     def _refusal(self, waiter: Waiter, answer: Answer, kind: type[BudgetExceeded]) -> Exception:
         """Tell a refusal, and return its error; the reservation holds nothing."""
@@ -324,18 +332,14 @@ class Line:
         now = time.monotonic()
         oldest = self._places.oldest()
         patience = LOOK if len(oldest) <= _FEW else _OFTEN
-        served = self._serve(
-            [
-                place
-                for place, one in oldest
-                if may_fit is None
-                or one.reservation._key in may_fit
-                or now - one.looked >= patience
-                or one.due(now) <= 0
-            ]
-        )
+        to_try = [
+            place
+            for place, one in oldest
+            if may_fit is None or one.reservation._key in may_fit or now - one.looked >= patience or one.due(now) <= 0
+        ]
+        served = self._serve(to_try)
         self._look_at_others(now)
-        if not served:
+        if to_try and not served:
             bell.wait(_PACE)
         now = time.monotonic()
         seconds = min([one.due(now) for _, one in self._places.oldest()], default=0.0)
