@@ -160,6 +160,7 @@ LAYER = {
     "cli/_store_commands.py": 41,
     "cli/_stores_worker.py": 41,
     "cli/_stores_audit.py": 42,
+    "cli/_stores_join.py": 41,
     "cli/_store_tree.py": 44,
     "cli/_stores_run.py": 44,
     "cli/store_expired.py": 45,

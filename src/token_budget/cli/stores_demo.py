@@ -22,6 +22,7 @@ from token_budget.cli._display import check_text, filled, line_text, progress_on
 from token_budget.cli._options import whole
 from token_budget.cli._store_commands import quiet
 from token_budget.cli._stores_audit import checks, lines
+from token_budget.cli._stores_join import join
 from token_budget.cli._stores_run import VICTIM, Run, Settings
 from token_budget.cli._stores_worker import GROUP, plan
 from token_budget.contract import BudgetUnavailable
@@ -48,6 +49,7 @@ class Options(argparse.Namespace):
     calls: int
     seed: int
     url: str | None
+    join: str | None
     json: bool
 
 
@@ -70,6 +72,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add(
         "--url", metavar="URL", help="a server that runs: redis://host:6379/0; what the demo made is deleted at the end"
     )
+    here = "only spend from this budget (a file, or sqlite:FILE#NAME, redis://...#NAME): say it in two terminals"
+    add("--join", metavar="WHERE", help=here)
     add("--json", action="store_true", help="print one JSON object at the end, and nothing else")
     parser.set_defaults(run=run, parser=parser)
 
@@ -78,11 +82,20 @@ def run(options: Options) -> int:
     """Run the demo and return the exit status: 0 only if the audit agrees."""
     if options.url is not None and options.store == "sqlite":
         options.parser.error("--url is the URL of a server: leave out --store sqlite")
+    if options.join is not None and (options.store, options.url, options.json) != (None, None, False):
+        options.parser.error("--join says where the budget is: leave out --store, --url and --json")
     from token_budget.stores import StoreError
 
     try:
         with quiet():
+            if options.join is not None:
+                join(options.join)
+                return 0
             return _run(options)
+    except ValueError as error:
+        if options.join is None:
+            raise
+        options.parser.error(f"--join: {error}")
     except _valkey.NoServerError as error:
         return _complain(error, 2)
     except (BudgetUnavailable, StoreError) as error:
