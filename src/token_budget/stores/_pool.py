@@ -139,12 +139,13 @@ class StorePool(Governed):
         if timeout is not _NO_WAIT:
             timeout = checked_timeout(timeout)
         reservation = new_reservation(self, tokens, nanos)
-        answer = self._attempt(reservation)
+        line = self._family.line
+        answer = self._attempt(reservation, wait=timeout != 0 and line.crowded(self, tokens, nanos))
         if answer.kind == GRANTED:
             return reservation
         if timeout == 0:
             raise self._refused(answer, tokens, nanos)
-        self._family.line.wait(reservation, timeout, answer)
+        line.wait(reservation, timeout, answer)
         return reservation
 
     try_reserve = reserve
