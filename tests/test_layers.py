@@ -77,6 +77,7 @@ LAYER = {
     "stores/redis/_process.py": 18,
     "stores/redis/_routes.py": 18,
     "stores/sqlite/_file.py": 18,
+    "stores/_areserve.py": 19,
     "stores/_owed.py": 19,
     "stores/_waiting.py": 19,
     "stores/redis/_client.py": 19,

@@ -15,6 +15,7 @@ from token_budget._errors import BudgetExceeded, PoolClosed, ReservationClosed
 from token_budget._money import shown_type, to_nanos, to_tokens, usd_text
 from token_budget._window import Window
 from token_budget.contract import Amount, BudgetUnavailable
+from token_budget.stores._areserve import AsyncStoreReserve
 from token_budget.stores._errors import StoreError
 from token_budget.stores._family import StoreFamily
 from token_budget.stores._governed import Governed, Handle, stored_window
@@ -26,7 +27,6 @@ from token_budget.stores._owed import catch_up, owed_of
 from token_budget.stores._refusing import overrun, pool_closed, refusal
 from token_budget.stores._reservation import ASKED, COMMON_TOKENS, NEW, OPEN, StoreReservation, new_reservation
 from token_budget.stores._store import GRANTED, REFUSED, REPEAT, UNKNOWN, Answer, Opened, Scope
-from token_budget.stores._waiting import AsyncStoreReserve
 
 Caps = Literal["code", "mine", "stored"]
 
@@ -140,7 +140,8 @@ class StorePool(Governed):
             timeout = checked_timeout(timeout)
         reservation = new_reservation(self, tokens, nanos)
         line = self._family.line
-        answer = self._attempt(reservation, wait=timeout != 0 and line.crowded(self, tokens, nanos))
+        ticket = timeout != 0 and line.crowded(self, tokens, nanos) and not line.serves()
+        answer = self._attempt(reservation, wait=ticket)
         if answer.kind == GRANTED:
             return reservation
         if timeout == 0:

@@ -32,7 +32,10 @@ LEFT = "left"  # leave: it waits no more and holds nothing
 class Group:
     """The keys of one `keyed` group: a template for scopes that are made when a key is first used."""
 
-    __slots__ = ("__weakref__", "above", "handle", "name", "nano_cap", "path", "token_cap", "version", "watch", "window")
+    __slots__ = (
+        *("__weakref__", "above", "handle", "name", "nano_cap", "path"),
+        *("token_cap", "version", "watch", "window"),
+    )
 
     def __init__(self, above: Scope, name: str | None, path: str) -> None:
         self.above: Scope = above

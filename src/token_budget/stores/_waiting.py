@@ -21,19 +21,17 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections import deque
-from collections.abc import Collection, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from threading import RLock, get_ident
-from types import TracebackType
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any
 
 from token_budget._bells import ThreadBell
 from token_budget._errors import BudgetExceeded, BudgetTimeout, PoolClosed, PoolForked
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
-from token_budget.stores._hand import start_thread, task_bell, warn_in_an_event_loop
+from token_budget.stores._hand import start_thread, warn_in_an_event_loop
 from token_budget.stores._places import BUSY, HELD, LOOK, REFUSED, WAITING, Places, Waiter
 from token_budget.stores._store import GRANTED, Answer, Numbers, Scope
 
@@ -43,6 +41,11 @@ _PACE = 0.002  # seconds between rounds of the watcher in which nobody gets anyt
 _READS = 16  # rows that are read at a time, so that those who may get room do not wait for it
 _MOMENT = 1.0  # seconds that an interrupted thread waits for the hand to give back
 _logger = logging.getLogger("token_budget")
+
+_SERVES = (
+    "a callback that a pool calls in a thread of its own cannot wait for room: nobody would be served meanwhile. "
+    "Reserve with timeout=0 there, or in another thread"
+)
 
 
 class Line:
@@ -67,11 +70,8 @@ class Line:
         Raises BudgetExceeded (to wait is in vain), BudgetTimeout, PoolClosed, BudgetUnavailable; the refusal is told.
         Warns (RuntimeWarning) in a thread whose event loop runs.
         """
-        if get_ident() in {self._watching, self._family.hand.thread}:
-            raise RuntimeError(
-                "a callback that a pool calls in a thread of its own cannot wait for room: nobody would be served "
-                "meanwhile. Reserve with timeout=0 there, or in another thread"
-            )
+        if self.serves():
+            raise RuntimeError(_SERVES)
         waiter, epoch = Waiter(reservation, ThreadBell(), timeout), self._family.here()
         try:
             if self.arrive(waiter, answer):
@@ -105,6 +105,10 @@ class Line:
         Where others wait already, it is known that to wait is not in vain, and a first one without would only cost.
         """
         return self._places.crowded(pool._chain, tokens, nanos)
+
+    def serves(self) -> bool:
+        """Return whether this is a thread that serves those who wait."""
+        return get_ident() in {self._watching, self._family.hand.thread}
 
     def count(self, scope: Scope) -> int:
         """Return how many wait in this process and need a scope."""
@@ -364,87 +368,3 @@ class Line:
 
 
 # ---------------------------------------------------------------------- tasks
-
-
-class AsyncStoreReserve(Coroutine[Any, Any, Any]):
-    """What ``areserve`` returns: a coroutine. Await it for a reservation, or enter it with ``async with``.
-
-    It is used once. Like any coroutine it can be made a task, and one that nobody awaits is told by a RuntimeWarning.
-    """
-
-    __slots__ = ("_coroutine", "_reservation", "_timeout")
-
-    def __init__(self, reservation: Any, timeout: float | None) -> None:
-        self._reservation = reservation
-        self._timeout = timeout
-        self._coroutine: Any = None
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        """Wait for room and return the reservation."""
-        return self._begun().__await__()  # type: ignore[no-any-return]
-
-    def send(self, value: Any) -> Any:
-        """Go on, as with any coroutine."""
-        return (self._coroutine or self._begun()).send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Raise an error inside, as with any coroutine."""
-        try:
-            return (self._coroutine or self._begun()).throw(*error)
-        finally:
-            del error  # its traceback holds this frame, and by that the reservation until a collection
-
-    def close(self) -> None:
-        """End it, as with any coroutine."""
-        (self._coroutine or self._begun()).close()
-
-    async def __aenter__(self) -> Any:
-        """Wait for room and return the reservation."""
-        return await self._begun()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Release, unless it was settled in the block."""
-        await self._reservation.__aexit__(kind, error, traceback)
-
-    def __del__(self) -> None:
-        """Warn as a coroutine does that nobody awaited."""
-        if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
-            warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
-
-    @property
-    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What tasks show of it, as of any coroutine."""
-        return "areserve"
-
-    def __repr__(self) -> str:
-        name = self._reservation._pool.name
-        return f"<areserve(){'' if name is None else f' of {name!r}'}>"
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError("what areserve() returns cannot be copied or pickled: call areserve() again")
-
-    def _begun(self) -> Any:
-        if self._coroutine is not None:
-            raise RuntimeError("areserve() is awaited or entered once: call it again for another reservation")
-        self._coroutine = coroutine = _take(self._reservation, self._timeout)
-        return coroutine
-
-
-async def _take(reservation: Any, timeout: float | None) -> Any:
-    """Take what the reservation is for, by the hand, and let the task wait if need be."""
-    family = reservation._pool._family
-    line, hand = family.line, family.hand
-    waiter = Waiter(reservation, task_bell(), timeout)
-    try:
-        await hand.job(partial(line.arrive, waiter, None, wait=timeout != 0)).over(patient=False)
-        while waiter.state in {WAITING, BUSY}:
-            rung = await waiter.bell.wait(None if waiter.late else waiter.left())
-            if waiter.late or not rung:
-                await hand.job(line.leave, waiter).over(patient=False)
-        waiter.outcome()
-    except BaseException:  # cancelled, interrupted, or the loop is gone
-        line.abandon(waiter)
-        raise
-    return reservation
