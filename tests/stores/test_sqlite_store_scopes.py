@@ -361,6 +361,17 @@ def test_a_group_that_has_gone_is_lost(ledger: Ledger) -> None:
             step()
 
 
+def test_a_first_window_of_a_group_brings_its_clock_for_keys_whose_thresholds_were_told(ledger: Ledger) -> None:
+    hourly = Window.every(dt.timedelta(hours=1), clock=lambda: 3_600_000.0)
+    ledger.open("total")
+    ledger.open("total/u:", 10)
+    ledger.record("total/u:a", 5)
+    assert ledger.store.claim_threshold(ledger.scope("total/u:a"), 1, 5 * 10**8)
+    ledger.store.set_group(ledger.group("total/u:"), UNCHANGED, UNCHANGED, hourly)
+    assert ledger.used("total/u:a") == (5, 0)
+    assert ledger.row("total/u:a").end == 3_603_600.0
+
+
 def test_a_forgotten_key_begins_anew_and_takes_what_is_below_with_it(ledger: Ledger) -> None:
     ledger.open("total", 100)
     ledger.open("total/u:", 10)

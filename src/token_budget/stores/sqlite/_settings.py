@@ -241,8 +241,6 @@ def set_group(step: Step, group: Group, values: dict[str, Any], window: Any) -> 
         step.write(_GIVE, (place, what, step.owner, value))
     if window is not UNCHANGED:
         group.window = window
-        if window is not None:
-            step.ledger.clocks[place] = window.clock
     _row_of_group(step, group)
 
 
@@ -296,7 +294,9 @@ def _change_window(step: Step, group: Group, place: int, text: str | None, windo
     if text is not None:
         step.know_window(text)
     if group.window is not None:  # the keys whose period is over by the old window begin anew
-        step.write(_KEYS_BEGIN_ANEW, (NO_CAP, NO_CAP, place, step.ledger.clock_at(place)()))
+        step.write(_KEYS_BEGIN_ANEW, (NO_CAP, NO_CAP, place, group.window.now()))
+    if window is not None:
+        step.ledger.clocks[place] = window.clock  # before a key is read by it
     start, end = (None, FAR) if window is None else window.period(window.now())
     step.write(_WINDOW_OF_GROUP, (text, start, None if window is None else end, -place))
     step.write(_WINDOW_OF_KEYS, (text, start, end, place))
