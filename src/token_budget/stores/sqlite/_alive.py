@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,8 @@ def who() -> str:
 @cache
 def _start(_pid: int) -> int:
     """Return when this process was started; where the system does not tell, when it was first asked."""
+    if sys.platform == "win32":
+        return int(time.time())
     try:
         ticks = int(
             Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]

@@ -32,7 +32,7 @@ fcntl = _module("fcntl")  # None: Windows
 HELD = frozenset({errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 
 _FIRST_PAUSE = 50e-6
-_LONGEST_PAUSE = 2e-3
+_LONGEST_PAUSE = 1e-3
 
 # `struct flock` of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhqqi")
@@ -110,7 +110,7 @@ def byte_lock(descriptor: int, byte: int) -> PosixByte | WindowsByte:
 
 
 def poll(attempt: Callable[[], bool], deadline: float) -> bool:
-    """Try until it succeeds or the deadline (of `time.monotonic`) is over, with pauses that grow from 50 us to 2 ms.
+    """Try until it succeeds or the deadline (of `time.monotonic`) is over, with pauses that grow from 50 us to 1 ms.
 
     The system's own waiting has no time-out: a holder that is stopped (SIGSTOP, a debugger) would hang everybody.
     """
