@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis_server import Server, new_name, shared
+from redis_server import Server, new_name, one_node_cluster, shared
 from token_budget import Window
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._names import path_of
@@ -16,6 +18,13 @@ from token_budget.stores.redis._keys import Keys, root_key
 from token_budget.stores.redis._store import RedisStore
 
 LONG = 30.0
+CLUSTERED = os.environ.get("REDIS_STORE") == "cluster"  # the same tests over a cluster of one node
+
+
+@functools.cache
+def the_server() -> Server:
+    """Return the server of these tests."""
+    return one_node_cluster() if CLUSTERED else shared()
 
 
 class Wire:
@@ -70,12 +79,15 @@ class Budget:
     """One budget on a server, and the processes that use it."""
 
     def __init__(self, server: Server | None = None, name: str | None = None, **caps: Any) -> None:
-        self.server = server or shared()
+        self.server = server or the_server()
         self.name = name or new_name()
         self.raw: Any = self.server.client(decode_responses=True)
         self.keys = Keys(self.name)
         self.made: list[Process] = []
         self.caps = caps
+
+    def client(self) -> Any:
+        return self.server.cluster_client() if CLUSTERED else self.server.client()
 
     def process(self, *, lease: float = 600, opened: bool = True, timeout: float = LONG) -> Process:
         """Return an engine of its own, as another process has it; its root is open."""
@@ -110,7 +122,7 @@ class Process:
 
     def __init__(self, budget: Budget, lease: float, timeout: float) -> None:
         self.budget = budget
-        self.wire = Wire(Client(budget.server.client(), key=root_key(budget.name), timeout=timeout))
+        self.wire = Wire(Client(budget.client(), key=root_key(budget.name), timeout=timeout))
         self.engine = RedisStore(self.wire, name=budget.name, lease=lease)
         self.root = Scope(budget.name, path_of(None, budget.name))
 

@@ -13,7 +13,7 @@ from redis_stores import Budget
 from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._errors import StoreError, StoreLost, StoreMismatch
-from token_budget.stores._store import DONE, GRANTED, REFUSED, News, Scope
+from token_budget.stores._store import DONE, GRANTED, LATE, REFUSED, News, Scope
 
 USD = 10**9
 
@@ -573,3 +573,25 @@ def test_what_is_below_a_key_goes_with_it_and_its_names_are_free(budget: Budget)
     fresh = two.child("job", two.key(two.group(), "ann")[0])
     assert two.engine.record(fresh, 5, 0).kind == DONE
     assert two.used(fresh[0]) == (5, 0)
+
+
+def test_what_has_happened_counts_also_in_a_scope_that_was_closed_and_deleted(budget: Budget) -> None:
+    one, two = budget.process(), budget.process()
+    ann = one.key(one.group(tokens=50), "ann")
+    job = one.child("job", ann[0])
+    late, given_up = one.engine.new_key(), one.engine.new_key()
+    for key in (late, given_up):
+        one.engine.reserve(job, key, 5, 0)
+    budget.kill(one)
+    two.engine.expired()
+    assert two.engine.forget(two.key(two.group(), "ann")[0])
+    assert one.engine.commit(job, late, (5, 0), (7, 0)).kind == LATE
+    assert one.engine.release(job, given_up, (5, 0)).kind == LATE
+    assert one.engine.record(job, 3, 0, force=True).kind == DONE
+    assert [one.used(scope) for scope in job] == [(5, 0), (5, 0), (10, 0)]  # above the charge, and what was forced
+    with pytest.raises(PoolClosed):
+        one.engine.record(job, 1, 0)
+    assert 0 < budget.raw.ttl(budget.keys.scope(job[0].path)) <= 7 * 86400
+    fresh = two.child("job", two.key(two.group(), "ann")[0])  # its name is free all the same
+    assert not fresh[0].closed
+    assert two.engine.record(fresh, 1, 0).kind == DONE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redis_stores import Budget, Process, wait
+from redis_stores import CLUSTERED, Budget, Process, wait
 from token_budget import Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._store import DONE, GRANTED, LEFT, REFUSED
@@ -216,16 +216,20 @@ def test_a_key_that_is_made_anew_knows_who_waits_there(budget: Budget) -> None:
 # ---------------------------------------------------------------- who is woken
 
 
-def messages(budget: Budget) -> Any:
+def messages(budget: Budget, *processes: Process) -> Any:
+    """Return what hears the messages to these processes, and one that `told` sends."""
     pubsub: Any = budget.raw.pubsub(ignore_subscribe_messages=True)
-    pubsub.psubscribe(f"{budget.keys.root}:c:*")
-    wait(lambda: budget.raw.pubsub_numpat() > 0)
+    channels = [budget.keys.channel(name) for name in ("end", *(one.engine._process.owner for one in processes))]
+    (pubsub.ssubscribe if CLUSTERED else pubsub.subscribe)(*channels)
+    while pubsub.get_message(timeout=0.05):
+        pass
+    assert told(budget, pubsub) == []
     return pubsub
 
 
 def told(budget: Budget, pubsub: Any) -> list[str]:
     """Return the owners that were told anything since the last call."""
-    budget.raw.publish(budget.keys.channel("end"), "")
+    (budget.raw.spublish if CLUSTERED else budget.raw.publish)(budget.keys.channel("end"), "")
     owners: list[str] = []
     while True:
         message = pubsub.get_message(timeout=30)
@@ -238,7 +242,7 @@ def told(budget: Budget, pubsub: Any) -> list[str]:
 
 def test_nobody_is_told_anything_while_nobody_waits(budget: Budget) -> None:
     one = budget.process()
-    pubsub = messages(budget)
+    pubsub = messages(budget, one)
     one.engine.release((one.root,), full(one), (10, 0))
     one.engine.record((one.root,), 1, 0)
     one.engine.reset(one.root)
@@ -252,7 +256,7 @@ def test_whatever_may_give_room_tells_the_process_of_the_first_who_waits(budget:
     window = Window.parse("every 10s", clock=lambda: now[0])
     for process in (one, two, three):
         process.open(window=window)
-    pubsub = messages(budget)
+    pubsub = messages(budget, one, two, three)
     owner, other = two.engine._process.owner, three.engine._process.owner
     held = [full(one, 2) for _ in range(5)]
     first, second = queue(two, 8), queue(three, 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores._store import (
     DONE,
@@ -119,7 +120,7 @@ def record(process: Process, chain: Sequence[Scope], tokens: int, nanos: int, *,
     flags = f"{'f' if force else ''}{'r' if rows else ''}"
     with process.step() as step:
         begin(step)
-        owner = process.owner
+        owner, step.settles = process.owner, force
         try:
             while True:
                 more = words_of(step, chain)
@@ -155,6 +156,7 @@ def commit(
         return Answer(REPEAT if mode == "c" else SETTLED, counted=claim.counted)
     with process.step() as step:
         begin(step)
+        step.settles = True
         while True:
             timed = mode == "c" or clocks_tell(chain)
             more = words_of(step, chain, timed=timed)
@@ -194,6 +196,7 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
         return Answer(UNKNOWN), ()
     owner, number = match[1], str(int(match[2]))
     with process.step() as step:
+        step.settles = True
         while True:
             own = process.keys.owner(owner)
             entry = _entry(step, own, number)
@@ -253,6 +256,14 @@ def cancel(process: Process, chain: Sequence[Scope], claim: Claim) -> bool:
 
 def cancel_number(step: Step, chain: Sequence[Scope], owner: str, number: int) -> tuple[bool, str, int]:
     """Cancel a claim or a record. Return whether it held something, and what it is now."""
+    step.settles, before = True, step.settles
+    try:
+        return _cancelled(step, chain, owner, number)
+    finally:
+        step.settles = before
+
+
+def _cancelled(step: Step, chain: Sequence[Scope], owner: str, number: int) -> tuple[bool, str, int]:
     process = step.process
     while True:
         more = words_of(step, chain, timed=False)
@@ -278,8 +289,10 @@ def cancel_given_up(step: Step) -> None:
             cancel_number(step, item.chain, item.owner, item.number)
         except (StoreLost, StoreError) as error:
             _logger.debug("what was given up is not cancelled: %s", error)
-        except BaseException:
-            process.given_up.appendleft(item)
+        except BaseException as error:
+            process.given_up.append(item)
+            if isinstance(error, Exception) and not isinstance(error, BudgetUnavailable):
+                return  # of a caller's clock; it must not keep other steps from being done
             raise
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from token_budget._errors import PoolClosed
 from token_budget._window import Window
 from token_budget.stores._errors import StoreError
 from token_budget.stores._store import Group, News, Numbers, Scope
@@ -68,8 +69,11 @@ def clocks_tell(chain: Sequence[Scope]) -> bool:
 def meet(step: Step, scope: Scope) -> Place:
     """Read a scope, and make it if it is a key's and not there. Return what steps tell scripts of it.
 
+    One that was closed, and is deleted since, is made anew as a closed one if the step counts what has happened.
+
     Raises:
-        StoreLost, PoolClosed: it should be there, and is not.
+        StoreLost: it should be there, and is not.
+        PoolClosed: it was closed, and is deleted since.
     """
     while True:
         row = read_row(step, scope)
@@ -77,9 +81,15 @@ def meet(step: Step, scope: Scope) -> Place:
             learn(step, scope, row)
             place: Place = scope.handle
             return place
-        if scope.group is None:
-            raise gone(step, scope)
-        make(step, scope)
+        if scope.group is not None:
+            make(step, scope)
+            continue
+        error = gone(step, scope)
+        if not step.settles or not isinstance(error, PoolClosed):
+            raise error
+        step.ask(
+            step.process.scripts.revive, [*keys_of(step.process, (scope,)), step.process.keys.names], scope.path, ()
+        )
 
 
 # ---------------------------------------------------------------------- mending

@@ -136,7 +136,7 @@ class Process:
     @property
     def volatile(self) -> bool:
         """Whether the server may evict keys that expire: then a key's scope must not, which may be in use."""
-        return bool(getattr(self.client, "volatile", False))
+        return bool(self.client.volatile)
 
     def step(self, timeout: float | None = None) -> Step:
         """Return a new step, to be entered."""
@@ -170,13 +170,14 @@ class Process:
 class Step:
     """One step of one thread: a context in which scripts are run, with one number and one deadline."""
 
-    __slots__ = ("_ident", "deadline", "number", "process", "unsure")
+    __slots__ = ("_ident", "deadline", "number", "process", "settles", "unsure")
 
     def __init__(self, process: Process, timeout: float) -> None:
         self.process: Process = process
         self.deadline: float = time.monotonic() + timeout
         self.number: int = 0
         self.unsure: bool = False  # whether a script was sent whose answer did not come
+        self.settles: bool = False  # whether it counts what has happened, also in scopes that were closed and deleted
 
     def __enter__(self) -> Step:
         process = self.process

@@ -175,14 +175,16 @@ def present(process: Process, scope: Scope, row: Row, above: GroupRow, now: floa
             nano_cap=numbers.nano_cap if "N" in own else cap_of(above.nano_cap),
         )
         numbers = numbers._replace(told=tuple(parts for parts in numbers.told if reached(numbers, parts)))
+    version = int(row.version or 0)
+    if changed and "W" not in own and int(above.window_version or 0) > version:
+        period = _period(window, now)
+        past = period is not None and bool(above.window_end) and period[0] >= float(above.window_end or 0)
+        replaced = version < int(above.replaced or 0) and numbers.end is not None
+        if past or version < int(above.anew or 0) or (replaced and float(above.reading or 0) >= (numbers.end or 0)):
+            return begun(numbers, period)
+        return numbers._replace(start=period and period[0], end=period and period[1])
     if numbers.end is not None and _now(before or window, now) >= numbers.end:
         return begun(numbers, _period(window, now))
-    if changed and "W" not in own and int(above.window_version or 0) > int(row.version or 0):
-        start, end = _period(window, now) or (None, None)
-        past = start is not None and bool(above.window_end) and start >= float(above.window_end or 0)
-        if past or int(row.version or 0) < int(above.anew or 0):
-            return begun(numbers, None if start is None or end is None else (start, end))
-        return numbers._replace(start=start, end=end)
     return numbers
 
 

@@ -51,6 +51,8 @@ class GroupRow(NamedTuple):
     window_version: str | None = None  # since which its window is what it is
     window_end: str | None = None  # of the period in which that was set; '' without a window
     anew: str | None = None  # keys of older versions have begun anew since
+    replaced: str | None = None  # keys of older versions had the window that this version ended
+    reading: str | None = None  # what the clock of that one said then
 
 
 def moment_text(moment: float) -> str:

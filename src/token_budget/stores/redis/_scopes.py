@@ -303,7 +303,7 @@ def read_chain(process: Process, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
 def _read_group(step: Step, group: Group) -> GroupRow:
     process = step.process
     key = process.keys.of_group(group)[0]
-    row = GroupRow(*process.client.command("HMGET", key, "g", "v", "T", "N", "W", "y", "E", "b", timeout=step.left()))
+    row = GroupRow(*process.client.command("HMGET", key, *"gvTNWyEbqr", timeout=step.left()))
     if row.generation != process.generation:
         raise process.lost(f"has lost the keys {group.path!r}")
     learn_group(group, row)

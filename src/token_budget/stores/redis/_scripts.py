@@ -14,7 +14,7 @@ from typing import Any
 _INCLUDE = re.compile(r"^-- include (.+)$", re.MULTILINE)
 NAMES = (
     "cancel", "caps", "close", "commit", "expire", "forget", "hand", "leave", "look", "make", "numbers", "open", "read",
-    "record", "register", "renew", "reserve", "reset", "roll", "told",
+    "record", "register", "renew", "reserve", "reset", "revive", "roll", "told",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Scripts:
     renew: Any
     reserve: Any
     reset: Any
+    revive: Any
     roll: Any
     told: Any
 

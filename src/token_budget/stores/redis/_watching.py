@@ -55,7 +55,10 @@ class Watcher:
             changed = self._look(() if few else [*heads])
             if changed:
                 return changed
-        heard = self._listener.wait(max(0.0, until - time.monotonic()))
+        listener = self._listener
+        if listener is None:  # `close` came meanwhile
+            return None
+        heard = listener.wait(max(0.0, until - time.monotonic()))
         if few or len(heads) <= _FEW:
             return None if heard else ()
         return self._look([*heads])

@@ -9,7 +9,7 @@
 --
 -- A scope's hash: g revision ("generation.number", another with any change of what follows e), w how many wait,
 -- t and n the room of tokens and nanodollars: cap - used - held, where 8 * 10^18 stands for no cap; p and m what is
--- used of them, f claims in flight; e end and s start of the period, a era, T and N caps, W window, k closed, d thresholds
+-- used of them, f claims in flight; e end and s start of the period, a era, T and N caps, W window, k closed (r: deleted before, see revive.lua), d thresholds
 -- told, v version of its group, o which of TNW are a key's own, x how it expires: k a day after its period, c closed, c number in the order of making.
 -- What is held is cap - room - used. What is claimed, used + held, is at most 8 * 10^18 in each scope, so that no counter
 -- leaves 64 bits: what would pass it is refused before anything changes. The root also has V the layout, q the last ticket, u the last number given.

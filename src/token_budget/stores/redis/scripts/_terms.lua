@@ -64,9 +64,15 @@ end
 -- Give a group another window (already set), as of a version. Its keys follow with their next steps, and may be late: E is
 -- the end of the period in which the window was set, and a key that first meets the window after that has begun anew
 -- meanwhile. So has one that has never met the window before, if that had such an end: b is the version of the last such.
+-- Of the others those begin anew whose period was over when their window ended: r is what its clock said then, and only
+-- keys of versions below q had it. The period of a key that has met a later window was not over yet when that ended.
 local function set_group_window(key, version, ends, reading)
-  local last = call('HMGET', key, 'E', 'y')
-  if last[1] and last[1] ~= '' and ended(last[1], reading) then call('HSET', key, 'b', last[2]) end
+  local last = call('HMGET', key, 'E', 'y', 'q')
+  local over = last[1] and last[1] ~= '' and ended(last[1], reading)
+  if over then call('HSET', key, 'b', last[2]) end
+  if over or not last[3] then
+    call('HSET', key, 'q', version, 'r', reading == '' and format('%.17g', clock()) or reading)
+  end
   call('HSET', key, 'y', version, 'E', ends)
 end
 

@@ -3,8 +3,7 @@
 -- KEYS   see _chain.lua, with one scope; 8 its group's hash
 -- ARGV   1 generation, 2 the group's version that the caller has read, 5 start and 6 end of the period that it is now by
 --        the group's window, '' without one, 7 not '' where the window has a clock of its own, 8 k where the scope
---        expires after its period, else '', 9 the command that publishes, 10 what the clock of the scope's old window says,
---        '' for the server's
+--        expires after its period, else '', 9 the command that publishes, 10 not used
 -- Answer made         it is new
 --        kept, 1      it was there, and has the group's values now, except for its own; 1 where it got another window and
 --                     its period was over, so that it began anew, else 0
@@ -14,7 +13,7 @@
 -- Atomic: all of it. A copy changes nothing.
 -- include _chain _line _terms
 local key = KEYS[6]
-local group = call('HMGET', KEYS[8], 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b')
+local group = call('HMGET', KEYS[8], 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b', 'q', 'r')
 if not ours(call('HGET', KEYS[5], 'g')) or group[1] ~= ARGV[1] then return {'lost'} end
 if group[2] ~= ARGV[2] then return {'group'} end
 if misses(ARGV[7], ARGV[5], ARGV[6]) then return {'now', format('%.17g', clock())} end
@@ -40,7 +39,8 @@ if s[2] == group[2] then return {'kept', 0} end
 local own = s[5] or ''
 local new_window = not match(own, 'W') and tonumber(group[6] or 0) > tonumber(s[2])
 local over = new_window
-  and (ended(s[8], ARGV[10]) or tonumber(s[2]) < tonumber(group[8] or 0)
+  and (tonumber(s[2]) < tonumber(group[8] or 0)
+    or tonumber(s[2]) < tonumber(group[9] or 0) and ended(s[8], group[10])
     or group[7] and group[7] ~= '' and tonumber(ARGV[5]) >= tonumber(group[7]))
 if over then begin(key) end
 if not match(own, 'T') then shift(key, 'T', 't', s[3], group[3] or '') end

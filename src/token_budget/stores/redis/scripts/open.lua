@@ -44,10 +44,10 @@ for i = 11, #KEYS do
 end
 
 local given = {T = ARGV[5], N = ARGV[6], W = ARGV[7]}
-local s = call('HMGET', key, 'g', 'T', 'N', 'W', 't', 'n', 'w', 'e')
+local s = call('HMGET', key, 'g', 'T', 'N', 'W', 't', 'n', 'w', 'e', 'k')
 local stored = {T = s[2] or '', N = s[3] or '', W = s[4] or ''}
 local made = 0
-if not s[1] or match(s[1], '^%d+') ~= generation then
+if not s[1] or match(s[1], '^%d+') ~= generation or s[9] == 'r' then
   if not s[1] and call('EXISTS', key) == 1 then return {'foreign'} end
   local known = call('HGET', KEYS[10], ARGV[14])
   if known and known ~= 'c' then return {'lost'} end

@@ -13,6 +13,6 @@ end
 local groups = {}
 for i = 1, count do
   local group = KEYS[5 + 3 * i]
-  groups[i] = group ~= KEYS[5] and call('HMGET', group, 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b') or {}
+  groups[i] = group ~= KEYS[5] and call('HMGET', group, 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b', 'q', 'r') or {}
 end
 return {'read', format('%.17g', clock()), rows(), groups}
