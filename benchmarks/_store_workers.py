@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -176,33 +177,35 @@ CONTENDERS: dict[str, Callable[[dict[str, Any]], Pair]] = {
 }
 
 
-def wait_in_line(config: dict[str, Any]) -> dict[str, Any]:
-    """Let threads of this process wait for room, hold it for a while, and ask again; return how long each waited."""
-    import threading
+class Line:
+    """Threads of this process that wait for room, hold it for a while, and ask again."""
 
-    from token_budget.stores import open_pool
+    def __init__(self, config: dict[str, Any]) -> None:
+        from token_budget.stores import open_pool
 
-    pool: Any = open_pool(config["store"], token_cap=config["room"], caps="stored")
-    waits: list[float] = []
-    held: list[int] = []
-    started = time.monotonic()
-    end = started + config["seconds"]
+        self.pool: Any = open_pool(config["store"], token_cap=config["room"], caps="stored", durable=False)
+        self.config = config
+        self.waits: list[float] = []
 
-    def work() -> None:
-        while time.monotonic() < end:
-            begun = time.monotonic()
-            with pool.reserve(tokens=1, timeout=60) as reservation:
-                waits.append(time.monotonic() - begun)
-                time.sleep(config["hold"])
-                reservation.release()
-            held.append(1)
+    def run(self) -> dict[str, Any]:
+        """Return how long each waited, how many were served, and how long that took."""
+        started = time.monotonic()
+        end = started + self.config["seconds"]
 
-    threads = [threading.Thread(target=work) for _ in range(config["threads"])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return {"waits": waits, "count": len(held), "seconds": time.monotonic() - started}
+        def work() -> None:
+            while time.monotonic() < end:
+                begun = time.monotonic()
+                with self.pool.reserve(tokens=1, timeout=60) as reservation:
+                    self.waits.append(time.monotonic() - begun)
+                    time.sleep(self.config["hold"])
+                    reservation.release()
+
+        threads = [threading.Thread(target=work) for _ in range(self.config["threads"])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"waits": self.waits, "count": len(self.waits), "seconds": time.monotonic() - started}
 
 
 def run_for(pair: Pair, seconds: float) -> dict[str, Any]:
@@ -223,9 +226,10 @@ def main() -> None:
     """Run the contender that the one argument describes."""
     config = json.loads(sys.argv[1])
     if config["contender"] == "line":
+        line = Line(config)
         print("ready", flush=True)
         sys.stdin.readline()
-        print(json.dumps(wait_in_line(config)), flush=True)
+        print(json.dumps(line.run()), flush=True)
         return
     pair = CONTENDERS[config["contender"]](config)
     for _ in range(20):
