@@ -159,17 +159,24 @@ def other(program: str, *arguments: object) -> Iterator[Other]:
         process.dies()
 
 
+def started(body: Callable[[], object], fork: Callable[[], int] | None = None) -> int:
+    """Run the body in a forked child, which ends with it whatever happens, and return the child's pid."""
+    child = (fork or os.fork)()
+    if child:
+        return child
+    code = 1
+    try:
+        body()
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - told by the exit code
+        os.write(2, f"in the child: {error!r}\n".encode())
+    finally:
+        os._exit(code)
+
+
 def in_child(body: Callable[[], object], fork: Callable[[], int] | None = None) -> None:
     """Run the body in a forked child. Fail if it raises or hangs there."""
-    child = (fork or os.fork)()
-    if child == 0:
-        try:
-            body()
-        except BaseException as error:  # noqa: BLE001 - told by the exit code
-            os.write(2, f"in the child: {error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    assert end_of(child) == 0
+    assert end_of(started(body, fork)) == 0
 
 
 def end_of(child: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from points import Points, handled
-from sqlite_files import add, close_all, count, end_of, opened, other, whole
+from sqlite_files import add, close_all, count, end_of, opened, other, started, whole
 from support import run_together
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores.sqlite import _alive, _connection, _file, _lock, _registry
@@ -400,15 +400,16 @@ def test_ctrl_c_anywhere_in_a_transaction_leaves_it_whole_or_undone(path: Path, 
 def test_after_ctrl_c_anywhere_the_file_lock_is_free_for_others(path: Path) -> None:
     connection = opened(path)
     here, there = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:  # tries the lock whenever it is asked
+
+    def tries() -> None:
         lock = byte_lock(os.open(f"{path}.lock", os.O_RDWR), 0)
         while os.read(here[0], 1) == b"?":
             free = attempt(lock)
             if free:
                 lock.free()
             os.write(there[1], b"y" if free else b"n")
-        os._exit(0)
+
+    child = started(tries)
 
     def after(_outcome: str) -> None:
         os.write(here[1], b"?")
