@@ -51,6 +51,8 @@ _inherited: list[object] = []  # what a parent had open
 class Unsynced(BudgetUnavailable):
     """The transaction is committed and seen by everybody, but it is not known to have reached the disk."""
 
+    answer: Any = None  # what `work` returned
+
 
 class Connection:
     """This process's connection to one file. `of` makes it."""
@@ -162,7 +164,11 @@ class Connection:
                                 self.inside = 0
                                 mutex.release()
                 if unsynced:
-                    self._sync()
+                    try:
+                        self._sync()
+                    except Unsynced as error:
+                        error.answer = answer
+                        raise
                 return answer
         except (sqlite3.DatabaseError, OSError) as error:
             fault = ours(error, self.path)

@@ -82,6 +82,9 @@ class FastPath:
         self._unanswered: dict[int, Pair] = {}
         self._cancelled: dict[int, None] = {}  # keys that were cancelled before they held anything
         self._owed: deque[tuple[Any, ...]] = deque()  # steps that undo what was not to be done; see `tend`
+        # Claims that are to be cancelled, since their reserve is not known to be on the disk: which debt it is. One
+        # that is reserved again before that is cancelled no more.
+        self._unsynced: dict[int, object] = {}
 
     # ------------------------------------------------------------------ how steps run
 
@@ -131,10 +134,13 @@ class FastPath:
         self, chain: Sequence[Scope], key: int, tokens: int, nanos: int, *, wait: bool = False, rows: bool = False
     ) -> Answer:
         """See `Store.reserve`."""
+        again = key in self._unsynced
         try:
             answer = self._run(self._timeout, self._durable, self._reserve, chain, key, tokens, nanos, wait, rows)
-        except Unsynced:
-            self._owed.append((_slow.cancel, key))
+        except BaseException as error:
+            if again or isinstance(error, Unsynced):
+                debt = self._unsynced[key] = object()
+                self._owed.append((self._cancel_unsynced, key, debt))
             raise
         return answer if answer.__class__ is Answer else self._ended(answer)
 
@@ -149,7 +155,8 @@ class FastPath:
         rows: bool,  # noqa: FBT001
     ) -> Answer | Outcome:
         ids = []
-        if key not in self._cancelled:
+        again = self._unsynced.pop(key, None) is not None
+        if key not in self._cancelled and not again:
             for scope in chain:
                 if scope.handle is None:
                     break
@@ -166,7 +173,19 @@ class FastPath:
                 self._anew(execute)
         cancelled = key in self._cancelled
         amount = (tokens, nanos)
-        return self._slowly(execute, _slow.reserve, chain, key, amount, wait=wait, wanted=rows, cancelled=cancelled)
+        return self._slowly(
+            execute, _slow.reserve, chain, key, amount, wait=wait, wanted=rows, cancelled=cancelled, again=again
+        )
+
+    def _cancel_unsynced(self, step: Step, key: int, debt: object) -> None:
+        """Cancel a claim, if it was not reserved again since."""
+        if self._unsynced.get(key) is debt:
+            _slow.cancel(step, key)
+
+    def _paid(self, owed: tuple[Any, ...]) -> None:
+        """Forget the debt of a claim that is cancelled now."""
+        if owed[0] == self._cancel_unsynced and self._unsynced.get(owed[1]) is owed[2]:
+            del self._unsynced[owed[1]]
 
     def record(
         self, chain: Sequence[Scope], tokens: int, nanos: int, *, force: bool = False, rows: bool = False
@@ -174,8 +193,11 @@ class FastPath:
         """See `Store.record`."""
         try:
             answer = self._run(self._timeout, self._durable, self._record, chain, tokens, nanos, force, rows)
-        except Unsynced:
-            self._owed.append((_slow.take_back, [scope.handle[0] for scope in chain], (tokens, nanos)))
+        except Unsynced as error:
+            done = error.answer.answer if isinstance(error.answer, Outcome) else error.answer
+            if done is None or done.kind == DONE:  # one that was refused may have had something else to write
+                clocks = [None if scope.window is None else scope.window.now() for scope in chain]
+                self._owed.append((_slow.take_back, [scope.handle[0] for scope in chain], clocks, (tokens, nanos)))
             raise
         return answer if answer.__class__ is Answer else self._ended(answer)
 

@@ -42,11 +42,21 @@ Pair = tuple[int, int]
 
 
 def reserve(
-    step: Step, chain: Sequence[Scope], key: int, amount: Pair, *, wait: bool, wanted: bool, cancelled: bool
+    step: Step,
+    chain: Sequence[Scope],
+    key: int,
+    amount: Pair,
+    *,
+    wait: bool,
+    wanted: bool,
+    cancelled: bool,
+    again: bool = False,
 ) -> Answer:
-    """See `Store.reserve`."""
+    """See `Store.reserve`. ``again``: what it may hold is not known to be on the disk, and is written once more."""
     tokens, nanos = amount
     prepare(step)
+    if again:
+        _give_back(step, key)
     rows = rows_of(step, chain)
     refuse_closed(chain, rows)
     if step.execute("SELECT 1 FROM hold WHERE id = ?", (key,)).fetchone() is not None:
@@ -149,9 +159,12 @@ def _give_back(step: Step, key: int) -> bool:
     return True
 
 
-def take_back(step: Step, chain: Sequence[int], amount: Pair) -> None:
-    """Undo a record whose caller was told that it was not done."""
-    for row in step.rows(chain):
+def take_back(step: Step, chain: Sequence[int], clocks: Sequence[float | None], amount: Pair) -> None:
+    """Undo a record whose caller was told that it was not done. ``clocks``: what the scopes' clocks said then."""
+    for scope, now in zip(chain, clocks, strict=True):
+        row = step.row(scope)
+        if row is None or (now is not None and row.start is not None and row.start > now):
+            continue  # it is gone with its period
         row.tokens = max(row.tokens_held, row.tokens - amount[0])
         row.nanos = max(row.nanos_held, row.nanos - amount[1])
 

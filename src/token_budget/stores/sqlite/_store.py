@@ -132,10 +132,11 @@ class SQLiteStore(FastPath):
             try:
                 self._step(*owed)
             except (Unsynced, StoreError):
-                continue  # it is done, but not known to be on the disk; or it never can be
+                pass  # it is done, but not known to be on the disk; or it never can be
             except BudgetUnavailable:
                 self._owed.appendleft(owed)
                 return 1.0
+            self._paid(owed)
         return float("inf")
 
     def let_go(self) -> None:
