@@ -5,14 +5,23 @@
 --        root's where it is no key)
 -- ARGV   1 the generation, 9 the command that publishes; 10 and on four for each scope, as the caller has read it: its
 --        revision; its period's end if the server's clock tells it, else ''; when it expires, as _flight.lua takes
---        it, '' if it does not; its group's version, '' where it is no key. Then the numbers of answers that their callers have heard
+--        it, '' if it does not; its group's version, '' where it is no key. Then the numbers of answers that their
+--        callers have heard
 --
--- A scope's hash: g revision ("generation.number", another with any change of what follows e), w how many wait,
--- t and n the room of tokens and nanodollars: cap - used - held, where 8 * 10^18 stands for no cap; p and m what is
--- used of them, f claims in flight; e end and s start of the period, a era, T and N caps, W window, k closed (r: deleted before, see revive.lua), d thresholds
--- told, v version of its group, o which of TNW are a key's own, x how it expires: k a day after its period, c closed, c number in the order of making.
--- What is held is cap - room - used. What is claimed, used + held, is at most 8 * 10^18 in each scope, so that no counter
--- leaves 64 bits: what would pass it is refused before anything changes. The root also has V the layout, q the last ticket, u the last number given.
+-- A scope's hash:
+--   g     revision: "generation.number", another one with any change of what stands below the numbers
+--   w     how many wait for room in it
+--   t, n  room of tokens and of nanodollars: cap - used - held, where 8 * 10^18 stands for no cap
+--   p, m  what is used of them; what is held is cap - room - used
+--   f     claims in flight
+--   s, e  start and end of the period           a     era                      d  thresholds that were told in it
+--   T, N  caps                                  W     window                   k  c closed, r as revive.lua says
+--   v     version of its group                  o     which of TNW are its own, of a key
+--   x     how it expires: _flight.lua           c     number, in the order of making
+-- A group's hash: g generation, v version, T, N, W and c as above; y, E, b, q, r of its windows: _terms.lua.
+-- The root also has V, the layout; q, the last ticket; u, the last number given to a revision, an era or a scope.
+-- What is claimed, used + held, is at most 8 * 10^18, so that no counter leaves 64 bits: what would pass it is refused
+-- before anything changes.
 local call, format, match = redis.call, string.format, string.match
 local count = (#KEYS - 5) / 3
 local NONE = '8000000000000000000'

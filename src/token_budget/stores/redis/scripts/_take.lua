@@ -1,6 +1,7 @@
--- Take an amount from the room of every scope of the chain, or of none. Return the first scope that has no room, or where
--- somebody waits who is older than the ticket; nil if it is taken. And the name of the cap that leaves no room. Room is told by the sign of what HINCRBY answers,
--- which a double keeps at any size. An axis of which nothing is asked refuses nothing.
+-- Take an amount from the room of every scope of the chain, or of none. Return the first scope that has no room, or
+-- where somebody waits who is older than the ticket; nil if it is taken. And the name of the cap that leaves no room.
+-- Room is told by the sign of what HINCRBY answers, which a double keeps at any size. An axis of which nothing is asked
+-- refuses nothing.
 local function take(waits, tokens, nanos, id, ticket)
   local at, cap
   for i = 1, count do
@@ -33,7 +34,8 @@ local function take(waits, tokens, nanos, id, ticket)
   return at, cap
 end
 
--- Return a process whose lease is over: it is charged before anything is refused, since what it holds comes back to nobody.
+-- Return a process whose lease is over: it is charged before anything is refused, since what it holds comes back to
+-- nobody.
 local function dead()
   return call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 1)[1]
 end

@@ -61,11 +61,12 @@ local function expire(key, x, flying, ends)
   if x == 'k' and (flying or '0') == '0' then call('PEXPIREAT', key, expiry(ends)) end
 end
 
--- Give a group another window (already set), as of a version. Its keys follow with their next steps, and may be late: E is
--- the end of the period in which the window was set, and a key that first meets the window after that has begun anew
--- meanwhile. So has one that has never met the window before, if that had such an end: b is the version of the last such.
--- Of the others those begin anew whose period was over when their window ended: r is what its clock said then, and only
--- keys of versions below q had it. The period of a key that has met a later window was not over yet when that ended.
+-- Give a group another window (already set), as of a version. Its keys follow with their next steps, and may be late: E
+-- is the end of the period in which the window was set, and a key that first meets the window after that has begun anew
+-- meanwhile. So has one that has never met the window before, if that had such an end: b is the version of the last
+-- such. Of the others those begin anew whose period was over when their window ended: r is what its clock said then,
+-- and only keys of versions below q had it. The period of a key that has met a later window was not over yet when that
+-- ended.
 local function set_group_window(key, version, ends, reading)
   local last = call('HMGET', key, 'E', 'y', 'q')
   local over = last[1] and last[1] ~= '' and ended(last[1], reading)

@@ -4,8 +4,9 @@
 -- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 5 token cap,
 --        6 nanodollar cap, 7 window, each '' where it stays, none for none, 8 g for a group, k for a key's scope, else
 --        '', 9 the command that publishes, 10 not '' where the window has a clock of its own, 11 start and 12 end of
---        its period, '' for none, 13 what the clock of its old window says, '' for the server's, 17 the process, and 18 who that is
--- Answer done, 1     1 where it got another window and its period was over, so that it began anew, else 0
+--        its period, '' for none, 13 what the clock of its old window says, '' for the server's, 17 the process, and 18
+--        who that is
+-- Answer done, begun     1 where it got another window and its period was over, so that it began anew, else 0
 --        closed          the scope is closed
 --        now, time       it is not in that period by the server's clock
 --        cancelled, owner, stale, gone

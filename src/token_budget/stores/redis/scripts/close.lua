@@ -4,7 +4,8 @@
 -- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 5 its path, '' for a
 --        key's, 9 the command that publishes
 -- Answer done; cancelled, owner, stale, gone
--- Atomic: all of it. Claims in flight still settle. Seven days after the last one the scope expires, and its name is free.
+-- Atomic: all of it. Claims in flight still settle. Seven days after the last one the scope expires, and its name is
+-- free.
 -- include _chain _line _terms _once
 local answer = before()
 if answer then return answer end

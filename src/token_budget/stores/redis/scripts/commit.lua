@@ -3,20 +3,21 @@
 -- KEYS   see _chain.lua; 1 and 2 are of the claim's owner, whoever asks
 -- ARGV   1 generation, 2 the claim's number, 3 the step's number, 4 the lowest number of a step still under way,
 --        5 tokens, 6 nanodollars, 7 flags: c commits, r releases, s settles; then m if the owner is the process that
---        asks, w for rows, t where the clocks tell the time (c and s need it), 8 the step's name among those of all processes, 9 and on: see _chain.lua
--- Answer done, tokens, nanos, rows      it held this amount, and is settled; rows where asked for, or where a scope is over
+--        asks, w for rows, t where the clocks tell the time (c and s need it), 8 the step's name among those of all
+--        processes, 9 and on: see _chain.lua
+-- Answer done, tokens, nanos, rows      it held this amount, and is settled; rows where asked for, or a scope is over
 --        late, tokens, nanos, rows      it had been charged with this amount in full, and is corrected
---        unknown, 0, 0, rows            there is no such claim; c has counted the amount all the same, the others nothing
+--        unknown, 0, 0, rows            there is no such claim; c has counted the amount, the others nothing
 --        repeat, tokens, nanos, rows    it was settled before, and this amount counted
---        settled, tokens, nanos         c, r: s was done before, or r after c, and counted this amount; nothing was changed
+--        settled, tokens, nanos         s was done before c or r, or c before r, and counted this; nothing was changed
 --        waiting         it waits, and holds nothing
 --        moved, owner    it was handed over, and is number 1 of that owner
 --        excess, i       more would be claimed there than is counted
 --        stale, changed, old, ended   as reserve's
 -- Atomic: all of it. done, late and the counting unknown leave a mark with the step's name, so that a copy of the step
--- has the same answer and changes nothing: in the owner's hash until it is acknowledged, or for 7 days where it is s, or
--- where the owner is another process, or is no longer known.
--- A late one counts in full where the scope is still in the era of the charge; else only what is above the charge is new.
+-- has the same answer and changes nothing: in the owner's hash until it is acknowledged, or for 7 days where it is s,
+-- or where the owner is another process, or is no longer known. A late one counts in full where the scope is still in
+-- the era of the charge; else only what is above the charge is new.
 -- include _chain _scopes _rows _line _room _flight
 local own, past, n, tokens, nanos = KEYS[1], KEYS[2], ARGV[2], ARGV[5], ARGV[6]
 local mode, op = string.sub(ARGV[7], 1, 1), ARGV[8]

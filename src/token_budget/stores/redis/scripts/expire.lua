@@ -9,8 +9,8 @@
 --        alive                  its lease is not over
 --        ended, i, now          as reserve's
 -- Atomic: all of it. First the process is no longer known, so that no step of it can be done any more. A charge counts
--- the amount as used, in the era that the scope is in; so it is held no more. Entries that have changed are left for the
--- next run; answers that were not acknowledged are kept for 7 days, as are the charges.
+-- the amount as used, in the era that the scope is in; so it is held no more. Entries that have changed are left for
+-- the next run; answers that were not acknowledged are kept for 7 days, as are the charges.
 -- include _chain _line _terms _flight
 local own, past, owner = KEYS[1], KEYS[2], ARGV[2]
 count = tonumber(ARGV[6])
@@ -58,7 +58,7 @@ for e = 10 + count, #ARGV, 3 do
         end
       end
       local at = format('%.6f', clock())
-      call('HSET', past, n, '!' .. tokens .. ' ' .. nanos .. ' ' .. at .. ' ' .. table.concat(eras, ',') .. ' ' .. paths)
+      call('HSET', past, n, '!' .. table.concat({tokens, nanos, at, table.concat(eras, ','), paths}, ' '))
       charged[#charged + 1] = n
       kept = true
     end

@@ -1,8 +1,8 @@
 -- forget: delete the scope of a key, and all below it.
 --
 -- KEYS   see _chain.lua, with one scope; 9 the names of all scopes, then whatever else is deleted with it
--- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 10 and on: the paths of
---        scopes and groups below that have a name
+-- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 10 and on: the
+--        paths of scopes and groups below that have a name
 -- Answer done, 1 if it was there, else 0
 --        busy, flying, waiting   claims are in flight there, or wait there; nothing was changed
 --        cancelled, owner, stale

@@ -2,7 +2,7 @@
 --
 -- KEYS   see _chain.lua
 -- ARGV   1 generation, 10 and on: for each scope what the clock of its window says, '' for the server's
--- Answer done, a text for each scope that changes with its numbers, its terms, its period's end and the head of its line
+-- Answer done, a text for each scope that changes with its numbers, terms, its period's end, and who is first there
 --        owner           the process is no longer known
 -- Atomic: all of it. It changes nothing but the time of the beat.
 -- include _chain

@@ -1,15 +1,15 @@
 -- open: make a scope or a group, or find it, and settle its caps and its window.
 --
--- KEYS   see _chain.lua, with one scope, which may be the root or a group's hash; 9 what each process gave, 10 the names
---        of all scopes, 11 and on the hashes of the scopes above, its parent first
+-- KEYS   see _chain.lua, with one scope, which may be the root or a group's hash; 9 what each process gave, 10 the
+--        names of all scopes, 11 and on the hashes of the scopes above, its parent first
 -- ARGV   1 the root's generation, '' where the process has not seen it yet, 2 and 3 the step's number, 4 the lowest
 --        number of a step still under way, 5 token cap, 6 nanodollar cap, 7 window, each '' where none was given,
 --        8 code, mine or stored, 9 the command that publishes, 10 not '' where the window has a clock of its own,
 --        11 start and 12 end of its period, 13 not '' where it may be made, 14 its path, 15 not '' for a group,
 --        16 the generation of a root that is made, 17 the process, and 18 who that is, 19 what the
 --        clock of its old window says, '' for the server's
--- Answer opened, made, generation, begun, (what, stored, given) of each value that changed; made: 1 if it is new; begun:
---                        1 where it got another window and its period was over, so that it began anew
+-- Answer opened, made, generation, begun, (what, stored, given) of each value that changed; made: 1 if it is new;
+--                        begun: 1 where it got another window and its period was over, so that it began anew
 --        mismatch, what, stored, given, theirs, who   a living process gave another value
 --        now, time       it is not in that period by the server's clock
 --        closed, i       a scope above is closed: 2 is the nearest

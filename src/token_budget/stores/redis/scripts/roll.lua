@@ -1,8 +1,8 @@
 -- roll: begin the next period of a scope whose period is over.
 --
 -- KEYS   see _chain.lua, with one scope
--- ARGV   1 generation, 2 the end of the period that is over, 5 start and 6 end of the new one, 7 not '' where its window
---        has a clock of its own, 9 the command that publishes
+-- ARGV   1 generation, 2 the end of the period that is over, 5 start and 6 end of the new one, 7 not '' where its
+--        window has a clock of its own, 9 the command that publishes
 -- Answer rolled       by this run
 --        same         somebody else has rolled it, or it has another window since, or is not there
 --        now, time    it is not in that period by the server's clock
