@@ -127,7 +127,7 @@ def test_a_budget_whose_making_ends_anywhere_is_made_whole_by_the_next(
         except KeyboardInterrupt:
             assert steps == at
             assert not path.exists() or path.stat().st_size > 0
-            assert not Path(f"{path}.new").exists()
+            assert not Path(f"{path}.unfinished").exists()
         else:
             assert at > steps >= 6
             connection.let_go()
@@ -147,8 +147,8 @@ def ended(function: Any, step: Any) -> Any:
 
 
 def test_what_a_maker_that_was_killed_left_behind_is_taken_away(path: Path) -> None:
-    Path(f"{path}.new").write_bytes(b"half a budget")
-    Path(f"{path}.new-journal").write_bytes(b"half a journal")
+    Path(f"{path}.unfinished").write_bytes(b"half a budget")
+    Path(f"{path}.unfinished-journal").write_bytes(b"half a journal")
     assert opened(path).run(30, True, add) == 1
     assert sorted(contents(path.parent)) == sorted(f"budget.db{name}" for name in NAMES)
 
@@ -230,7 +230,7 @@ assert opened(path + "/a/budget.db") is opened(path + "/b/budget.db")
     )
 
 
-@pytest.mark.parametrize("name", ["a b.db", "50%?#&.db", "größe.db", "db", "x" * 200])
+@pytest.mark.parametrize("name", ["a b.db", "50%?#&.db", "größe.db", os.fsdecode(b"\xff.db"), "db", "x" * 200])
 def test_any_name_of_a_file_will_do(path: Path, name: str) -> None:
     connection = opened(path.parent / name)
     assert connection.run(30, True, add) == 1

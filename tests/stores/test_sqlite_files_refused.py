@@ -101,7 +101,7 @@ def test_a_file_that_is_no_budget_of_this_version_is_refused_and_left_as_it_is(
         with pytest.raises(StoreError, match=text):
             Connection.of(path, timeout=30)
     assert path.read_bytes() == before
-    assert path.name not in {name for name in contents(path.parent) if name.endswith((".new", "-journal"))}
+    assert path.name not in {name for name in contents(path.parent) if name.endswith((".unfinished", "-journal"))}
 
 
 def test_nothing_is_made_beside_a_file_of_another_program(path: Path) -> None:
@@ -157,6 +157,14 @@ def test_a_name_that_is_too_long_is_refused(path: Path) -> None:
 def test_a_folder_that_does_not_exist_is_not_made(path: Path) -> None:
     with pytest.raises(StoreError, match="there is no folder"):
         Connection.of(path.parent / "none" / "budget.db", timeout=30)
+    assert not contents(path.parent)
+
+
+def test_a_sqlite_that_is_too_old_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 22, 0))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.22.0")
+    with pytest.raises(StoreError, match=r"3\.22\.0 is too old: .* 3\.24"):
+        Connection.of(path, timeout=30)
     assert not contents(path.parent)
 
 

@@ -2,6 +2,10 @@
 
 A kill -9 is seen at once, without a clock or a thread that renews anything. A process that is stopped still lives. A
 forked child does not hold its parent's byte, so the parent's death is seen though children of it live.
+
+POSIX frees the locks that a process has on a file when the process closes any descriptor of it. So a program that reads
+`.alive` itself (a copy of the folder, made in there) looks dead to others from then on: what its open claims hold is
+charged in full, and corrected when they are settled.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _NETWORK = re.compile(
     r"|vboxsf|prl_fs|drvfs|fuse\.(sshfs|ceph\w*|gluster\w*|glusterfs|davfs2?|s3fs|gcsfuse|rclone|juicefs|mfs|moosefs"
     r"|seaweedfs|vmhgfs-fuse|grpcfuse|osxfs|goofys|curlftpfs|smbnetfs|mount-s3|nfs\w*|lustre|beegfs)|fakeowner"
 )
+_OLDEST = (3, 24)  # it has UPSERT
 _SETTLED = 3_000_000_000  # nanoseconds: a folder's time of change may be this coarse (FAT: 2 s)
 # Where SQLite locks (its os_unix.c): the bytes of readers of the database, and "the shared memory is in use".
 _READERS = (0x40000002, 510)
@@ -72,6 +73,8 @@ def uri(path: str, options: str) -> str:
 
 def examine(path: str, *, create: bool) -> bool:
     """Return whether there is a budget's file, without changing anything. False only where one may be made."""
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise StoreError(f"{path}: SQLite {sqlite3.sqlite_version} is too old: it must be 3.24 or newer")
     _check_mount(path)
     try:
         found = Path(path).stat()
@@ -197,7 +200,7 @@ def _set_mode(descriptor: int, mode: int) -> None:
 
 def make(path: str) -> None:
     """Make a budget's file under another name, then give it its own. Called under the file lock only."""
-    new = path + ".new"  # what a creator that died has left is taken away
+    new = path + ".unfinished"  # what a maker that died has left is taken away
     for left in (new, new + "-journal"):
         Path(left).unlink(missing_ok=True)
     try:
