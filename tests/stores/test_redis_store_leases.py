@@ -11,6 +11,7 @@ import pytest
 from redis_stores import Budget, Process, wait
 from token_budget import Window
 from token_budget.contract import BudgetUnavailable
+from token_budget.stores._errors import StoreLost
 from token_budget.stores._store import DONE, GRANTED, LATE, LEFT, REFUSED, REPEAT, SETTLED, UNKNOWN, News
 
 
@@ -451,3 +452,17 @@ def test_a_forked_child_is_a_process_of_its_own(budget: Budget) -> None:
     one.engine.let_go()
     assert one.used() == (7, 5)
     assert key.owner == before
+
+
+def test_a_process_whose_hash_was_deleted_says_so_and_takes_nothing(budget: Budget) -> None:
+    one, two = budget.process(), budget.process()
+    [key] = holding(one, 30)
+    assert budget.raw.delete(budget.keys.owner(one.engine._process.owner)) == 1
+    for _ in range(2):
+        with pytest.raises(StoreLost, match="has lost what this process holds"):
+            one.engine.record((one.root,), 1, 0)
+        with pytest.raises(StoreLost):
+            one.engine.reserve((one.root,), one.engine.new_key(), 1, 0)
+    assert one.engine.commit((one.root,), key, (30, 0), (3, 0)).kind == UNKNOWN  # it has happened, and counts
+    assert two.engine.record((two.root,), 1, 0).kind == DONE
+    assert two.used() == (4, 30)  # nobody knows what may be given back: it stays held

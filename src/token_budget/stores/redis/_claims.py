@@ -110,7 +110,7 @@ def _start_over(step: Step, chain: Sequence[Scope], claim: Claim, answer: Sequen
     process = step.process
     if len(answer) > 1 and answer[1] is not None:
         cancel_number(step, chain, claim.owner, claim.number)
-    process.declared_dead(claim.owner)
+    step.not_known(claim.owner)
     step.register()
     process.rebind(claim)
 
@@ -135,7 +135,7 @@ def record(process: Process, chain: Sequence[Scope], tokens: int, nanos: int, *,
                 if kind == "refused":
                     return Answer(REFUSED, shown(step, chain, answer[2]), answer[1] - 1)
                 if kind == "owner":  # nothing was done under it, and nothing will be
-                    process.declared_dead(owner)
+                    step.not_known(owner)
                     step.register()
                     owner = process.owner
                 else:
@@ -348,7 +348,7 @@ def renew(step: Step) -> list[str]:
     owner = process.owner
     answer = step.ask(process.scripts.renew, (), repr(float(process.lease)), ("", "", "", ""), (), owner)
     if answer[0] == "owner":
-        process.declared_dead(owner)
+        step.not_known(owner)
         step.register()
         return []
     process.renew_at = time.monotonic() + process.lease / 3

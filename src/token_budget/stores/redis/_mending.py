@@ -241,7 +241,7 @@ def tell_threshold(step: Step, scope: Scope, era: str, parts: str, again: Sequen
             step.done(number)
             return bool(answer[1])
         if answer[0] == "owner":
-            process.declared_dead(process.owner)
+            step.not_known(process.owner)
         else:
             mend(step, (scope,), answer)
 

@@ -291,6 +291,20 @@ class Step:
         finally:
             process.registering.release()
 
+    def not_known(self, owner: str) -> None:
+        """Let the process go on as another owner, after a script said that the store does not know this one.
+
+        Raises:
+            StoreLost: it was not declared dead, since it has its lease, which ends in the same step as its hash. So the
+                hash was deleted or evicted, and with it what the process holds.
+        """
+        process = self.process
+        ask, keys = process.client.command, process.keys
+        known = process.owner != owner or ask("EXISTS", keys.owner(owner), timeout=self.left())
+        if not known and ask("ZSCORE", keys.leases, owner, timeout=self.left()) is not None:
+            raise process.lost("has lost what this process holds")
+        process.declared_dead(owner)
+
     def stale(self) -> BudgetUnavailable:
         """Return the error of a step that the store takes for a copy of one that has ended."""
         return BudgetUnavailable(

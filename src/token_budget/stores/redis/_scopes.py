@@ -65,7 +65,7 @@ def _once(
         while True:
             answer = in_period(window, send)
             if answer[0] == "owner":
-                process.declared_dead(owner)
+                step.not_known(owner)
                 begin(step)
                 owner = process.owner
             elif answer[0] in {"ended", "gone", "old", "stale"}:

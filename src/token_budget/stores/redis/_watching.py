@@ -73,7 +73,7 @@ class Watcher:
             keys = keys_of(process, chain)
             answer = step.ask(process.scripts.look, keys, 0, ("", "", "", ""), readings, self._owner)
         if answer[0] == "owner":
-            process.declared_dead(self._owner)
+            step.not_known(self._owner)
             return [key for _, key, _, _ in heads]
         self._beaten = time.monotonic()
         seen = dict(zip(scopes, answer[1], strict=True))
