@@ -464,8 +464,11 @@ def test_a_child_forked_while_a_thread_asks_begins_with_nothing_of_it() -> None:
         wait_until(lambda: server.info("clients")["blocked_clients"] == "1")
         pid = os.fork()
         if pid == 0:
-            done = count(client, "child") == 2
-            os._exit(0 if done else 1)
+            status = 1
+            try:
+                status = 0 if count(client, "child") == 2 else 1
+            finally:
+                os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
         client2 = client_of(server)
         client2.command("RPUSH", f"{client._key}:list", "go")

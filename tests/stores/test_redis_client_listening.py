@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from token_budget.stores.redis import _listener
 from token_budget.stores.redis._client import Client
 from token_budget.stores.redis._listener import Listener
 from token_budget.stores.redis._routes import slot_of
+from token_budget.stores.redis._wire import command
 
 LONG = 60.0
 
@@ -132,6 +135,7 @@ def test_a_server_that_is_gone_is_waited_for_and_nothing_is_raised() -> None:
 def test_a_server_that_says_nothing_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a host vanished from the network: nothing closes the connection."""
     monkeypatch.setattr(_listener, "_QUIET", 0.05)
+    monkeypatch.setattr(_listener, "_PATIENCE", 0.05)
 
     def answer(words: list[str]) -> bytes | None:
         return b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n" if words[0] == "SUBSCRIBE" else None
@@ -146,16 +150,29 @@ def test_a_server_that_says_nothing_for_long_is_given_up(monkeypatch: pytest.Mon
     server.close()
 
 
+def pings(server: Server) -> int:
+    """Return how often a server was asked for a sign of life."""
+    return int(server.info("commandstats").get("cmdstat_ping", "calls=0").partition(",")[0].removeprefix("calls="))
+
+
 def test_a_server_that_gives_a_sign_of_life_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_listener, "_QUIET", 0.05)
-    heard = client_of().listener(new_name())
-    heard.wait(LONG)
-    wire = heard._wire
-    before = int(shared().info("stats")["total_commands_processed"])
-    assert heard.wait(0.5) is False
-    assert heard._wire is wire
-    assert int(shared().info("stats")["total_commands_processed"]) > before + 2
-    heard.close()
+    """Also where nobody has waited for long, and its sign was not looked at."""
+    monkeypatch.setattr(_listener, "_QUIET", 0.02)
+    monkeypatch.setattr(_listener, "_PATIENCE", LONG)
+    with Server() as server:
+        heard = client_of(server).listener("room")
+        heard.wait(LONG)
+        wire = heard._wire
+        assert wire is not None
+        before = pings(server)
+        wait_until(lambda: heard.wait(0.05) or pings(server) > before + 2)
+        assert heard._wire is wire
+        wire.send(command("PING"), time.monotonic() + LONG)
+        assert select.select([wire._socket], [], [], LONG)[0]
+        heard._pinged = time.monotonic() - 2 * LONG
+        assert heard.wait(0) is False
+        assert heard._wire is wire
+        heard.close()
 
 
 def test_another_thread_ends_the_wait(listener: Listener) -> None:
@@ -196,10 +213,13 @@ def test_a_forked_child_listens_over_a_connection_of_its_own() -> None:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            subscribed = heard.wait(LONG)
-            os.write(writing, b"!")
-            told = heard.wait(LONG)
-            os._exit(0 if subscribed and told else 1)
+            status = 1
+            try:
+                subscribed = heard.wait(LONG)
+                os.write(writing, b"!")
+                status = 0 if subscribed and heard.wait(LONG) else 1
+            finally:
+                os._exit(status)
         assert os.read(reading, 1) == b"!"
         assert publish(heard, server) == 2
         assert os.waitpid(pid, 0)[1] == 0
@@ -287,7 +307,7 @@ def test_a_fork_is_noticed_also_where_nobody_tells_of_it(listener: Listener) -> 
 
 
 def test_a_message_that_never_ends_does_not_hold_the_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_listener, "_QUIET", 0.1)
+    monkeypatch.setattr(_listener, "_PATIENCE", 0.1)
     parts: list[bytes | Callable[[], Any]] = [b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n", b"*3\r\n$7\r\nmess"]
     server = ScriptedRedis(lambda words: parts if words[0] == "SUBSCRIBE" else b"+OK\r\n")  # type: ignore[arg-type, return-value]
     heard = scripted_client(server).listener("room")

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from token_budget.stores.redis._wire import Refusal, Wire, command
 
 _PING = command("PING")
-_QUIET = 5.0  # seconds without a word, after which the server is asked for one, and after twice as many given up
+_QUIET = 5.0  # seconds without a word, after which the server is asked for one
+_PATIENCE = 5.0  # seconds that this word, or the rest of a message, may take
 _LATEST = 2.0  # seconds between attempts to connect, at most
 _CONNECTING = 1.0  # seconds that an attempt to connect may take, also where the wait is shorter
 
@@ -36,7 +37,7 @@ class Listener:
         self._wire: Wire | None = None  # subscribed
         self._pid = os.getpid()
         self._heard = 0.0  # when something last came over the wire
-        self._pinged = False  # whether a word was asked for since
+        self._pinged = 0.0  # when a word was asked for since, 0 if it was not
         self._again = 0.0  # when to connect again, after failures
         self._failures = 0
         self._refused = False  # told in the log once
@@ -86,21 +87,21 @@ class Listener:
             wire.close()
 
     def _message(self, wire: Wire, until: float) -> bool:
-        """Wait for a message; ask for a sign of life where there was none for long. True also if it must subscribe."""
+        """Wait for a message; ask for a sign of life where there was none for long. Return whether a message came."""
         now = time.monotonic()
-        if now - self._heard > 2 * _QUIET:
-            raise ConnectionError("the server has said nothing for long")
         if not self._pinged and now - self._heard > _QUIET:
             wire.send(_PING, now + _CONNECTING)
-            self._pinged = True
-        due = self._heard + (2 * _QUIET if self._pinged else _QUIET)
-        answer = wire.receive(min(until, due + 0.001), time.monotonic() + _QUIET)
+            self._pinged = now
+        due = self._pinged + _PATIENCE if self._pinged else self._heard + _QUIET
+        answer = wire.receive(min(until, due), min(until, due) + _PATIENCE)
+        if answer is None and self._pinged and time.monotonic() >= due:
+            raise ConnectionError("the server gives no sign of life")
         found = False
         while answer is not None:
-            self._heard, self._pinged = time.monotonic(), False
+            self._heard, self._pinged = time.monotonic(), 0.0
             found = self._is_message(answer) or found
             # What has come together with it says the same.
-            answer = wire.receive(0, self._heard + _QUIET) if wire.pending else None
+            answer = wire.receive(0, self._heard + _PATIENCE) if wire.pending else None
         return found
 
     def _is_message(self, answer: Any) -> bool:
@@ -125,7 +126,7 @@ class Listener:
         except Exception as error:  # noqa: BLE001 - Refusal, OSError, and what the client's package raises
             self._failed(error)
             return False
-        self._heard, self._pinged, self._failures, self._again = time.monotonic(), False, 0, 0.0
+        self._heard, self._pinged, self._failures, self._again = time.monotonic(), 0.0, 0, 0.0
         self._wire = wire
         if self._closed.is_set():
             self._drop()

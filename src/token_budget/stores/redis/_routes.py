@@ -72,8 +72,8 @@ class SentinelRoute(_OneServer):
         self._others: int = manager.min_other_sentinels
         self._forced: str | None = getattr(manager, "_force_master_ip", None)
         first = min(settings.address for settings in self._sentinels).partition("/")[0]
-        scheme, _, database = self._settings.scheme, *self._settings.address.rpartition("/")[1:]
-        self.location: str = f"{scheme}+sentinel://{first}/{self._service}/{database}"
+        settings = self._settings
+        self.location: str = f"{settings.scheme}+sentinel://{first}/{self._service}/{settings.database}"
 
     def connect(self, until: float) -> Wire:
         """Ask the Sentinels, connect to the master, and make sure that it knows that it is one."""

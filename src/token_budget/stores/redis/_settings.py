@@ -97,8 +97,13 @@ class Settings:
         """Where it connects to, as the authority and path of a URL, without the login."""
         given = self._given
         if "path" in given:
-            return f"{given['path']}?db={given.get('db') or 0}"
-        return f"{given.get('host', 'localhost')}:{given.get('port', 6379)}/{given.get('db') or 0}"
+            return f"{given['path']}?db={self.database}"
+        return f"{given.get('host', 'localhost')}:{given.get('port', 6379)}/{self.database}"
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        return int(self._given.get("db") or 0)
 
     @property
     def scheme(self) -> str:
