@@ -212,7 +212,7 @@ def _send_make(step: Step, scope: Scope, group: Group, start: str, end: str) -> 
     keys = keys_of(process, (scope,))
     expires = "" if own_clock(window) or process.volatile else "k"
     words = (start, end, mark_of(window), expires)
-    return step.ask(process.scripts.make, keys, group.version, words, (reading(scope),))
+    return step.ask(process.scripts.make, keys, group.version, words)
 
 
 # ---------------------------------------------------------------------- thresholds

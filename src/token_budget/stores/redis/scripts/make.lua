@@ -3,7 +3,7 @@
 -- KEYS   see _chain.lua, with one scope; 8 its group's hash
 -- ARGV   1 generation, 2 the group's version that the caller has read, 5 start and 6 end of the present period by
 --        the group's window, '' without one, 7 not '' where the window has a clock of its own, 8 k where the scope
---        expires after its period, else '', 9 the command that publishes, 10 not used
+--        expires after its period, else '', 9 the command that publishes
 -- Answer made         it is new
 --        kept, 1      it was there, and has the group's values now, but for its own; 1 where it got another window and
 --                     its period was over, so that it began anew, else 0
