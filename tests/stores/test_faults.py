@@ -5,6 +5,7 @@ Each fault is a program of its own, two of them at a time: they wait for leases 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -86,3 +87,47 @@ def test_the_store_has_exactly_what_each_process_was_told(name: str, running: di
 
 def test_every_fault_is_tried_here() -> None:
     assert sorted(_run("--list").stdout.split()) == sorted(NAMES)
+
+
+# ---------------------------------------------------------------- the audit itself
+
+_SPEC = importlib.util.spec_from_file_location("fault_audit", Path(PROGRAM, "fault_audit.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+audit = importlib.util.module_from_spec(_SPEC)
+sys.modules["fault_audit"] = audit  # where its dataclass looks its annotations up
+_SPEC.loader.exec_module(audit)
+
+BEGUN = "1 b 0.0\n2 r 500\n3 g\n4 c 300\n5 d\n6 p 40\n7 q\n8 r 70\n9 u\n"  # 340 in all
+
+
+@pytest.mark.parametrize(
+    ("rest", "fits"),
+    [
+        ("", {(340, 0)}),
+        ("10 r 90\n", {(340, 0), (430, 90)}),
+        ("10 r 90\n11 x\n", {(340, 0)}),
+        ("10 r 90\n11 g\n", {(430, 90)}),
+        ("10 r 90\n11 g\n12 c 20\n", {(360, 0), (430, 90)}),
+        ("10 r 90\n11 g\n12 c 20\n13 d\n", {(360, 0)}),
+        ("10 r 90\n11 g\n12 l\n", {(340, 0), (430, 90)}),
+        ("10 p 90\n", {(340, 0), (430, 0)}),
+    ],
+)
+def test_a_killed_process_has_one_of_the_two_sums_of_its_last_step(
+    rest: str, fits: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    (tmp_path / "log").write_text(BEGUN + rest, encoding="ascii")
+    life = audit.life_of(tmp_path / "log")
+    all_pairs = {(used, charged) for used in (0, 339, 340, 341, 360, 410, 430) for charged in (0, 20, 90)}
+    assert {pair for pair in all_pairs if not audit.audited(life, killed=True, used=pair[0], charged=pair[1])} == fits
+
+
+@pytest.mark.parametrize(("last", "used", "charged"), [("z", 339, 0), ("z", 341, 0), ("z", 340, 90), ("!", 340, 0)])
+def test_a_process_that_ended_by_itself_has_what_it_was_told(
+    last: str, used: int, charged: int, tmp_path: Path
+) -> None:
+    (tmp_path / "log").write_text(f"{BEGUN}10 {last}\n", encoding="ascii")
+    life = audit.life_of(tmp_path / "log")
+    assert audit.audited(life, killed=False, used=used, charged=charged)
+    assert bool(audit.audited(life, killed=False, used=340, charged=0)) is (last != "z")

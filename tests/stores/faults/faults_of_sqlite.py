@@ -116,14 +116,17 @@ def disk_full(scale: float, workers: int) -> Outcome | str:
     if room is None:
         return _in_a_small_room("sqlite-disk-full", scale * 60)
     with Crew(f"sqlite:{room}/budget.db#total", workers, timeout=1) as crew:
+        ballast = Path(room, "ballast")
         for _ in range(max(1, round(4 * scale))):
-            ballast = Path(room, "ballast")
-            _fill(ballast)
-            crew.wait_for_refusals(partial(_fill, ballast))
-            crew.pool.snapshot()  # works
-            time.sleep(0.2)
-            crew.kill_at_random()  # and who dies now is charged when there is room
-            ballast.unlink()
+            with closing(sqlite3.connect(Path(room, "budget.db"), isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT * FROM sqlite_master").fetchall()  # as long as it reads, the log can only grow
+                _fill(ballast)
+                crew.wait_for_refusals(partial(_fill, ballast))
+                crew.pool.snapshot()  # works
+                time.sleep(0.2)
+                crew.kill_at_random()  # and who dies now is charged when there is room
+                ballast.unlink()
             time.sleep(0.5)
         return crew.finish()
 
