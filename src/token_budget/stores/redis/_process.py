@@ -198,9 +198,9 @@ class Step:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         process = self.process
-        process.running.pop(self._ident, None)
         with process.lock:
             process.under_way.pop(self.number, None)
+        process.running.pop(self._ident, None)  # last: a signal handler in here is refused, and takes no lock
 
     def left(self) -> float:
         """Return how many seconds are left, at least 0."""
