@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import token_budget
+from token_budget.stores.sqlite import _file
 from token_budget.stores.sqlite._connection import Connection, _registry
 
 NAMES = ("", "-wal", "-shm", ".lock", ".alive")  # of the five files, after the budget's own name
@@ -84,11 +86,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def quiet(connection: Connection) -> None:
-    """Make the folder look as if nothing had changed in it for an hour, and the connection trust that."""
-    folder = Path(connection.path).parent
-    os.utime(folder, (time.time() - 3600, time.time() - 3600))
-    connection.look(30, count)
-    assert connection._file.changed == folder.stat().st_mtime_ns
+    """Have the connection trust that nothing changes in the folder, as it does after some seconds."""
+    with patch.object(_file, "_SETTLED", 50_000_000):  # as long as it takes until another change has another time
+        until(lambda: connection.look(30, count) is not None and connection._file.changed is not None)
+    assert connection._file.changed == _file.time_of_change(Path(connection.path).parent.stat())
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -29,7 +29,7 @@ from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores.sqlite._alive import Alive
 from token_budget.stores.sqlite._faults import is_busy, ours
-from token_budget.stores.sqlite._file import BudgetFile, Identity, resolved, uri
+from token_budget.stores.sqlite._file import BudgetFile, Identity, resolved, time_of_change, uri
 from token_budget.stores.sqlite._lock import HELD, poll
 from token_budget.stores.sqlite._registry import NESTED, Registry
 
@@ -190,7 +190,7 @@ class Connection:
                 file.take()
             except OSError as error:
                 self._wait_for_lock(error, deadline)
-        if os.stat(file.folder).st_mtime_ns != file.changed:  # noqa: PTH116 - a Path takes a microsecond more
+        if time_of_change(os.stat(file.folder)) != file.changed:  # noqa: PTH116 - a Path takes a microsecond more
             file.check()
         if durable is None:
             self._begin_to_read(deadline)

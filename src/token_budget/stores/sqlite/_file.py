@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -46,6 +47,9 @@ _READERS = (0x40000002, 510)
 _IN_USE = (128, 1)
 
 Identity = tuple[int, int]
+# When a folder was changed last. Of the two times that POSIX has, the one that nobody can put back: who unpacks an
+# archive over the files puts back the other one. On Windows `st_ctime_ns` is when the folder was made.
+time_of_change = attrgetter("st_mtime_ns" if sys.platform == "win32" else "st_ctime_ns")
 
 
 def identity(found: os.stat_result) -> Identity:
@@ -346,7 +350,7 @@ class BudgetFile:
         Each of that changes the folder, so that as long as the folder's time of change is `changed` all is as it was.
         """
         self.changed = None
-        before = Path(self.folder).stat().st_mtime_ns
+        before = time_of_change(Path(self.folder).stat())
         for path, known in self._known:
             try:
                 found = identity(Path(path).lstat())
