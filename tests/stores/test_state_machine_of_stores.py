@@ -628,8 +628,8 @@ needs_a_server = pytest.mark.skipif(
 _default = hypothesis.settings.default
 assert _default is not None
 _examples = max(40, _default.max_examples // 12)  # 40 in CI: a step in a store costs a hundred times one in process
+settings = hypothesis.settings(_default, max_examples=_examples)
 TestInProcess = PoolsAgainstModel.TestCase
 TestSQLite = SQLitePoolsAgainstModel.TestCase
 TestRedis = needs_a_server(RedisPoolsAgainstModel.TestCase)
-for _case in (TestInProcess, TestSQLite, TestRedis):
-    _case.settings = hypothesis.settings(_default, max_examples=_examples)
+TestInProcess.settings = TestSQLite.settings = TestRedis.settings = settings
