@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fault_audit import life_of
 from fault_crew import BudgetUnavailable, Crew, Outcome, wait_until
 from faults_of_sqlite import clock_steps
 
@@ -42,15 +43,23 @@ def stopped_holder(scale: float, workers: int) -> Outcome:
     with Server() as server, Crew(_store(server), workers) as crew:
         for _ in range(max(1, round(5 * scale))):
             key = crew.random.choice(crew.living)
-            while crew.last()[key].step != "g":  # in the middle of a call
-                os.kill(crew.processes[key].pid, signal.SIGCONT)
-                time.sleep(0.001)
-                os.kill(crew.processes[key].pid, signal.SIGSTOP)
+            wait_until(partial(_stopped_in_a_call, crew, key), "it is never in the middle of a call")
             try:
                 wait_until(lambda: _charged(crew), "the holder is not charged at the end of its lease")
             finally:
                 os.kill(crew.processes[key].pid, signal.SIGCONT)
         return crew.finish()
+
+
+def _stopped_in_a_call(crew: Crew, key: str) -> bool:
+    """Stop a worker; let it go on if it holds nothing."""
+    pid = crew.processes[key].pid
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    if life_of(crew.folder / f"{key}.log").step == "g":
+        return True
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def _charged(crew: Crew) -> bool:
