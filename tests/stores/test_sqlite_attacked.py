@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlite_files import add, close_all, count, opened, quiet
 
+from sqlite_files import add, close_all, count, opened, other, quiet
 from token_budget.stores import StoreLost
+from token_budget.stores.sqlite._connection import Connection
 
 
 @pytest.fixture
@@ -37,3 +40,50 @@ def test_files_that_were_replaced_are_noticed_though_the_folders_time_was_put_ba
         connection.run(30, True, add)
     with pytest.raises(StoreLost, match="replaced"):
         connection.look(30, count)
+
+
+def _killed_in_the_middle(path: Path, last: str = "") -> None:
+    """Count 5 in another process, which then dies by kill -9."""
+    program = "c = opened(path)\nc.run(30, True, add, 5)\n" + last + "\nsaid('done'); wait()"
+    with other(program, path) as process:
+        process.hears("done")
+
+
+@pytest.mark.parametrize("names", [("-wal",), ("-wal", "-shm")])
+def test_a_log_that_was_deleted_after_a_kill_is_lost_money_and_no_fresh_budget(
+    path: Path, names: tuple[str, ...]
+) -> None:
+    _killed_in_the_middle(path)
+    for name in names:
+        Path(f"{path}{name}").unlink()
+    for _ in range(2):
+        with pytest.raises(StoreLost, match="log .*was deleted"):
+            Connection.of(path, timeout=30)
+
+
+def test_an_older_copy_is_noticed_though_nobody_had_the_file_open(path: Path) -> None:
+    opened(path).let_go()
+    shutil.copy2(path, f"{path}.older")
+    connection = opened(path)
+    connection.run(30, True, add, 5)
+    connection.let_go()
+    Path(f"{path}.older").rename(path)
+    with pytest.raises(StoreLost, match="older copy"):
+        Connection.of(path, timeout=30)
+    Path(f"{path}.alive").unlink()  # who restored it says so, and goes on
+    assert opened(path).look(30, count) == 0
+
+
+def test_the_log_may_be_gone_where_all_of_it_is_in_the_file(path: Path) -> None:
+    _killed_in_the_middle(path)
+    with closing(sqlite3.connect(path)) as stranger:  # the last one out: it brings the log home, and deletes it
+        assert stranger.execute("SELECT value FROM counter").fetchone() == (5,)
+    assert not Path(f"{path}-wal").exists()
+    assert opened(path).look(30, count) == 5
+
+
+def test_what_a_power_cut_leaves_of_the_number_of_openings_keeps_nobody_out(path: Path) -> None:
+    opened(path).let_go()
+    Path(f"{path}.alive").write_bytes(b"\0" * 20)
+    opened(path).let_go()
+    assert int(Path(f"{path}.alive").read_bytes()) == 2

@@ -20,6 +20,8 @@ from pathlib import Path
 from token_budget.stores._names import encoded
 from token_budget.stores.sqlite._lock import PosixByte, WindowsByte, attempt, byte_lock
 
+_DIGITS = 20
+
 
 class Alive:
     """The bytes of `budget.db.alive`, as this process sees them. The descriptor is the process's only one."""
@@ -47,6 +49,18 @@ class Alive:
         lock = self._mine.pop(owner, None)
         if lock is not None:
             lock.free()
+
+    def openings(self) -> int:
+        """Return how often the budget was opened, as the file says; 0 where it does not."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        written = os.read(self._descriptor, _DIGITS)
+        return int(written) if written.isdigit() else 0
+
+    def note_opening(self, number: int) -> None:
+        """Write on the disk how often the budget was opened."""
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, b"%0*d" % (_DIGITS, number))
+        os.fsync(self._descriptor)
 
     def forked(self) -> None:
         """In a forked child: the bytes are the parent's."""

@@ -230,9 +230,9 @@ class Connection:
         if not poll(partial(self._is_done, "SELECT 1 FROM sqlite_master LIMIT 1"), deadline):
             raise BudgetUnavailable(f"{self.path}: another program keeps it locked")
 
-    def _is_done(self, statement: str) -> bool:
+    def _is_done(self, statement: str, parameters: tuple[int, ...] = ()) -> bool:
         try:
-            self._execute(statement).fetchall()
+            self._execute(statement, parameters).fetchall()
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
@@ -279,8 +279,11 @@ class Connection:
         self._database = opened[0]
         return opened[0]
 
-    def _connect(self, opened: list[sqlite3.Connection], deadline: float) -> None:
-        """Open SQLite's connection, under the file lock. Its own waiting is off, since Ctrl-C could not end it."""
+    def _connect(self, opened: list[sqlite3.Connection], deadline: float) -> Callable[[int], int]:
+        """Open SQLite's connection, under the file lock. Return what counts an opening.
+
+        SQLite's own waiting is off, since Ctrl-C could not end it.
+        """
         database = sqlite3.connect(
             uri(self.path, "mode=rw"), timeout=0, isolation_level=None, check_same_thread=False, uri=True
         )
@@ -294,6 +297,14 @@ class Connection:
         self._execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}").fetchall()
         self._execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}").fetchall()
         self._execute("SELECT count(*) FROM sqlite_master").fetchall()
+        return partial(self._count_opening, deadline)
+
+    def _count_opening(self, deadline: float, known: int) -> int:
+        """Count an opening in the file, where it has counted the known ones; return how many it has counted."""
+        counting = "UPDATE opening SET number = number + 1 WHERE number >= ?"
+        if not poll(partial(self._is_done, counting, (known,)), deadline):
+            raise BudgetUnavailable(f"{self.path}: another program keeps it locked")
+        return int(self._execute("SELECT number FROM opening").fetchone()[0])
 
     def let_go(self) -> None:
         """End one use. The last one closes the file: the owner then counts as dead. It never raises for the file."""

@@ -4,6 +4,8 @@ What always holds:
 
 * `budget.db` comes into being whole, with its tables, under the file lock. So a file that is empty, or is not there
   though `.alive` is, had a budget in it: nobody gets a fresh one.
+* Each opening is counted in `budget.db` (so at first in the log), and after that in `.alive`. So who opens a file whose
+  log is lost, or an older copy, sees that it has counted less.
 * While a process has the files open it holds shared locks on the bytes by which SQLite sees that a database is in use
   (`share`). So nobody deletes the log or the shared memory as "the last one out": neither a parent under the children
   that it forked, nor another program after this one has lost SQLite's own locks, as it does when anybody in here opens
@@ -98,6 +100,9 @@ def examine(path: str, *, create: bool) -> bool:
         usable = os.access(beside, os.R_OK | os.W_OK) if there else os.access(Path(path).parent, os.W_OK | os.X_OK)
         if not usable:
             raise StoreError(f"{path}: no rights to {'write' if there else 'make'} {beside}")
+    if os.path.lexists(path + "-shm") and not os.path.lexists(path + "-wal") and os.path.lexists(path + "-shm"):
+        # SQLite makes the log first, and deletes it last. The second look: another program may be closing the file.
+        raise StoreLost(f"{path}: its log {path}-wal was deleted. Restore it, or {_anew(path)}")
     _check_header(path)
     return True
 
@@ -279,8 +284,11 @@ class BudgetFile:
         self.free: Callable[[], Any] = _nothing
         self.try_lock: Callable[[], bool] = _nothing
 
-    def open(self, deadline: float, connect: Callable[[], Any], *, create: bool) -> None:
-        """Open all files, and make what is missing. ``connect`` opens SQLite's connection, under the file lock."""
+    def open(self, deadline: float, connect: Callable[[], Callable[[int], int]], *, create: bool) -> None:
+        """Open all files, and make what is missing.
+
+        ``connect`` opens SQLite's connection, under the file lock, and returns what counts the opening there.
+        """
         if not self.is_open:
             self.close()  # what an interrupted opening has left
             examine(self.path, create=create)
@@ -300,22 +308,35 @@ class BudgetFile:
             finally:
                 pass
 
-    def _begin(self, connect: Callable[[], Any], *, create: bool) -> None:
+    def _begin(self, connect: Callable[[], Callable[[int], int]], *, create: bool) -> None:
         path = self.path
         if not examine(path, create=create):  # again, under the lock: another process may have made or deleted it
             make(path)
         self._add(".alive", sibling(path + ".alive", self._mode()))
         self.alive: Alive = Alive(self._descriptors[".alive"])
         self._add("", os.open(path, os.O_RDWR))
-        connect()
+        count = connect()
         self._add("-wal", os.open(path + "-wal", os.O_RDWR))
         self._add("-shm", os.open(path + "-shm", os.O_RDWR))
         self._share()
         sync_folder(self.folder)
         self.sync: Callable[[], Any] = syncing(self._descriptors["-wal"])
         self.identity = dict(self._known)[path]
+        self._note(count)
         self.check()
         self.is_open = True
+
+    def _note(self, count: Callable[[int], int]) -> None:
+        """Count an opening in the database, and then in `.alive`. The log is synced first: so it never has less."""
+        known = self.alive.openings()
+        number = count(known)
+        if number <= known:
+            raise StoreLost(
+                f"{self.path} is an older copy, or its log ({self.path}-wal) was deleted: a part of what was spent is"
+                f" not in it. Restore it. Or delete {self.path}.alive to go on with what it has"
+            )
+        self.sync()
+        self.alive.note_opening(number)
 
     def _join(self, connect: Callable[[], Any]) -> None:
         """In a forked child, which has the parent's descriptors and SQLite's picture of the shared memory."""

@@ -70,6 +70,9 @@ _STATEMENTS = (
         UNIQUE (parent, name)
     )
     """,
+    # How often the file was opened. `.alive` has the same number: where that is larger, the file is not the latest.
+    "CREATE TABLE opening (number INTEGER NOT NULL)",
+    "INSERT INTO opening VALUES (0)",
     # The processes that live, and those that were found dead, for 7 days: a process that finds itself nowhere has an
     # older copy of the file before it.
     "CREATE TABLE owner (id INTEGER PRIMARY KEY, who TEXT NOT NULL, boot_id TEXT NOT NULL)",
