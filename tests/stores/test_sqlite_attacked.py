@@ -6,11 +6,14 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from sqlite_files import add, close_all, count, opened, other, quiet
+from sqlite_ledger import Ledger
+from token_budget import PoolClosed, Window
 from token_budget.stores import StoreLost
 from token_budget.stores.sqlite._connection import Connection
 
@@ -87,3 +90,36 @@ def test_what_a_power_cut_leaves_of_the_number_of_openings_keeps_nobody_out(path
     Path(f"{path}.alive").write_bytes(b"\0" * 20)
     opened(path).let_go()
     assert int(Path(f"{path}.alive").read_bytes()) == 2
+
+
+def test_a_closed_key_is_not_dropped_with_its_period(path: Path) -> None:
+    now = [0.5]
+    window = Window.every(timedelta(seconds=1), clock=lambda: now[0])
+    ledger = Ledger(path)
+    ledger.open("total")
+    ledger.open("total/u:", 5, window=window)
+    ledger.record("total/u:ann", 5)
+    ledger.store.close(ledger.scope("total/u:ann"))
+    now[0] = 10.5
+    for number in range(6):  # each new key looks at two old ones
+        ledger.record(f"total/u:{number}", 1)
+    assert ledger.row("total/u:ann").closed
+    with pytest.raises(PoolClosed):
+        ledger.reserve("total/u:ann", 1)
+
+
+def test_what_is_closed_is_closed_for_good_while_the_scope_above_it_is_open(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.open("total")
+    ledger.open("total/a", 5)
+    ledger.open("total/u:", 5)
+    ledger.record("total/u:ann", 5)
+    for name in ("total/a", "total/u:ann"):
+        ledger.store.close(ledger.scope(name))
+    later = ledger.store._ledger.clock() + 8 * 86_400
+    ledger.store._ledger.clock = lambda: later
+    ledger.open("total")  # it tidies
+    for name in ("total/a", "total/u:ann"):
+        with pytest.raises(PoolClosed):
+            ledger.reserve(name, 1)
+        assert not ledger.open(name).created

@@ -187,7 +187,7 @@ def test_what_is_opened_below_a_closed_scope_is_refused(ledger: Ledger) -> None:
         ledger.store.set_caps(ledger.scope("total/a"), 5, UNCHANGED, UNCHANGED)
 
 
-def test_a_closed_child_is_deleted_after_a_week(ledger: Ledger) -> None:
+def test_what_is_closed_below_a_closed_scope_is_deleted_after_a_week(ledger: Ledger) -> None:
     ledger.open("total")
     ledger.open("total/a")
     ledger.open("total/b")
@@ -197,12 +197,12 @@ def test_a_closed_child_is_deleted_after_a_week(ledger: Ledger) -> None:
     later = ledger.store._ledger.clock() + WEEK + 10
     ledger.store._ledger.clock = lambda: later
     ledger.open("total")
-    assert not ledger.store.knows(ledger.scope("total/a"))
+    assert not ledger.store.knows(ledger.scope("total/b/c"))
     with pytest.raises(PoolClosed):
-        ledger.record("total/a", 1)
-    ledger.open("total")  # the ones above, once nothing is below
-    assert statement(ledger.path, "SELECT name FROM scope") == [("total",)]
-    assert ledger.open("total/a").created
+        ledger.record("total/b/c", 1)
+    assert statement(ledger.path, "SELECT name FROM scope") == [("total",), ("a",), ("b",)]
+    with pytest.raises(PoolClosed):
+        ledger.open("total/b/c")
 
 
 def test_names_of_all_kinds_are_found_again(ledger: Ledger, path: Path) -> None:

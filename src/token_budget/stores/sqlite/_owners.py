@@ -19,9 +19,15 @@ _LEASES = """
     FROM lease LEFT JOIN hold ON hold.id = lease.id
     WHERE ends <= ?
 """
+# A closed scope is kept for as long as the one above it is open: deleted, it could be opened anew.
 _CLOSED_LONG_AGO = """
     SELECT id FROM scope
     WHERE closed > 0 AND closed < ? AND parent != 0 AND in_flight = 0 AND waiters = 0
+        AND NOT EXISTS (
+            SELECT 1 FROM scope AS above
+            WHERE above.closed = 0
+                AND above.id = ifnull((SELECT keyed.parent FROM keyed WHERE keyed.id = -scope.parent), scope.parent)
+        )
         AND NOT EXISTS (SELECT 1 FROM scope AS below WHERE below.parent = scope.id)
         AND NOT EXISTS (SELECT 1 FROM keyed WHERE keyed.parent = scope.id)
 """

@@ -21,7 +21,7 @@ _GROUP = """
     WHERE parent = ? AND name = ?
 """
 _OLD_KEYS = """
-    SELECT scope.id, name, text, ends, in_flight = 0 AND own = 0 AND waiters = 0
+    SELECT scope.id, name, text, ends, in_flight = 0 AND own = 0 AND waiters = 0 AND closed = 0
     FROM scope LEFT JOIN window ON window.id = scope.window
     WHERE parent = ? AND name > ?
     ORDER BY name LIMIT 2
