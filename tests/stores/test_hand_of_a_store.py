@@ -195,8 +195,11 @@ def test_a_coroutine_that_is_closed_while_it_waits_loses_nothing_that_was_begun(
     assert done == ["commit"]
 
 
-def test_what_waited_behind_a_job_that_took_its_time_to_fail_gets_its_answer(hand: Hand) -> None:
+def test_what_waited_behind_a_job_that_took_its_time_to_fail_gets_its_answer(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that each of a hundred calls ends within about one time-out, and not the last within a hundred."""
+    monkeypatch.setattr(_hand, "_LONG", 0.01)
     tried: list[int] = []
 
     def fail(number: int) -> None:
@@ -327,3 +330,50 @@ def test_a_store_is_tended_soon_and_not_more_often_than_once_a_second(hand: Hand
     hand.finish(LONG)
     assert store.tended == 1
     assert hand._due < NEVER
+
+
+# ---------------------------------------------------------------- failures, and those who queue behind them
+
+
+def unavailable() -> None:
+    raise BudgetUnavailable("it does not answer")
+
+
+async def behind_a_failure(hand: Hand, first: Callable[[], object]) -> list[object]:
+    """Return what two calls get: one that was queued while the first failed, and one after that."""
+
+    async def call(function: Callable[[], object]) -> object:
+        try:
+            return await hand.off_loop(function)
+        except BudgetUnavailable as error:
+            return str(error)
+
+    gate = Gate(hand)
+    failing = asyncio.ensure_future(call(first))
+    queued = asyncio.ensure_future(call(lambda: "done"))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    assert await failing == "it does not answer"
+    return [await queued, await call(lambda: "done")]
+
+
+def test_who_queued_behind_a_time_out_gets_its_answer_and_who_comes_later_is_tried(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hand, "_LONG", 0.0)
+    assert asyncio.run(behind_a_failure(hand, unavailable)) == ["it does not answer", "done"]
+
+
+def test_a_quick_refusal_is_nobody_elses_answer(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hand, "_LONG", 3600.0)
+    assert asyncio.run(behind_a_failure(hand, unavailable)) == ["done", "done"]
+
+
+def test_a_store_that_lets_calls_pass_is_asked_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hand, "_LONG", 0.0)
+    store: Any = Tended()
+    store.passing = True
+    hand = Hand(store)
+    assert asyncio.run(behind_a_failure(hand, unavailable)) == ["done", "done"]
+    hand.stop(LONG)
+    until(lambda: hand.thread is None)

@@ -27,6 +27,7 @@ from token_budget.stores._store import Store
 T = TypeVar("T")
 
 _NEVER = float("inf")
+_LONG = 0.1  # seconds: an answer of BudgetUnavailable that took less was no time-out
 _AGAIN = 1.0  # seconds until what the store did not answer is tried again, and between two calls of `tend_soon`
 _logger = logging.getLogger("token_budget")
 
@@ -42,6 +43,7 @@ class Hand:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lets_pass = hasattr(store, "passing")  # an `Allowing`
         self.forked()
 
     def forked(self) -> None:
@@ -54,7 +56,9 @@ class Hand:
         self._again_at = _NEVER
         self._due = _NEVER  # when `Store.tend` is to be called next
         self._tended = -_NEVER
-        self._failure: tuple[BudgetUnavailable, float] | None = None  # of the last job, and how long it took to fail
+        # Of the last job, if that ran into the store's time-out: its error, and when that came.
+        self._failure: tuple[BudgetUnavailable, float] | None = None
+        self._failed = False  # whether the store did not answer the last job
 
     # ------------------------------------------------------------------ giving it something to do
 
@@ -103,11 +107,14 @@ class Hand:
         result: T = await self.job(function, *arguments).over()
         return result
 
-    def finish(self, seconds: float) -> bool:
-        """Wait until the thread has done all that it was given. Return whether that took no longer than allowed."""
-        if self.thread == threading.get_ident() or (self._idle and self._queue.empty()):
+    def finish(self, seconds: float, last: Callable[[], object] | None = None) -> bool:
+        """Wait until the thread has done all that it was given, and ``last``, if that is given.
+
+        Return whether that took no longer than allowed.
+        """
+        if self.thread == threading.get_ident() or (last is None and self._idle and self._queue.empty()):
             return True
-        job = Job(_nothing, (), ThreadBell())
+        job = Job(last or _nothing, (), ThreadBell())
         try:
             self._start()
         except RuntimeError:  # the interpreter ends, or the system gives no more threads
@@ -171,30 +178,40 @@ class Hand:
         return True
 
     def _do(self, job: Job) -> None:
-        began = time.monotonic()
-        if job.bell is not None and self._failure is not None and began - job.since >= self._failure[1]:
+        """Do a job. One that was queued while another ran into the time-out gets the answer of that one."""
+        if job.bell is not None and self._failure is not None and job.since <= self._failure[1]:
             job.end(None, BudgetUnavailable(*self._failure[0].args))
             return
-        try:
-            result, error = job.function(*job.arguments), None
-        except BaseException as raised:  # noqa: BLE001 - it is raised again in the task that awaits it
-            result, error = None, raised
-        unavailable = isinstance(error, BudgetUnavailable) and not isinstance(error, StoreLost)
-        self._failure = (error, time.monotonic() - began) if unavailable else None  # type: ignore[assignment]
-        if job.bell is not None:
-            job.end(result, error)
-        elif unavailable:
+        self._failed, error = self._run(job)
+        if job.bell is None and self._failed:
             self._again.append(job)
             self._again_at = min(self._again_at, time.monotonic() + _AGAIN)
-        elif error is not None:
+        elif job.bell is None and error is not None:
             _logger.error("what was dropped could not be given back", exc_info=error)
+
+    def _run(self, job: Job) -> tuple[bool, BaseException | None]:
+        """Call the function of a job. Return whether the store did not answer, and what it raised."""
+        began = time.monotonic()
+        result, error = None, None
+        try:
+            result = job.function(*job.arguments)
+        except BaseException as raised:  # noqa: BLE001 - it is raised again in the task that awaits it
+            error = raised
+        ended = time.monotonic()
+        failure = error if isinstance(error, BudgetUnavailable) and not isinstance(error, StoreLost) else None
+        # A quick refusal is tried again, and a store that lets calls pass tells each of them so.
+        waited = failure is not None and ended - began >= _LONG and not self._lets_pass
+        self._failure = (failure, ended) if waited and failure is not None else None
+        if job.bell is not None:
+            job.end(result, error)
+        return failure is not None, error
 
     def _do_again(self) -> None:
         """Try again what the store did not answer, oldest first, up to the first that it does not answer again."""
         self._again_at = _NEVER
         for _ in range(len(self._again)):
             self._do(self._again.popleft())
-            if self._failure is not None:
+            if self._failed:
                 self._again.rotate(1)  # the one that failed is the oldest
                 return
 

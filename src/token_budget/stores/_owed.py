@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from token_budget._money import usd_text
 from token_budget.contract import BudgetUnavailable
+from token_budget.stores._errors import StoreLost
 from token_budget.stores._listening import heard
 from token_budget.stores._store import Answer
 
@@ -92,10 +93,22 @@ def owe(owed: deque[Debt], debt: Debt) -> None:
 
 
 def pay(owed: deque[Debt], debt: Debt) -> None:
-    """Pay a debt, unless it is paid. Raises BudgetUnavailable where the store does not answer: it is owed still."""
+    """Pay a debt, unless it is paid. Raises BudgetUnavailable where the store does not answer: it is owed still.
+
+    A store that has lost the claim's scope can never be paid: that is logged, and holds up nobody else.
+    """
     if not debt.paid:
         try:
             debt.pay()
+        except StoreLost as error:
+            spent = debt.amount or (0, 0)
+            _logger.error(  # noqa: TRY400 - the text says it all
+                "a reservation in pool %r that was dropped could not be settled (not recorded: tokens %d | usd %s): %s",
+                debt.pool._name,
+                spent[0],
+                usd_text(spent[1]),
+                error,
+            )
         except BudgetUnavailable:
             raise
         except Exception:
