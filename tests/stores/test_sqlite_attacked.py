@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from sqlite_files import add, close_all, count, opened, other, quiet
-from sqlite_ledger import Ledger
+from sqlite_ledger import Ledger, statement
 from token_budget import PoolClosed, Window
 from token_budget.stores import StoreLost
+from token_budget.stores.sqlite import _waiters
 from token_budget.stores.sqlite._connection import Connection
 
 
@@ -123,3 +124,50 @@ def test_what_is_closed_is_closed_for_good_while_the_scope_above_it_is_open(path
         with pytest.raises(PoolClosed):
             ledger.reserve(name, 1)
         assert not ledger.open(name).created
+
+
+def test_a_waiter_whose_process_is_stopped_is_passed_over_and_keeps_its_ticket(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(_waiters, "uptime", lambda: now[0])
+    ledger = Ledger(path)
+    ledger.open("total", 10)
+    held = ledger.hold("total", 10)
+    stopped, answer = ledger.reserve("total", 1, wait=True)
+    assert answer.kind == "refused"
+    heads = [(ledger.chain("total"), stopped, 1, 0)]
+    now[0] += 3.9
+    assert ledger.store.watch(heads, 0) == []  # it lives, and shows it
+    ledger.store.release(ledger.chain("total"), held, (10, 0))
+    now[0] += 3.9
+    assert ledger.reserve("total", 1)[1].kind == "refused"
+    now[0] += 0.2  # longer than it shows a sign of life
+    key, answer = ledger.reserve("total", 1, wait=True)
+    assert answer.kind == "granted"
+    assert ledger.record("total", 9).kind == "done"
+    younger, answer = ledger.reserve("total", 1, wait=True)
+    assert answer.ticket == 2
+    assert list(ledger.store.watch(heads, 0) or ()) == []  # it is back
+    ledger.store.release(ledger.chain("total"), key, (1, 0))
+    assert ledger.reserve("total", 1, key=younger, wait=True)[1].kind == "refused"
+    assert ledger.reserve("total", 1, key=stopped, wait=True)[1].kind == "granted"
+
+
+def test_who_waits_behind_a_stopped_process_is_told_once_that_is_passed_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(_waiters, "uptime", lambda: now[0])
+    ledger = Ledger(path)
+    ledger.open("total", 10)
+    held = ledger.hold("total", 10)
+    ledger.reserve("total", 1, wait=True)
+    statement(path, "UPDATE waiter SET owner = 7")  # another process has it, which shows no sign of life
+    second, _ = ledger.reserve("total", 1, wait=True)
+    ledger.store.release(ledger.chain("total"), held, (10, 0))
+    heads = [(ledger.chain("total"), second, 1, 0)]
+    assert ledger.store.watch(heads, 0) == []
+    now[0] += 4.1
+    assert ledger.store.watch(heads, 30) == [second]
+    assert ledger.reserve("total", 1, key=second, wait=True)[1].kind == "granted"

@@ -67,6 +67,13 @@ class Alive:
         self._mine.clear()
 
 
+def uptime() -> float:
+    """Return seconds that all processes of this host count alike, whatever becomes of its time of day."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 @cache
 def boot_id() -> str:
     """Return what is the same until the system is started anew; "" where the system tells none."""

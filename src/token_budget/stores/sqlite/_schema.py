@@ -128,13 +128,15 @@ _STATEMENTS = (
     )
     """,
     "CREATE INDEX settled_at ON settled (at)",
-    # Who waits for room, and at which scope. The ticket is the order of arrival.
+    # Who waits for room, and at which scope. The ticket is the order of arrival. seen: the latest sign of life of its
+    # process, in seconds of `_alive.uptime`.
     """
     CREATE TABLE waiter (
         ticket INTEGER PRIMARY KEY AUTOINCREMENT,
         claim INTEGER NOT NULL UNIQUE,
         owner INTEGER NOT NULL,
-        scope INTEGER NOT NULL
+        scope INTEGER NOT NULL,
+        seen REAL NOT NULL
     )
     """,
     "CREATE INDEX waiter_place ON waiter (scope, ticket)",

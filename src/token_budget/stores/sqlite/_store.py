@@ -36,7 +36,11 @@ class SQLiteStore(FastPath):
         def look(work: Callable[..., Any], *arguments: Any) -> Any:
             return self._look(self._timeout, work, *arguments)
 
-        return _waiters.watch(look, self._watch, heads, seconds)
+        def live() -> None:
+            durable = False  # a sign of life is of no use after a power cut
+            self._run(self._timeout, durable, _waiters.show_life, self._ledger.connection)
+
+        return _waiters.watch(look, live, self._watch, heads, seconds)
 
     # ------------------------------------------------------------------ looking
 

@@ -3,6 +3,9 @@
 A waiter has one ticket and waits at one scope at a time, the first of its chain that has no room for it or where
 somebody older waits. A scope where somebody waits has ``waiters > 0``, so that no fast path takes room there: nobody
 overtakes.
+
+A process that is stopped (Ctrl-Z, a debugger) lives, but takes nothing. So while it waits, each process gives a sign of
+life once a second, and tickets of those who have given none for some seconds are passed over. They keep their place.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any
 from token_budget._errors import PoolClosed
 from token_budget.stores._errors import StoreLost
 from token_budget.stores._store import GRANTED, LEFT, Answer, Scope
-from token_budget.stores.sqlite._connection import Execute
+from token_budget.stores.sqlite._alive import uptime
+from token_budget.stores.sqlite._connection import Connection, Execute
 from token_budget.stores.sqlite._owners import dead, drop_ticket, prepare
 from token_budget.stores.sqlite._rows import Row
 from token_budget.stores.sqlite._scopes import rows_of
@@ -23,6 +27,8 @@ from token_budget.stores.sqlite._step import Ledger, Step
 Head = tuple[Sequence[Scope], Any, int, int]
 
 _PAUSE = 0.002  # seconds between two looks of who waits
+_SIGN = 1.0  # seconds between two signs of life of a process that waits
+_SILENCE = 4.0  # seconds without one, after which its tickets are passed over
 _LOOK_ANYWAY = 25  # looks after which one is thorough though nothing has changed: somebody may have died
 
 
@@ -42,17 +48,16 @@ def blocker(step: Step, rows: Sequence[Row], tokens: int, nanos: int, ticket: in
 
 
 def _older(step: Step, scope: int, ticket: int | None) -> bool:
-    if ticket is None:
-        return True
-    sql = "SELECT 1 FROM waiter WHERE scope = ? AND ticket < ? LIMIT 1"
-    return step.execute(sql, (scope, ticket)).fetchone() is not None
+    """Return whether somebody waits there, and shows that it lives, who came before a ticket (None: has one at all)."""
+    sql = "SELECT 1 FROM waiter WHERE scope = ? AND ticket < ifnull(?, ticket + 1) AND seen > ? LIMIT 1"
+    return step.execute(sql, (scope, ticket, uptime() - _SILENCE)).fetchone() is not None
 
 
 def park(step: Step, row: Row, claim: int, found: tuple[int, int] | None) -> int:
     """Have a claim wait at a scope, with the ticket that it has or a new one. Return the ticket."""
     if found is None:
-        sql = "INSERT INTO waiter (claim, owner, scope) VALUES (?, ?, ?)"
-        step.write(sql, (claim, step.owner, row.id))
+        sql = "INSERT INTO waiter (claim, owner, scope, seen) VALUES (?, ?, ?, ?)"
+        step.write(sql, (claim, step.owner, row.id, uptime()))
         row.waiters += 1
         return int(step.execute("SELECT ticket FROM waiter WHERE claim = ?", (claim,)).fetchone()[0])
     ticket, scope = found
@@ -87,10 +92,11 @@ class Watch:
     So who was told that it may fit, and did not, is told again only when something has changed, or after a while.
     """
 
-    __slots__ = ("_ends", "_heads", "_ledger", "_looks", "_vain", "_version")
+    __slots__ = ("_ends", "_heads", "_ledger", "_looks", "_vain", "_version", "shown")
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.shown: float = 0.0  # when this process gave its latest sign of life
         self._version: Any = None
         self._heads: tuple[Head, ...] = ()
         self._looks = 0
@@ -140,12 +146,24 @@ class Watch:
         return may
 
 
+def show_life(execute: Execute, connection: Connection) -> None:
+    """Show that this process lives, so that the tickets that it has are not passed over."""
+    execute("UPDATE waiter SET seen = ? WHERE owner = ?", (uptime(), connection.owner))
+
+
 def watch(
-    look: Callable[..., Collection[Any] | None], state: Watch, heads: Sequence[Head], seconds: float
+    look: Callable[..., Collection[Any] | None],
+    live: Callable[[], object],
+    state: Watch,
+    heads: Sequence[Head],
+    seconds: float,
 ) -> Collection[Any] | None:
-    """See `Store.watch`. ``look(work, *arguments)`` is one look at the file."""
+    """See `Store.watch`. ``look(work, *arguments)`` is one look at the file, ``live()`` one sign of life."""
     deadline = time.monotonic() + seconds
     while True:
+        if uptime() - state.shown >= _SIGN:
+            live()
+            state.shown = uptime()
         found = look(state.look, heads)
         left = deadline - time.monotonic()
         if found is None or found or left <= 0:
