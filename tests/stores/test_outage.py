@@ -107,19 +107,19 @@ def test_after_the_first_failure_calls_do_not_ask_the_store(pool: Allowed) -> No
     asked: list[str] = []
 
     def hook(step: str, moment: str) -> None:
-        asked.append(step)
+        if threading.current_thread() is threading.main_thread():  # the worker asks, too
+            asked.append(step)
         raise AWAY
 
     pool.store.hook = hook
     reservation = pool.reserve(tokens=1)
-    assert asked[0] == "reserve"
-    del asked[1:]  # the worker asks, too
+    assert asked == ["reserve"]
     reservation.commit()
     pool.record(tokens=1)
     pool.reserve(tokens=1).release()
     with pytest.raises(BudgetUnavailable, match="does not answer: an outage began"):
         pool.snapshot()
-    assert not STEPS_OF_A_CALL & set(asked[1:])
+    assert asked == ["reserve"]
     pool.store.hook = pool._hook
 
 
@@ -235,6 +235,12 @@ def test_a_store_that_fails_again_as_it_records_is_asked_again_and_counts_once(p
     held.commit()
     done: list[str] = []
     failing = iter([False, True, False, True, True, *[False] * 100])
+    record = pool.store.record
+
+    def recorded(chain: Any, tokens: int, nanos: int, **options: Any) -> Any:
+        return record(chain, tokens, nanos, **options) if tokens else pool.store.read(chain)  # it asks by such a one
+
+    pool.store.record = recorded  # type: ignore[method-assign]
 
     def hook(step: str, moment: str) -> None:
         if step in STEPS_OF_A_CALL and moment == "before":

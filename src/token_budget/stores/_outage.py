@@ -39,6 +39,7 @@ from token_budget.stores._store import (
 
 T = TypeVar("T")
 Chain = Sequence[Scope]
+Todo = tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]
 
 _PROBE = 1.0  # seconds until the store is asked again whether it is back
 _REFUSED = 10.0  # seconds until it is asked again to record what it has refused to
@@ -58,7 +59,7 @@ class Allowing:
         self.location = store.location
         self.news = store.news
         self.worried: Callable[[], object] = lambda: None  # the family has its worker call `tend` soon
-        self._root: Scope | None = None  # what is read to see whether the store is back
+        self._root: Scope | None = None  # what is written to, to see whether the store is back
         self._begin()
 
     def _begin(self) -> None:
@@ -69,6 +70,7 @@ class Allowing:
         self._held: dict[Any, tuple[int, int]] = {}  # the claims that passed and are open
         self._spent: dict[tuple[Scope, ...], tuple[int, int]] = {}  # what passed and is to be recorded, by chain
         self._owed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()  # what is to be repeated; all may be
+        self._doing: list[Todo] = []  # what is being repeated or recorded now
         self._since = 0.0  # when the outage began
         self._calls = 0  # how many passed in it
         self._amount = (0, 0)  # what they cost
@@ -122,6 +124,12 @@ class Allowing:
 
     def tend(self) -> float:
         """See whether the store is back, and record what passed. See `Store.tend`."""
+        if self.passing and time.monotonic() < self._since + _PROBE:  # the call that has just failed may tend, too
+            return _PROBE
+        return self.catch_up()
+
+    def catch_up(self) -> float:
+        """Do the same, also where an outage has just begun."""
         if self.passing or self._owed or self._spent:
             if not self._is_back():
                 return _PROBE
@@ -130,9 +138,10 @@ class Allowing:
         return self._store.tend()
 
     def _is_back(self) -> bool:
+        """Return whether the store answers a step that writes: one that can only be read would fail the next call."""
         try:
             if self.passing and self._root is not None:
-                self._store.read((self._root,))
+                self._store.record((self._root,), 0, 0, force=True)
         except StoreLost:  # it answers, and everybody is to hear what
             return True
         except BudgetUnavailable:
@@ -156,26 +165,32 @@ class Allowing:
             step, arguments, options = todo
             try:
                 step(*arguments, **options)
-            except (StoreLost, StoreError) as error:
-                self._put_back(*todo)
-                self._note_refused(error)
+            except BaseException as error:
+                self._put_back(todo)
+                if not isinstance(error, Exception):
+                    raise
+                if isinstance(error, StoreLost) or not isinstance(error, BudgetUnavailable):
+                    self._note_refused(error)
                 return False
-            except BudgetUnavailable:
-                self._put_back(*todo)
-                return False
-            except Exception:
-                _logger.exception("%s: what passed could not be recorded: %r", self.location, arguments[1:])
+            with self._lock:
+                self._doing.remove(todo)
 
-    def _next(self) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]] | None:
+    def _next(self) -> Todo | None:
+        todo: Todo
         if self._owed:
-            return *self._owed.popleft(), {}
-        if self._spent:
+            todo = *self._owed.popleft(), {}
+        elif self._spent:
             chain, amount = self._spent.popitem()
-            return self._store.record, (chain, *amount), {"force": True}
-        return None
+            todo = self._store.record, (chain, *amount), {"force": True}
+        else:
+            return None
+        self._doing.append(todo)
+        return todo
 
-    def _put_back(self, step: Callable[..., object], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _put_back(self, todo: Todo) -> None:
+        step, arguments, options = todo
         with self._lock:
+            self._doing.remove(todo)
             if not options:
                 self._owed.appendleft((step, arguments))
                 return
@@ -199,10 +214,12 @@ class Allowing:
             _logger.error("%s answers, and does not record what passed: %s", self.location, error)
         self.passing, self._refused = False, True
 
-    def _note_lost(self) -> None:
-        """Log what was not recorded, as this process lets go of the store."""
+    def note_lost(self) -> None:
+        """Log what was not recorded, as this process lets go of the store or ends."""
         with self._lock:
-            amounts = [*self._spent.values(), *(arguments[3] for step, arguments in self._owed if len(arguments) == 4)]
+            doing = [arguments[1:] for _, arguments, options in self._doing if options]
+            owed = [*self._owed, *(todo[:2] for todo in self._doing if not todo[2])]
+            amounts = [*self._spent.values(), *doing, *(arguments[3] for _, arguments in owed if len(arguments) == 4)]
             claims = len(self._held)
         if amounts or claims:
             _logger.error(
@@ -407,9 +424,11 @@ class Allowing:
 
     def let_go(self) -> None:
         """Try once more to record what passed, log what is lost, and let go of the store."""
-        self.tend()
-        self._note_lost()
-        self._store.let_go()
+        try:
+            self.catch_up()
+        finally:  # also if it is interrupted
+            self.note_lost()
+            self._store.let_go()
 
     def forked(self) -> None:
         """Leave what passed to the parent. See `Store.forked`."""
