@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from threading import RLock
+from threading import Lock, RLock, get_ident
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
@@ -30,14 +30,56 @@ from token_budget.stores._waiting import Line
 
 T = TypeVar("T")
 
-_CLOSING = 5.0  # seconds that `let_go` waits for what the worker has yet to do
+_CLOSING = 5.0  # seconds that `let_go` waits for what the worker has yet to do, at most; see `StoreFamily.patience`
 _EXITING = 1.0  # seconds that all families together may take at the end of the interpreter
 _logger = logging.getLogger("token_budget")
 _families: dict[str, StoreFamily] = {}  # by location; guarded by `_opening`
 _alive: WeakSet[StoreFamily] = WeakSet()  # those that nobody has a handle of may have reservations yet
-_opening = RLock()
+_turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()  # by location; guarded by `_opening`
+_opening = RLock()  # held for a few instructions, never while a store is asked
 HERE = page()  # a page of its own: whoever finds the core's page empty marks that one
 HERE[0] = 1
+
+
+class Turn:
+    """The right to open or close one location: one thread has it at a time, and may take it again.
+
+    So an opening waits for the closing of the same location, which would charge what the new pool holds, and for no
+    other. Signal handlers and finalisers open and close too: they run in the middle of a turn of their own thread.
+    """
+
+    __slots__ = ("__weakref__", "_depth", "_lock", "_thread")
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._thread: int | None = None
+        self._depth = 0
+
+    @classmethod
+    def of(cls, location: str) -> Turn:
+        """Return the one of a location; it lives while anybody uses it."""
+        with _opening:
+            return _turns.setdefault(location, cls())
+
+    def take(self, seconds: float) -> bool:
+        """Take it, or return False if another thread keeps it for so long."""
+        me = get_ident()
+        if self._thread != me and not self._lock.acquire(timeout=seconds):
+            return False
+        self._thread = me
+        self._depth += 1
+        return True
+
+    def pass_on(self) -> None:
+        """Leave it to another thread, which gives it back."""
+        self._thread = None
+
+    def give(self) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth:
+            self._thread = None
+            self._lock.release()
 
 
 class StoreFamily:
@@ -78,36 +120,86 @@ class StoreFamily:
         It makes a family of a new store if this process has none of that location. ``options`` are what was asked for
         beside the location (timeout=5, ...).
 
+        An opening of a location that another thread opens or closes waits for that, for the time-out at most.
+
         Raises:
             ValueError: the family of this process has other options.
+            BudgetUnavailable: another thread opens or closes it, and does not come to an end.
         """
         if not HERE[0]:
             notice_fork()
-        with _opening:
-            family = _families.get(location)
-            if family is None:
-                store = make_store()
-                family = _families.get(location)  # a finaliser may have made one meanwhile
-                if family is None:
-                    family = _families[location] = cls(location, store, options)
-                else:
-                    store.let_go()
+        turn, seconds = Turn.of(location), float(options.get("timeout", _CLOSING))
+        if not turn.take(seconds):
+            raise BudgetUnavailable(f"{location}: another thread has been opening or closing it for {seconds:g} s")
+        try:
+            family = _families.get(location) or cls._made(location, make_store, options)
             if family.options != options:
                 raise ValueError(_differs(location, family.options, options))
-            family.handles += 1
+            with _opening:
+                family.handles += 1
+        finally:
+            turn.give()
         return family
 
-    def let_go(self) -> None:
-        """Give one handle back. With the last one the worker does what it has yet to do, and the store lets go."""
+    @classmethod
+    def _made(cls, location: str, make_store: Callable[[], Store], options: dict[str, Any]) -> StoreFamily:
+        """Make the family of a new store."""
+        store, family = make_store(), None
+        try:
+            family = _families.get(location)  # a finaliser of this thread may have made one meanwhile
+            if family is None:
+                family = _families[location] = cls(location, store, options)
+        finally:
+            if family is None or family.store is not store:
+                store.let_go()
+        return family
+
+    @property
+    def patience(self) -> float:
+        """How many seconds `let_go` waits for the worker: what a step may take."""
+        return min(_CLOSING, float(self.options.get("timeout", _CLOSING)))
+
+    def let_go(self, *, wait: bool = True) -> None:
+        """Give one handle back. With the last one the worker does what it has yet to do, and the store lets go.
+
+        Without ``wait`` the worker lets go of the store: for who has waited for that store in vain already.
+        """
         self.here()
-        with _opening:
-            self.handles -= 1
-            if self.handles > 0:
-                return
-            if _families.get(self.location) is self:
-                del _families[self.location]
-        self.line.close()
-        self.hand.stop(_CLOSING)
+        turn = Turn.of(self.location)
+        mine = turn.take(self.patience)
+        try:
+            with _opening:
+                self.handles -= 1
+                if self.handles > 0:
+                    return
+                if _families.get(self.location) is self:
+                    del _families[self.location]
+            if wait or not mine:
+                self._end()
+            else:
+                mine = False
+                turn.pass_on()
+                self.hand.drop(self._end_later, turn)
+                self.hand.stop(0)
+        finally:
+            if mine:
+                turn.give()
+
+    def _end(self) -> None:
+        try:
+            self.line.close()
+            self.hand.stop(self.patience)
+        finally:  # also if it is interrupted: nobody else lets go
+            self._let_store_go()
+
+    def _end_later(self, turn: Turn) -> None:
+        try:
+            self.line.close()
+            self._let_store_go()
+        finally:
+            turn.give()
+
+    def _let_store_go(self) -> None:
         try:
             self.store.let_go()
         except BudgetUnavailable as error:
@@ -191,8 +283,8 @@ def notice_fork() -> None:
 
 
 def _begin_anew() -> None:
-    global _opening  # noqa: PLW0603 - another thread of the parent may have held it
-    _opening = RLock()
+    global _opening, _turns  # other threads of the parent may have held them
+    _opening, _turns = RLock(), WeakValueDictionary()
     for family in list(_alive):
         family.forked()
     HERE[0] = 1  # last, so that the next step does again what was interrupted here
@@ -204,6 +296,9 @@ def _at_exit() -> None:
     for family in list(_families.values()):
         if not family.hand.finish(max(0.0, deadline - time.monotonic())):
             _logger.warning("%s: the worker had no time for all that was dropped: it is charged", family.location)
+        if isinstance(family.store, Allowing):
+            family.hand.finish(max(0.0, deadline - time.monotonic()), family.store.catch_up)
+            family.store.note_lost()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows

@@ -66,14 +66,16 @@ class StorePool(Governed):
             TypeError, ValueError: bad arguments: see `checked_opening`.
             StoreMismatch, StoreLost, StoreError, BudgetUnavailable: see `Store.open`.
         """
-        handle = Handle(caps, owed_of(family))
+        handle = None
         try:
+            handle = Handle(caps, owed_of(family))
             named, tokens, nanos, checked = checked_opening(name, token_cap, usd_cap, window, caps)
             self._bind(family, handle, (family.root,), ())
             opened = family.ask(family.store.open, family.root, tokens, nanos, checked, caps, create=bool(create))
-        except BaseException:
-            handle.closed = True
-            family.let_go()
+        except BaseException as error:
+            if handle is not None:
+                handle.closed = True
+            family.let_go(wait=not isinstance(error, BudgetUnavailable))
             raise
         log_opened(named, opened)
 
