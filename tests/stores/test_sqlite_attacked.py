@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -16,7 +18,7 @@ from sqlite_ledger import Ledger, statement
 from token_budget import PoolClosed, Window
 from token_budget.stores import StoreLost
 from token_budget.stores.sqlite import _waiters
-from token_budget.stores.sqlite._connection import Connection
+from token_budget.stores.sqlite._connection import Connection, Unsynced
 
 
 @pytest.fixture
@@ -171,3 +173,19 @@ def test_who_waits_behind_a_stopped_process_is_told_once_that_is_passed_over(
     now[0] += 4.1
     assert ledger.store.watch(heads, 30) == [second]
     assert ledger.reserve("total", 1, key=second, wait=True)[1].kind == "granted"
+
+
+def _failing() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_record_that_was_not_synced_is_not_undone_in_what_was_counted_after_a_reset(path: Path) -> None:
+    ledger = Ledger(path, durable=True)
+    ledger.open("total", 10)
+    with patch.object(ledger.store._ledger.connection._file, "sync", _failing), pytest.raises(Unsynced):
+        ledger.record("total", 6)
+    assert ledger.used() == (6, 0)
+    ledger.store.reset(ledger.scope("total"))
+    ledger.record("total", 8)
+    ledger.store.tend()
+    assert ledger.used() == (8, 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 from urllib.parse import quote
@@ -196,10 +197,18 @@ class FastPath:
         except Unsynced as error:
             done = error.answer.answer if isinstance(error.answer, Outcome) else error.answer
             if done is None or done.kind == DONE:  # one that was refused may have had something else to write
-                clocks = [None if scope.window is None else scope.window.now() for scope in chain]
-                self._owed.append((_slow.take_back, [scope.handle[0] for scope in chain], clocks, (tokens, nanos)))
+                self._owe_back(chain, (tokens, nanos))
             raise
         return answer if answer.__class__ is Answer else self._ended(answer)
+
+    def _owe_back(self, chain: Sequence[Scope], amount: Pair) -> None:
+        """Have a record undone whose caller is told that it was not done."""
+        clocks = [None if scope.window is None else scope.window.now() for scope in chain]
+        eras: Sequence[int | None] = [None] * len(chain)  # unknown: the periods alone tell then
+        with suppress(Exception):
+            eras = [row.era for row in self._seen(_slow.read, chain)]
+        places = [(scope.handle[0], now, era) for scope, now, era in zip(chain, clocks, eras, strict=True)]
+        self._owed.append((_slow.take_back, places, amount))
 
     def _record(
         self,

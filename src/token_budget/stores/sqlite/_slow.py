@@ -159,12 +159,14 @@ def _give_back(step: Step, key: int) -> bool:
     return True
 
 
-def take_back(step: Step, chain: Sequence[int], clocks: Sequence[float | None], amount: Pair) -> None:
-    """Undo a record whose caller was told that it was not done. ``clocks``: what the scopes' clocks said then."""
-    for scope, now in zip(chain, clocks, strict=True):
+def take_back(step: Step, places: Sequence[tuple[int, float | None, int | None]], amount: Pair) -> None:
+    """Undo a record whose caller was told that it was not done. Places: the scopes, their clocks and eras then."""
+    for scope, now, era in places:
         row = step.row(scope)
         if row is None or (now is not None and row.start is not None and row.start > now):
             continue  # it is gone with its period
+        if era is not None and row.era != era:
+            continue  # it is gone with what was reset
         row.tokens = max(row.tokens_held, row.tokens - amount[0])
         row.nanos = max(row.nanos_held, row.nanos - amount[1])
 
