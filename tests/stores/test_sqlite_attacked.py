@@ -19,6 +19,7 @@ from token_budget import PoolClosed, Window
 from token_budget.stores import StoreLost
 from token_budget.stores.sqlite import _waiters
 from token_budget.stores.sqlite._connection import Connection, Unsynced
+from token_budget.stores.sqlite._step import Step
 
 
 @pytest.fixture
@@ -189,3 +190,23 @@ def test_a_record_that_was_not_synced_is_not_undone_in_what_was_counted_after_a_
     ledger.record("total", 8)
     ledger.store.tend()
     assert ledger.used() == (8, 0)
+
+
+def test_pools_deeper_than_pythons_stack_are_named_and_deleted(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.open("total")
+    ledger.open("total/u:")
+    ledger.record("total/u:ann", 1)
+    with closing(sqlite3.connect(path)) as stranger, stranger:
+        ((parent,),) = stranger.execute("SELECT id FROM scope WHERE name = 'ann'").fetchall()
+        columns = "token_room, nano_room, token_held, nano_held, in_flight, ends, era, waiters, closed, own"
+        sql = f"INSERT INTO scope (parent, name, {columns}) SELECT ?, 'c', {columns} FROM scope WHERE name = 'ann'"
+        for _ in range(2000):
+            parent = stranger.execute(sql, (parent,)).lastrowid
+
+    def path_of_deepest(step: Step) -> str:
+        return step.path(step.rows([parent])[0])
+
+    assert ledger.store._seen(path_of_deepest) == "total/u:ann" + "/c" * 2000
+    assert ledger.forget("total/u:ann")
+    assert statement(path, "SELECT name FROM scope") == [("total",)]

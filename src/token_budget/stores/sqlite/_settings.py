@@ -344,12 +344,14 @@ def forget(step: Step, scope: Scope) -> bool:
 
 def _delete(step: Step, scope_id: int) -> None:
     """Delete a scope and all below it."""
-    groups = step.execute("SELECT id FROM keyed WHERE parent = ?", (scope_id,)).fetchall()
-    for parent in [scope_id, *(-group for (group,) in groups)]:
-        for (below,) in step.execute("SELECT id FROM scope WHERE parent = ?", (parent,)).fetchall():
-            _delete(step, below)
-    step.write("DELETE FROM keyed WHERE parent = ?", (scope_id,))
-    step.delete(scope_id)
+    found = [scope_id]
+    for above in found:  # it grows meanwhile
+        groups = step.execute("SELECT id FROM keyed WHERE parent = ?", (above,)).fetchall()
+        for parent in [above, *(-group for (group,) in groups)]:
+            found += [below for (below,) in step.execute("SELECT id FROM scope WHERE parent = ?", (parent,)).fetchall()]
+    for one in reversed(found):
+        step.write("DELETE FROM keyed WHERE parent = ?", (one,))
+        step.delete(one)
 
 
 def claim_threshold(step: Step, scope: Scope, era: int, parts: int) -> bool:

@@ -82,7 +82,7 @@ class Step:
         self.registered: int | None = ledger.registered
         self._by_id: dict[int, Row | None] = {}
         self._rolled: list[Row] = []  # those in a new period, which `flush` tells
-        self._paths: dict[int, str] = {}
+        self._paths: dict[int, tuple[int, str]] = {}  # parent and part of a scope, or of minus a group
         self._time: float | None = None
 
     def write(self, sql: str, parameters: Sequence[Any] = ()) -> int:
@@ -207,19 +207,17 @@ class Step:
 
     def path_of(self, parent: int, name: str) -> str:
         """Return the path of a name below a parent."""
-        if parent == 0:
-            return name
-        if parent < 0:
-            above, group = self.execute("SELECT parent, name FROM keyed WHERE id = ?", (-parent,)).fetchone()
-            return f"{self._path_at(above)}/{group}:{name}"
-        return f"{self._path_at(parent)}/{name}"
-
-    def _path_at(self, scope_id: int) -> str:
-        known = self._paths.get(scope_id)
-        if known is None:
-            found = self.execute("SELECT parent, name FROM scope WHERE id = ?", (scope_id,)).fetchone()
-            known = self._paths[scope_id] = self.path_of(*found)
-        return known
+        parts = [name]  # the lowest first; in a loop, since a pool may be deeper than Python's stack
+        while parent:
+            known = self._paths.get(parent)
+            if known is None:
+                table = "scope" if parent > 0 else "keyed"
+                sql = f"SELECT parent, name FROM {table} WHERE id = ?"  # noqa: S608
+                above, part = self.execute(sql, (abs(parent),)).fetchone()
+                known = self._paths[parent] = (above, f"{part}/" if parent > 0 else f"{part}:")
+            parent = known[0]
+            parts.append(known[1])
+        return "".join(reversed(parts))
 
     def root(self) -> int:
         """Return the id of the root.
