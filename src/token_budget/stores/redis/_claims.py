@@ -24,7 +24,7 @@ from token_budget.stores._store import (
     Numbers,
     Scope,
 )
-from token_budget.stores.redis._mending import clocks_tell, meet, mend, numbers_now, words_of
+from token_budget.stores.redis._mending import clocks_tell, lost_leases, meet, mend, numbers_now, words_of
 from token_budget.stores.redis._process import Claim, GivenUp, Process, Step, new_owner
 from token_budget.stores.redis._reading import closed, keys_of, learn, scopes_at
 from token_budget.stores.redis._rows import Row, numbers_of
@@ -351,6 +351,8 @@ def renew(step: Step) -> list[str]:
         step.not_known(owner)
         step.register()
         return []
+    if answer[0] == "lost":
+        raise lost_leases(process)
     process.renew_at = time.monotonic() + process.lease / 3
     if answer[1] > len(process.claims) + len(process.heard) + len(process.under_way):
         _drop_strange(step, owner)

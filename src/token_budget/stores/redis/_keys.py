@@ -6,7 +6,8 @@ tb:{name}:w:<path>      who waits for room in a scope: ids of claims by ticket
 tb:{name}:g:<path>      hash of a group: what holds for its keys
 tb:{name}:p:<path>      what each process gave at opening: a hash by process
 tb:{name}:n             the paths of all scopes and groups that have a name; a key's is not here
-tb:{name}:z             the leases: processes by the time at which they end
+tb:{name}:z             the leases: processes by the time at which they end; and ``.``, which never does: where that
+                        is gone, the leases were deleted, and what the dead hold would be held for ever
 tb:{name}:h             the beats: processes that wait, by the time at which they last said so
 tb:{name}:o:<owner>     hash of a process: who it is, what it holds, and its answers that were not acknowledged
 tb:{name}:o:<owner>:x   hash of what was charged of it in full or settled from elsewhere; kept for 7 days

@@ -12,9 +12,9 @@ from typing import Any
 
 from token_budget._errors import PoolClosed
 from token_budget._window import Window
-from token_budget.stores._errors import StoreError
+from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores._store import Group, News, Numbers, Scope
-from token_budget.stores.redis._process import Step
+from token_budget.stores.redis._process import Process, Step
 from token_budget.stores.redis._reading import (
     chain_at,
     gone,
@@ -99,7 +99,7 @@ def mend(step: Step, chain: Sequence[Scope], answer: Sequence[Any]) -> None:
     """Do what a script found to be done first. Raise what it says of the store.
 
     Raises:
-        StoreLost: a scope is not there that should be.
+        StoreLost: a scope is not there that should be, or the leases are not.
         PoolClosed: a scope was closed, and is deleted since.
         StoreError: a counter would leave what can be counted.
         BudgetUnavailable: the step was taken for one that had ended.
@@ -110,6 +110,8 @@ def mend(step: Step, chain: Sequence[Scope], answer: Sequence[Any]) -> None:
         meet(step, chain[answer[1] - 1])
     elif kind == "expired":
         bury(step, answer[1])
+    elif kind == "lost":
+        raise lost_leases(step.process)
     elif kind == "changed":
         meet(step, chain[answer[1] - 1])
     elif kind == "old" or (kind == "gone" and chain[answer[1] - 1].group is not None):
@@ -129,9 +131,16 @@ def numbers_now(step: Step, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
     process = step.process
     while True:
         answer = step.ask(process.scripts.read, keys_of(process, chain), "", ())
+        if answer[0] == "lost":
+            raise lost_leases(process)
         if answer[0] == "read":
             return numbers_at(step, chain, reading_of(answer))
         bury(step, answer[1])
+
+
+def lost_leases(process: Process) -> StoreLost:
+    """Return the error of a budget whose leases were deleted: nobody knows who is dead."""
+    return process.lost("has lost who lives")
 
 
 def too_much(scope: Scope) -> StoreError:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, SupportsIndex
 
-from token_budget._arguments import checked_timeout
-from token_budget._money import shown_type
 from token_budget._window import Window
 from token_budget.contract import Amount
 from token_budget.stores._family import StoreFamily
+from token_budget.stores._governed import checked_manner, checked_seconds
 from token_budget.stores._outage import Allowing
 from token_budget.stores._pool import Caps, StorePool, checked_opening
 from token_budget.stores._store import Store
@@ -85,10 +84,8 @@ class RedisBudgetPool(StorePool):
     ) -> None:
         """Open it; see the class."""
         checked_opening(name, token_cap, usd_cap, window, caps)
-        seconds = _checked_seconds(timeout, "timeout", 0.0)
-        living = _checked_seconds(lease, "lease", _SHORTEST)
-        if on_unavailable not in {"refuse", "allow"}:
-            raise ValueError('on_unavailable must be "refuse" or "allow"')
+        seconds = checked_manner(timeout, on_unavailable, create)
+        living = checked_seconds(lease, "lease", _SHORTEST)
         plain = str.__str__(name)
         own = Client(client, key=root_key(plain), timeout=seconds)
         make = partial(_made, own, plain, living, on_unavailable)
@@ -100,12 +97,3 @@ class RedisBudgetPool(StorePool):
 def _made(client: Client, name: str, lease: float, on_unavailable: str) -> Store:
     store: Store = RedisStore(client, name=name, lease=lease)
     return Allowing(store) if on_unavailable == "allow" else store
-
-
-def _checked_seconds(value: Any, what: str, least: float) -> float:
-    if issubclass(type(value), bool) or not issubclass(type(value), (int, float)):
-        raise TypeError(f"{what} must be a number of seconds, not {shown_type(value)}")
-    seconds = checked_timeout(value)
-    if not seconds or seconds < least:
-        raise ValueError(f"{what} must be a number of seconds " + (f"from {least:g} on" if least else "above 0"))
-    return float(seconds)

@@ -34,8 +34,10 @@ local function take(waits, tokens, nanos, id, ticket)
   return at, cap
 end
 
--- Return a process whose lease is over: it is charged before anything is refused, since what it holds comes back to
--- nobody.
+-- Return what is answered before a refusal: a process whose lease is over is charged, since what it holds comes back to
+-- nobody. Without the leases nobody knows who holds what.
 local function dead()
-  return call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 1)[1]
+  if not call('ZSCORE', KEYS[3], '.') then return {'lost'} end
+  local owner = call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 1)[1]
+  return owner and {'expired', owner}
 end

@@ -81,7 +81,10 @@ if made == 1 then
       'HSET', key, 'g', generation .. '.' .. new, 'w', 0, 't', NONE, 'n', NONE, 'p', 0, 'm', 0, 'f', 0, 'a', new,
       'c', new)
   end
-  if key == KEYS[5] then call('HSET', key, 'V', 1, 'u', new) end
+  if key == KEYS[5] then
+    call('HSET', key, 'V', 1, 'u', new)
+    call('ZADD', KEYS[3], 'inf', '.')
+  end
   call('HSET', KEYS[10], ARGV[14], new)
 end
 answer = {'opened', made, generation, 0}

@@ -6,7 +6,7 @@
 -- Answer done, rows        it is counted, by this run or an earlier one; rows where asked for, or where a scope is over
 --        refused, i, rows  as reserve's, without a ticket
 --        excess, i         more would be claimed there than is counted
---        cancelled, stale, owner, expired, changed, old, ended   as reserve's
+--        cancelled, stale, owner, expired, lost, changed, old, ended   as reserve's
 -- Atomic: all of it. Everything but done has changed nothing.
 -- include _chain _scopes _rows _line _take _room
 local own, n, tokens, nanos, flags = KEYS[1], ARGV[2], ARGV[5], ARGV[6], ARGV[7]
@@ -33,8 +33,8 @@ else
   local at, cap = take(waits, tokens, nanos)
   if at then
     if cap and call('HEXISTS', KEYS[3 + 3 * at], cap) == 0 then return {'excess', at} end
-    local ended = dead()
-    if ended then return {'expired', ended} end
+    local first = dead()
+    if first then return first end
     return {'refused', at, rows()}
   end
 end

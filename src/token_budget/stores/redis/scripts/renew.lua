@@ -5,9 +5,11 @@
 --        have heard
 -- Answer done, how many entries its hash has, up to ten processes whose leases are over
 --        owner           the process is no longer known
+--        lost            the leases are gone
 -- Atomic: all of it. A copy renews it again.
 -- include _chain _scopes
 if call('HEXISTS', KEYS[1], 'o') == 0 then return {'owner'} end
+if call('HEXISTS', KEYS[5], 'g') == 1 and not call('ZSCORE', KEYS[3], '.') then return {'lost'} end
 call('ZADD', KEYS[3], format('%.17g', clock() + ARGV[2]), string.sub(KEYS[1], #KEYS[5] + 4))
 local dead = call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 10)
 return {'done', call('HLEN', KEYS[1]) - 2, dead}

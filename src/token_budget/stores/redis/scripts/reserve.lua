@@ -10,6 +10,7 @@
 --        stale                     a copy of a step that has ended: nobody hears this
 --        owner, what               the process is no longer known; what became of the claim, or nil
 --        expired, owner            refused, and that process's lease is over: charge it, and ask again
+--        lost                      refused, and the leases are gone
 --        changed, old, ended       see _scopes.lua
 -- Atomic: all of it. Everything but granted, and the ticket of refused, has changed nothing (waiters whose process no
 -- longer lives may have lost their place).
@@ -39,8 +40,8 @@ end
 local at, cap = take(waits, tokens, nanos, id, ticket)
 if at then
   if cap and call('HEXISTS', KEYS[3 + 3 * at], cap) == 0 then return {'excess', at} end
-  local ended = dead()
-  if ended then return {'expired', ended} end
+  local first = dead()
+  if first then return first end
   if waiting then
     ticket = ticket or call('HINCRBY', KEYS[5], 'q', 1)
     call('ZADD', KEYS[4], format('%.17g', clock()), owner)
