@@ -47,6 +47,7 @@ class State:
     claims: dict[str, Claim] = field(default_factory=dict)
     tickets: tuple[tuple[str, str, str], ...] = ()  # claim, scope, process: the oldest first
     cancelled: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()
     gave: dict[tuple[str, str], int] = field(default_factory=dict)  # by scope and process
     records: dict[int, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)  # scope, era, tokens: by call
 
@@ -62,6 +63,7 @@ class State:
             {name: Claim(**vars(claim)) for name, claim in self.claims.items()},
             self.tickets,
             self.cancelled,
+            self.closed,
             dict(self.gave),
             dict(self.records),
         )
@@ -160,12 +162,14 @@ class State:
 # The kinds are those of `_store.py`; the other parts are `at` of a refusal, what was counted of a repeat.
 
 
-def reserve(state: State, call: Call, name: str, chain: str, tokens: int, wait: bool = False) -> set[Any]:
+def reserve(state: State, call: Call, name: str, chain: str, tokens: int, *, wait: bool = False) -> set[Any]:
     path = chain_of(chain)
     state.meet(path)
     known = state.claims.get(name)
     if known is not None and known.state == "open":
         return {("granted",)}
+    if state.closed & set(path):
+        return {("closed",)}
     at = state.blocker(path, tokens, name)
     if name in state.cancelled:
         return {("refused", index) for index in range(len(path))}
@@ -236,14 +240,20 @@ def leave(state: State, call: Call, name: str) -> set[Any]:
 
 def hand_over(state: State, call: Call, name: str) -> set[Any]:
     claim = state.claims[name]
+    before = not claim.process  # by a call that had no answer
     if claim.state == "open":
         claim.process = ""
         return {("handed",)}
-    return {("not open",)}
+    return {("not open",), ("handed",)} if before else {("not open",)}
 
 
 def reset(state: State, call: Call, path: str) -> set[Any]:
     state.begin_anew(path)
+    return {("ok",)}
+
+
+def close(state: State, call: Call, path: str) -> set[Any]:
+    state.closed |= {path}
     return {("ok",)}
 
 
@@ -283,6 +293,7 @@ CALLS: dict[str, Callable[..., set[Any]]] = {
     "hand_over": hand_over,
     "reset": reset,
     "set_caps": set_caps,
+    "close": close,
     "open": open_scope,
     "expired": expired,
 }

@@ -23,7 +23,7 @@ from interleavings.step_model import (
 )
 from interleavings.step_orders import Actor, Chooser, Died, explore
 from interleavings.step_worlds import Process, World
-from token_budget import Window
+from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreMismatch
@@ -51,7 +51,10 @@ class Scenario:
     over: bool = False  # whether more may be claimed than a cap
     split: bool = True  # whether all that is spent is spent in one child
     again: bool = False  # whether a reserve that had no answer is repeated at once, before the store is tended
-    faulty: tuple[str, ...] | None = None  # the clients whose steps may go wrong; None is all, () is none
+    # The clients whose steps may go wrong, and how: None is all, () is none. In SQLite, where a call is one step, it is
+    # all, unless it is none.
+    faulty: tuple[str, ...] | None = None
+    faults: tuple[str, ...] | None = None
 
     @property
     def processes(self) -> list[str]:
@@ -145,7 +148,10 @@ class Run:
 
     def _reserve(self, process: Process, name: str, chain: str, tokens: int, *, wait: bool = False) -> Any:
         key = process.keys[name]
-        answer = process.store.reserve(process.chain(chain_of(chain)), key, tokens, 0, wait=wait, rows=True)
+        try:
+            answer = process.store.reserve(process.chain(chain_of(chain)), key, tokens, 0, wait=wait, rows=True)
+        except PoolClosed:
+            return ("closed",), ()
         if answer.kind == GRANTED:
             self.granted.add(name)
         return _said(answer)
@@ -190,6 +196,11 @@ class Run:
     @staticmethod
     def _reset(process: Process, name: str) -> Any:
         process.store.reset(process.scope(name))
+        return ("ok",), ()
+
+    @staticmethod
+    def _close(process: Process, name: str) -> Any:
+        process.store.close(process.scope(name))
         return ("ok",), ()
 
     @staticmethod
@@ -248,33 +259,34 @@ class Run:
             raise
         except BudgetUnavailable:
             call.undone = op[0] in TAKEN_BACK
-            if call.undone and self.scenario.again and op[0] != "record":
+            if not call.undone or (self.scenario.again and op[0] != "record"):
                 failed.append(call)
                 return False
-            if call.undone:
-                process.store.tend()
-                call.end = self._tick()
-                return True
-            failed.append(call)
-            return False
-        if actor.name in self.again:
-            self.again.remove(actor.name)
-            call.rows = ()
-        call.end = self._tick()
-        call.start = min(call.start, call.end)
+            process.store.tend()
+            call.end = self._tick()
+            return True
+        self._heard(actor, call)
         for one in failed:
             one.end = call.end
         if failed and call.op[0] in TAKEN_BACK:
             process.store.tend()
         return True
 
+    def _heard(self, actor: Actor, call: Call) -> None:
+        """Note that a call was answered."""
+        if actor.name in self.again:
+            self.again.remove(actor.name)
+            call.rows = ()
+            if call.op[0] == "wait":  # the first one may have taken a ticket, with which the second one was granted
+                self.calls.append(Call(len(self.calls), actor.process, call.op, call.start, self.now + 1))
+        call.end = self._tick()
+        call.start = min(call.start, call.end)
+
     # ------------------------------------------------------------------ the order
 
     def go(self) -> None:
         """Make all steps, as the chooser says, and check the history."""
-        actors = {
-            name: Actor(name, name[0], self._client) for name in self.scenario.programs if name[0].isupper()
-        }
+        actors = {name: Actor(name, name[0], self._client) for name in self.scenario.programs if name[0].isupper()}
         others = [name for name in self.scenario.programs if not name[0].isupper()]
         for actor in actors.values():
             actor.late = self.late.append
@@ -308,9 +320,12 @@ class Run:
         options = [(name, "goes on") for name in [*living, *others]]
         options += [("wire", str(index)) for index in range(len(self.late))]
         if self.faults:
+            clients, kinds = self.scenario.faulty, self.scenario.faults
+            if self.world.kind == "sqlite" and clients != ():
+                clients = kinds = None
             for name, actor in living.items():
-                if actor.pending is not None and (self.scenario.faulty is None or name in self.scenario.faulty):
-                    options += [(name, fault) for fault in actor.pending.faults]
+                if actor.pending is not None and (clients is None or name in clients):
+                    options += [(name, fault) for fault in actor.pending.faults if kinds is None or fault in kinds]
         return options
 
     def _befall(self, what: str) -> None:

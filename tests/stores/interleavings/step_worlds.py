@@ -273,9 +273,7 @@ class SQLiteWorld(World):
                 held = sums.setdefault(int(part), [0, 0])
                 held[0] += tokens
                 held[1] += 1
-        found = {}
-        by_name = {part.name: part for part in map(process.scope, names)}
-        assert by_name
+        found: dict[str, tuple[int, ...]] = {}
         for name in names:
             part = process.root.name if not name else name.rpartition(":")[2]
             row = rows.get(part)

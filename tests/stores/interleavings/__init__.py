@@ -1,0 +1,1 @@
+"""Every order of the steps of some processes that share a store."""
