@@ -55,3 +55,34 @@ def test_leases_of_nobody_are_no_lost_store(budget: Budget) -> None:
     one = budget.process()
     one.engine.let_go()
     assert budget.process().used() == (0, 0)
+
+
+def empty(budget: Budget, *, anew: bool) -> None:
+    """Delete all that a budget has; another process may open it anew at once."""
+    budget.raw.delete(*budget.raw.scan_iter(f"{budget.keys.root}*"))
+    if anew:
+        budget.process()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("what", ["settle", "hand_over", "expired", "keys", "knows"])
+def test_what_is_asked_of_an_emptied_store_is_lost_and_not_merely_unknown(
+    budget: Budget, what: str, *, anew: bool
+) -> None:
+    one = budget.process()
+    engine, chain = one.engine, one.key(group := one.group(), "ann")
+    engine.record(chain, 1, 0)
+    key = hold(one, 5)
+    heir = engine.hand_over((one.root,), hold(one, 5), (5, 0), 60)
+    empty(budget, anew=anew)
+    with pytest.raises(StoreLost):
+        if what == "settle":
+            engine.settle(heir.id, 1, 0)
+        elif what == "hand_over":
+            engine.hand_over((one.root,), key, (5, 0), 60)
+        elif what == "expired":
+            engine.expired()
+        elif what == "keys":
+            engine.keys(group)
+        else:
+            engine.knows(chain[0])

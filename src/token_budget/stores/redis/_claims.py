@@ -201,6 +201,7 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
             own = process.keys.owner(owner)
             entry = _entry(step, own, number)
             if entry is None or entry[0] == "?":
+                step.check_root()
                 return Answer(UNKNOWN), ()
             if entry.startswith("=h "):
                 owner, number = entry[3:], "1"
@@ -209,6 +210,8 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
             words = (tokens, nanos, "st", f"{process.nonce}.{step.number}")
             more = words_of(step, chain)
             answer = step.ask(process.scripts.commit, keys_of(process, chain), number, words, more, owner)
+            if answer[0] == "unknown":
+                step.check_root()
             if answer[0] in _SAID:
                 return _settled(step, chain, answer), tuple(scope.path for scope in chain)
             if answer[0] not in {"waiting", "moved"}:
@@ -237,6 +240,7 @@ def hand_over(process: Process, chain: Sequence[Scope], claim: Claim, lease: flo
             return Claim(answer[1], 1)
         if answer[0] == "stale":
             raise step.stale()
+        step.check_root()
     raise LookupError(f"claim {claim.id} of {chain[0].name!r} is not open")
 
 
@@ -336,6 +340,7 @@ def expired(process: Process) -> list[Charged]:
                     tokens, nanos, at, _, paths = entry[1:].split(" ", 4)
                     facts = int(tokens), int(nanos), who, float(at), tuple(paths.split("|"))
                     found.append(Charged(f"{owner}-{number}", *facts))
+        step.check_root()
     return sorted(found, key=lambda one: one.at)
 
 

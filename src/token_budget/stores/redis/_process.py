@@ -291,6 +291,13 @@ class Step:
         finally:
             process.registering.release()
 
+    def check_root(self) -> None:
+        """Raise StoreLost if the root is not there, or of another generation: what was not found is lost with it."""
+        process = self.process
+        revision = process.client.command("HGET", process.keys.root, "g", timeout=self.left())
+        if process.generation and (revision or "").partition(".")[0] != process.generation:
+            raise process.lost("has lost the pool")
+
     def not_known(self, owner: str) -> None:
         """Let the process go on as another owner, after a script said that the store does not know this one.
 

@@ -319,6 +319,7 @@ def keys(process: Process, group: Group) -> list[str]:
         numbers: list[str] = []
         for first in range(0, len(paths), _AT_ONCE):
             numbers += step.ask(process.scripts.numbers, paths[first : first + _AT_ONCE], 0, ("", "", "", ""))
+        step.check_root()
     there = sorted((int(number), key[len(start) :]) for number, key in zip(numbers, paths, strict=True) if number)
     return [decoded(key) for _, key in there]
 
@@ -326,7 +327,10 @@ def keys(process: Process, group: Group) -> list[str]:
 def knows(process: Process, scope: Scope) -> bool:
     """See `Store.knows`."""
     with process.step() as step:
-        return read_row(step, scope).is_of(process.generation)
+        known = read_row(step, scope).is_of(process.generation)
+        if not known:
+            step.check_root()
+        return known
 
 
 def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
