@@ -210,3 +210,31 @@ def test_pools_deeper_than_pythons_stack_are_named_and_deleted(path: Path) -> No
     assert ledger.store._seen(path_of_deepest) == "total/u:ann" + "/c" * 2000
     assert ledger.forget("total/u:ann")
     assert statement(path, "SELECT name FROM scope") == [("total",)]
+
+
+_HOLDS = """
+from sqlite_ledger import Ledger
+ledger = Ledger(path)
+ledger.open("total")
+ledger.hold("total", 6)
+said("holds"); wait()
+"""
+
+
+@pytest.mark.parametrize("look", ["read", "tree"])
+def test_who_looks_charges_the_dead_so_that_they_count_in_one_period_only(path: Path, look: str) -> None:
+    now = [0.5]
+    ledger = Ledger(path)
+    ledger.open("total", 10, window=Window.every(timedelta(seconds=3), clock=lambda: now[0]))
+    assert ledger.news() == ["created total"]
+    with other(_HOLDS, path) as process:
+        process.hears("holds")
+        statement(path, "UPDATE scope SET token_room = 4, starts = 0, ends = 3")  # the other has another clock
+    if look == "read":
+        assert (ledger.used(), ledger.held()) == ((6, 0), (0, 0, 0))
+    else:
+        ((_, _, row),) = ledger.store.tree(ledger.scope("total"))
+        assert (row.tokens_claimed, row.tokens_held) == (6, 0)
+    assert ledger.news() == ["expired total"]
+    now[0] = 3.5
+    assert ledger.used() == (0, 0)

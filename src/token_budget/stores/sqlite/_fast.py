@@ -206,7 +206,7 @@ class FastPath:
         clocks = [None if scope.window is None else scope.window.now() for scope in chain]
         eras: Sequence[int | None] = [None] * len(chain)  # unknown: the periods alone tell then
         with suppress(Exception):
-            eras = [row.era for row in self._seen(_slow.read, chain)]
+            eras = [row.era for row in self._seen(_slow.read, chain)[0]]
         places = [(scope.handle[0], now, era) for scope, now, era in zip(chain, clocks, eras, strict=True)]
         self._owed.append((_slow.take_back, places, amount))
 

@@ -345,9 +345,9 @@ def forget(step: Step, scope: Scope) -> bool:
 def _delete(step: Step, scope_id: int) -> None:
     """Delete a scope and all below it."""
     found = [scope_id]
-    for above in found:  # it grows meanwhile
-        groups = step.execute("SELECT id FROM keyed WHERE parent = ?", (above,)).fetchall()
-        for parent in [above, *(-group for (group,) in groups)]:
+    for one in found:  # it grows meanwhile
+        groups = step.execute("SELECT id FROM keyed WHERE parent = ?", (one,)).fetchall()
+        for parent in [one, *(-group for (group,) in groups)]:
             found += [below for (below,) in step.execute("SELECT id FROM scope WHERE parent = ?", (parent,)).fetchall()]
     for one in reversed(found):
         step.write("DELETE FROM keyed WHERE parent = ?", (one,))

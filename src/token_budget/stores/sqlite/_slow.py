@@ -174,14 +174,14 @@ def take_back(step: Step, places: Sequence[tuple[int, float | None, int | None]]
 # ---------------------------------------------------------------------- looking
 
 
-def read(step: Step, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
-    """See `Store.read`."""
+def read(step: Step, chain: Sequence[Scope]) -> tuple[tuple[Numbers, ...], bool]:
+    """See `Store.read`. Return also whether the dead hold something, or wait."""
     rows, taken = [_seen(step, scope) for scope in chain], as_charged(step)
-    return tuple(_shown(row, taken) for row in rows)
+    return tuple(_shown(row, taken) for row in rows), bool(taken)
 
 
-def tree(step: Step, scope: Scope) -> list[tuple[str, str, Numbers]]:
-    """See `Store.tree`."""
+def tree(step: Step, scope: Scope) -> tuple[list[tuple[str, str, Numbers]], bool]:
+    """See `Store.tree`. Return also what `read` does."""
     top, taken = _seen(step, scope), as_charged(step)
     with_scopes = {one for (one,) in step.execute("SELECT DISTINCT parent FROM scope WHERE parent > 0").fetchall()}
     with_groups = {one for (one,) in step.execute("SELECT DISTINCT parent FROM keyed").fetchall()}
@@ -195,7 +195,7 @@ def tree(step: Step, scope: Scope) -> list[tuple[str, str, Numbers]]:
             below = [step.read(one) for one in step.execute(BELOW, (parent,)).fetchall()]
             found += [(f"{path}{between}{one.name}", one) for one in below]
     found.sort(key=lambda item: item[1].id)  # a scope is made after the one above it
-    return [(path, name_at(path), _shown(row, taken)) for path, row in found]
+    return [(path, name_at(path), _shown(row, taken)) for path, row in found], bool(taken)
 
 
 def _seen(step: Step, scope: Scope) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from token_budget._arguments import UNCHANGED
@@ -46,13 +47,23 @@ class SQLiteStore(FastPath):
 
     def read(self, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
         """See `Store.read`."""
-        rows: tuple[Numbers, ...] = self._seen(_slow.read, chain)
+        rows: tuple[Numbers, ...] = self._charged_first(_slow.read, chain)
         return rows
 
     def tree(self, scope: Scope) -> list[tuple[str, str, Numbers]]:
         """See `Store.tree`."""
-        rows: list[tuple[str, str, Numbers]] = self._seen(_slow.tree, scope)
+        rows: list[tuple[str, str, Numbers]] = self._charged_first(_slow.tree, scope)
         return rows
+
+    def _charged_first(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Look, after the dead are charged: what is shown of them counts in the period in which it was seen first."""
+        found, taken = self._seen(work, *arguments)
+        if not taken:
+            return found
+        with suppress(BudgetUnavailable):  # a look does not fail because of a lock, and shows the same all the same
+            self._step(_owners.sweep)
+            found, _ = self._seen(work, *arguments)
+        return found
 
     def claim_threshold(self, scope: Scope, era: int, parts: int) -> bool:
         """See `Store.claim_threshold`."""
