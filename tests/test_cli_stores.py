@@ -136,9 +136,7 @@ def test_status_tells_of_calls_that_are_charged_in_full(
 ) -> None:
     out = shown(capsys, "status", where)
     assert "3,000 used of 10,000" in out
-    assert " ".join(out.split()).endswith(
-        "1 call is charged in full, since the process that made it died: see token-budget expired"
-    )
+    assert " ".join(out.split()).endswith("1 call is charged in full, and not settled since: see token-budget expired")
     assert json.loads(shown(capsys, "status", where, "--json"))["expired"] == 1
 
 

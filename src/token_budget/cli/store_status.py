@@ -43,7 +43,7 @@ class Status(NamedTuple):
     store: str
     tree: BudgetSnapshot
     depth: int | None
-    expired: int  # calls that are charged in full since their process died
+    expired: int  # calls that are charged in full: their process died, or a lease ended
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -114,7 +114,7 @@ def _lines(status: Status) -> list[str]:
     lines = [f"{status.store} at {_shown(status.at)}", *tree_lines(status.tree, status.at, status.depth)]
     if status.expired:
         calls = "1 call is" if status.expired == 1 else f"{status.expired:,} calls are"
-        text = f"{calls} charged in full, since the process that made it died: see token-budget expired"
+        text = f"{calls} charged in full, and not settled since: see token-budget expired"
         lines += filled(text).split("\n")
     return lines
 

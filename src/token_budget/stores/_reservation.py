@@ -423,5 +423,5 @@ def _checked_lease(lease: Any) -> float:
         raise TypeError(f"lease must be a number of seconds, not {shown_type(lease)}")
     seconds = float(int.__index__(lease)) if issubclass(kind, int) else float.__float__(lease)
     if not 0 < seconds <= _LONGEST_LEASE:
-        raise ValueError("lease must be a number of seconds above 0 and at most 30 days")
+        raise ValueError("lease must be a number of seconds above 0 and at most 366 days")
     return seconds
