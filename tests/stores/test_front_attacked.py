@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from memory_store import MemoryBudget, MemoryPool, MemoryStore
 from pools_of_all_kinds import in_a_thread
 from support import run_program
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores import _hand, _outage
+from token_budget.stores import RedisBudgetPool, SQLiteBudgetPool, _hand, _outage, open_pool
 from token_budget.stores._family import StoreFamily
 from token_budget.stores._outage import Allowing
 
@@ -255,3 +257,49 @@ def test_a_store_whose_opening_or_closing_is_interrupted_is_let_go() -> None:
     later = MemoryStore("total", location=store.location)
     StoreFamily.of(store.location, lambda: later).let_go()  # its turn was given back
     assert later.went
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_bad_arguments_of_an_opening_are_told_with_what_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "budget.db"
+    where = f"sqlite:{path}#n"
+    for bad in (f"sqlite:{path}#%FF", f"memory:#{'%80'}"):
+        with pytest.raises(ValueError, match="the name after the # cannot be read: each % in it begins an escape"):
+            open_pool(bad)
+    with pytest.raises(ValueError, match='caps must be "code"'):
+        open_pool(where, caps=[])  # type: ignore[arg-type]
+    client = importlib.import_module("redis").Redis(port=1)  # nobody listens there
+    for opening in (
+        partial(open_pool, where),
+        partial(SQLiteBudgetPool, path, name="n"),
+        partial(RedisBudgetPool, client, name="n"),
+    ):
+        with pytest.raises(ValueError, match='on_unavailable must be "refuse" or "allow"'):
+            opening(on_unavailable=[])
+        with pytest.raises(TypeError, match="create must be True or False, not str"):
+            opening(create="no")
+    with pytest.raises(TypeError, match="create must be True or False, not str"):
+        open_pool("memory:#n", create="no")  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+def test_that_a_budget_was_made_is_logged_with_its_location_and_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = (tmp_path / "budget.db").resolve()
+    with caplog.at_level(logging.INFO, "token_budget"):
+        for _ in range(2):
+            SQLiteBudgetPool(path, name="nightly").close()
+    made = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert made == [f"sqlite:{path}#nightly: made the budget 'nightly', with nothing used"]
+
+
+def test_the_longest_lease_is_told_as_it_is() -> None:
+    pool = MemoryPool(token_cap=10)
+    held = pool.reserve(tokens=1)
+    with pytest.raises(ValueError, match="at most 366 days"):
+        held.hand_over(lease=366 * 86_400 + 1)
+    held.hand_over(lease=366 * 86_400)
+    pool.close()

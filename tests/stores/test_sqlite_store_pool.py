@@ -76,7 +76,7 @@ def test_the_name_stands_in_the_location_as_a_url_has_it(opened: Any, path: Path
         ({"usd_cap": "5"}, TypeError, "usd_cap"),
         ({"window": "daily"}, TypeError, "window"),
         ({"timeout": 0}, ValueError, "above 0"),
-        ({"timeout": None}, ValueError, "above 0"),
+        ({"timeout": None}, TypeError, "a number of seconds, not NoneType"),
         ({"timeout": -1}, ValueError, "timeout"),
         ({"timeout": "5"}, TypeError, "timeout"),
         ({"caps": "yours"}, ValueError, "caps must be"),

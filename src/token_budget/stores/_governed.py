@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, SupportsIndex, TypeVar
 
-from token_budget._arguments import UNCHANGED, checked_cap, checked_window
+from token_budget._arguments import UNCHANGED, checked_cap, checked_timeout, checked_window
 from token_budget._events import BudgetEvent
-from token_budget._money import to_nanos, to_tokens, to_usd
+from token_budget._money import shown_type, to_nanos, to_tokens, to_usd
 from token_budget._snapshot import BudgetSnapshot, PoolStatistics
 from token_budget._window import Window
 from token_budget.contract import Amount
@@ -182,7 +182,8 @@ class Governed:
         the period is the one that the clock is in. Of a join it sets back what the join itself shows.
 
         Raises:
-            BudgetUnavailable: the store does not answer; nothing was changed.
+            BudgetUnavailable: the store does not answer; it may be done or not. Repeat it: that does no harm, except
+                that what was used between the two is set back too.
         """
         family = self._family
         if self._own is not None:
@@ -209,7 +210,7 @@ class Governed:
             TypeError, ValueError: a bad cap or window, or this is a join, which has none of its own; nothing was
                 changed.
             PoolClosed: the pool is closed.
-            BudgetUnavailable: the store does not answer; nothing was changed.
+            BudgetUnavailable: the store does not answer; it may be done or not. Repeat it, the result is the same.
         """
         tokens = token_cap if token_cap is UNCHANGED else checked_cap(token_cap, to_tokens, "token_cap")
         nanos = usd_cap if usd_cap is UNCHANGED else checked_cap(usd_cap, to_nanos, "usd_cap")
@@ -228,7 +229,8 @@ class Governed:
         on. On a join it ends the join. What happened already is counted all the same: ``record(..., force=True)``.
 
         Raises:
-            BudgetUnavailable: the store does not answer.
+            BudgetUnavailable: the store does not answer; a child may be closed or not. Repeat it, closing twice does
+                nothing. The pool that was opened is let go in any case.
         """
         family, handle = self._family, self._handle
         if self._own is not None:
@@ -324,6 +326,39 @@ def stored_window(window: Any) -> Window | None:
             'is kept as text, so name its zone ("Europe/Berlin", "UTC+02:00")'
         )
     return checked
+
+
+def checked_seconds(value: Any, what: str, least: float = 0.0) -> float:
+    """Return a number of seconds above 0, and not below the least.
+
+    Raises:
+        TypeError, ValueError: it is none; None is none either.
+    """
+    if issubclass(type(value), bool) or not issubclass(type(value), (int, float)):
+        raise TypeError(f"{what} must be a number of seconds, not {shown_type(value)}")
+    seconds = checked_timeout(value)
+    if not seconds or seconds < least:
+        raise ValueError(f"{what} must be a number of seconds " + (f"from {least:g} on" if least else "above 0"))
+    return float(seconds)
+
+
+def checked_manner(timeout: Any, on_unavailable: Any, create: Any) -> float:
+    """Check what every pool of an engine is opened with beside caps. Return the time-out in seconds.
+
+    Raises:
+        TypeError, ValueError: one is bad; the text says what is taken.
+    """
+    seconds = checked_seconds(timeout, "timeout")
+    if not isinstance(on_unavailable, str) or on_unavailable not in {"refuse", "allow"}:
+        raise ValueError('on_unavailable must be "refuse" or "allow"')
+    checked_create(create)
+    return seconds
+
+
+def checked_create(create: Any) -> None:
+    """Raise TypeError unless it is True or False: a text such as "no" would count as True."""
+    if not isinstance(create, bool):
+        raise TypeError(f"create must be True or False, not {shown_type(create)}")
 
 
 def _nested(rows: Sequence[tuple[str, str, Numbers]]) -> BudgetSnapshot:

@@ -18,6 +18,7 @@ from token_budget._arguments import UNCHANGED, checked_caps, checked_window
 from token_budget._money import shown_type, usd_text
 from token_budget.contract import Amount, BudgetUnavailable, Pool
 from token_budget.stores._errors import StoreLost
+from token_budget.stores._governed import checked_create
 from token_budget.stores._names import decoded, required_name
 from token_budget.stores.redis.pool import RedisBudgetPool
 from token_budget.stores.sqlite.pool import SQLiteBudgetPool
@@ -60,7 +61,13 @@ def place_of(where: Any) -> Place:
         target, fragment = fragment, ""
     scheme, colon, rest = target.partition(":")
     scheme = scheme.lower()
-    name = decoded(fragment) or None
+    try:
+        name = decoded(fragment) or None
+    except UnicodeDecodeError:
+        raise ValueError(
+            "the name after the # cannot be read: each % in it begins an escape of a byte of UTF-8 (%23 is #, "
+            "Z%C3%BCrich is Zürich), and % itself is written %25"
+        ) from None
     if colon and scheme == "sqlite":
         return Place("sqlite", scheme, _checked_path(rest), name)
     if colon and scheme == "memory":
@@ -173,7 +180,7 @@ def open_pool(
         True
     """
     place = place_of(where)
-    if caps not in {"code", "mine", "stored"}:
+    if caps not in ("code", "mine", "stored"):
         raise ValueError('caps must be "code", "mine" or "stored"')
     name = required_name(place.name, f"the budget of a store ({place.kind}:...#nightly)")
     if place.kind == "memory":
@@ -219,6 +226,7 @@ def open_of_environment(where: str, arguments: Mapping[str, Any], prefix: str, *
 def _of_this_process(name: str, token_cap: Any, usd_cap: Any, window: Any, *, caps: Caps, create: bool) -> BudgetPool:
     tokens, nanos = checked_caps(token_cap, usd_cap)
     checked_window(window)
+    checked_create(create)
     with _lock:
         pool = _in_process.get(name)
         if pool is None or pool.closed:

@@ -6,10 +6,10 @@ import os
 from functools import partial
 from typing import Any, Literal, SupportsIndex
 
-from token_budget._arguments import checked_timeout
 from token_budget._window import Window
 from token_budget.contract import Amount
 from token_budget.stores._family import StoreFamily
+from token_budget.stores._governed import checked_manner
 from token_budget.stores._outage import Allowing
 from token_budget.stores._pool import Caps, StorePool, checked_opening
 from token_budget.stores._store import Store
@@ -75,12 +75,10 @@ class SQLiteBudgetPool(StorePool):
     ) -> None:
         """Open it; see the class."""
         checked_opening(name, token_cap, usd_cap, window, caps)
-        seconds = _checked_deadline(timeout)
-        if on_unavailable not in {"refuse", "allow"}:
-            raise ValueError('on_unavailable must be "refuse" or "allow"')
+        seconds = checked_manner(timeout, on_unavailable, create)
         real = resolved(path)
         options: dict[str, Any] = {"durable": bool(durable), "timeout": seconds}
-        make = partial(_made, real, on_unavailable, name=str.__str__(name), create=bool(create), **options)
+        make = partial(_made, real, on_unavailable, name=str.__str__(name), create=create, **options)
         family = StoreFamily.of(location_of(real, name), make, **options, on_unavailable=on_unavailable)
         self._open(family, name, token_cap, usd_cap, window, caps, create)
 
@@ -88,10 +86,3 @@ class SQLiteBudgetPool(StorePool):
 def _made(path: str, on_unavailable: str, **options: Any) -> Store:
     store: Store = SQLiteStore(path, **options)
     return Allowing(store) if on_unavailable == "allow" else store
-
-
-def _checked_deadline(timeout: Any) -> float:
-    seconds = checked_timeout(timeout)
-    if not seconds:
-        raise ValueError("timeout must be a number of seconds above 0")
-    return float(seconds)
