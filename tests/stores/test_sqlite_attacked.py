@@ -14,11 +14,12 @@ from unittest.mock import patch
 import pytest
 
 from sqlite_files import add, close_all, count, opened, other, quiet
-from sqlite_ledger import Ledger, statement
+from sqlite_ledger import Ledger, others, statement, until
 from token_budget import PoolClosed, Window
-from token_budget.stores import StoreLost
+from token_budget.stores import StoreLost, StoreMismatch
 from token_budget.stores.sqlite import _waiters
 from token_budget.stores.sqlite._connection import Connection, Unsynced
+from token_budget.stores.sqlite._owners import dead
 from token_budget.stores.sqlite._step import Step
 
 
@@ -238,3 +239,43 @@ def test_who_looks_charges_the_dead_so_that_they_count_in_one_period_only(path: 
     assert ledger.news() == ["expired total"]
     now[0] = 3.5
     assert ledger.used() == (0, 0)
+
+
+_FORKS = """
+from sqlite_ledger import Ledger
+ledger = Ledger(path)
+ledger.open("total", 10)
+ledger.open("total/u:", 5)
+if os.fork():
+    os._exit(0)
+try:
+    ledger.store.forked()
+    ledger.record("total", 1)
+    said("spends"); wait()
+finally:
+    os._exit(0)
+"""
+
+
+def test_a_forked_child_stands_by_the_caps_that_its_parent_gave(path: Path) -> None:
+    with other(_FORKS, path) as process:
+        process.hears("spends")
+        process.process.wait(60)  # the parent is gone, the child goes on
+        ledger = Ledger(path)
+        with pytest.raises(StoreMismatch, match="has given 10"):
+            ledger.open("total", 1000)
+        ledger.open("total")
+        with pytest.raises(StoreMismatch, match="has given 5"):
+            ledger.open("total/u:", 1000)
+        process.goes_on()
+        until(lambda: bool(ledger.store._seen(dead)))
+    assert ledger.open("total", 1000).changed == (("token_cap", 10, 1000),)
+
+
+def test_what_was_not_given_in_the_end_is_not_given_by_a_child(path: Path) -> None:
+    ledger = Ledger(path)
+    with others(path) as [another]:
+        another("open", "total", 10, 20)
+        with pytest.raises(StoreMismatch):
+            ledger.open("total", 10, 30)
+    assert ledger.store._ledger.gave == {}

@@ -102,6 +102,7 @@ class FastPath:
     def _ended(self, outcome: Outcome) -> Any:
         """Note what holds after a committed step of the slow path. Return its answer."""
         self._ledger.registered = outcome.registered
+        self._ledger.gave.update(outcome.gave)
         self.news.extend(outcome.news)
         return outcome.answer
 

@@ -8,12 +8,14 @@ the provider bills the call all the same, and is listed in ``expired``, so that 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from token_budget.stores._store import News
 from token_budget.stores.sqlite._alive import boot_id, who
 from token_budget.stores.sqlite._step import KEPT, Step, ids_of, lost
 
 _EXPIRE = "INSERT OR REPLACE INTO expired (id, root, places, tokens, nanos, at, who) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_GIVE = "INSERT OR REPLACE INTO gave (place, what, owner, value) VALUES (?, ?, ?, ?)"
 _LEASES = """
     SELECT lease.id, who, chain, tokens, nanos
     FROM lease LEFT JOIN hold ON hold.id = lease.id
@@ -52,7 +54,15 @@ def register(step: Step) -> None:
             return
         owner = step.ledger.connection.new_owner()
     step.write("INSERT OR IGNORE INTO owner (id, who, boot_id) VALUES (?, ?, ?)", (owner, who(), boot_id()))
+    for (place, what), value in step.ledger.gave.items():  # a forked child stands by what its parent gave
+        step.write(_GIVE, (place, what, owner, value))
     step.registered = owner
+
+
+def give(step: Step, place: int, what: str, value: Any) -> None:
+    """Note a cap or window that this process gives."""
+    step.write(_GIVE, (place, what, step.owner, value))
+    step.gave[place, what] = value
 
 
 def is_known(step: Step) -> bool:

@@ -11,7 +11,7 @@ from token_budget._window import Window
 from token_budget.stores._errors import StoreLost, StoreMismatch
 from token_budget.stores._names import decoded
 from token_budget.stores._store import Group, News, Opened, Scope
-from token_budget.stores.sqlite._owners import prepare, tidy
+from token_budget.stores.sqlite._owners import give, prepare, tidy
 from token_budget.stores.sqlite._rows import OWN, Row, limit
 from token_budget.stores.sqlite._schema import FAR, NO_CAP
 from token_budget.stores.sqlite._scopes import (
@@ -31,7 +31,6 @@ from token_budget.stores.sqlite._scopes import (
 )
 from token_budget.stores.sqlite._step import Step, lost
 
-_GIVE = "INSERT OR REPLACE INTO gave (place, what, owner, value) VALUES (?, ?, ?, ?)"
 _OTHERS = """
     SELECT value, who FROM gave JOIN owner ON owner.id = gave.owner
     WHERE place = ? AND what = ? AND gave.owner != ? AND value IS NOT ? LIMIT 1
@@ -134,7 +133,7 @@ def _new(step: Step, scope: Scope, given: dict[str, Any], window: Window | None,
     step.make(row)
     for what, value in given.items():
         if value is not None:
-            step.write(_GIVE, (row.id, what, step.owner, value))
+            give(step, row.id, what, value)
     if scope.above is None:
         step.news.append(News("created", scope.path))
     return row
@@ -161,7 +160,7 @@ def open_group(
             place = _row_of_group(step, group).parent
             for what, value in given.items():
                 if value is not None:
-                    step.write(_GIVE, (place, what, step.owner, value))
+                    give(step, place, what, value)
         else:
             place = -found.id
             stored = {"token_cap": found.token_cap, "nano_cap": found.nano_cap, "window": found.window}
@@ -190,7 +189,7 @@ def _settle(
             if other is not None:
                 raise _mismatch(name, what, value, stored[what], other)
             changed.append((what, stored[what], value))
-        step.write(_GIVE, (place, what, step.owner, value))
+        give(step, place, what, value)
     return tuple(changed)
 
 
@@ -224,7 +223,7 @@ def set_caps(step: Step, scope: Scope, values: dict[str, Any], window: Any) -> N
     _change(step, scope, row, values, window)
     if scope.group is None:
         for what, value in values.items():
-            step.write(_GIVE, (row.id, what, step.owner, value))
+            give(step, row.id, what, value)
     if window is not UNCHANGED:
         scope.window = window
         if window is not None:
@@ -238,7 +237,7 @@ def set_group(step: Step, group: Group, values: dict[str, Any], window: Any) -> 
     place = _row_of_group(step, group).parent
     _change_group(step, group, place, values, window)
     for what, value in values.items():
-        step.write(_GIVE, (place, what, step.owner, value))
+        give(step, place, what, value)
     if window is not UNCHANGED:
         group.window = window
     _row_of_group(step, group)

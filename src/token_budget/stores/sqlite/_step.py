@@ -7,7 +7,7 @@ same, and never flushes; so what is shown is what would be done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from token_budget._window import Window, system_time
@@ -25,12 +25,13 @@ class Outcome(NamedTuple):
     answer: Any
     news: Sequence[News]
     registered: int | None  # the owner whose row is in the file
+    gave: Mapping[tuple[int, str], Any]  # what this process gave in it
 
 
 class Ledger:
     """What the steps of one root share in this process."""
 
-    __slots__ = ("clock", "clocks", "connection", "cursors", "location", "name", "registered", "windows")
+    __slots__ = ("clock", "clocks", "connection", "cursors", "gave", "location", "name", "registered", "windows")
 
     def __init__(self, connection: Connection, name: str, location: str) -> None:
         self.connection: Connection = connection
@@ -40,6 +41,7 @@ class Ledger:
         self.clocks: dict[int, Callable[[], float]] = {}  # the injected ones, by scope, or minus the group's id
         self.windows: dict[tuple[str, Any], Window] = {}  # by text and clock
         self.cursors: dict[int, str] = {}  # the key that was looked at last, by minus the group's id
+        self.gave: dict[tuple[int, str], Any] = {}  # the caps and windows that this process gave, as the table has them
         self.registered: int | None = None  # the owner whose row this process has written
 
     def know_clock(self, place: int, window: Window) -> None:
@@ -72,12 +74,13 @@ class Ledger:
 class Step:
     """One transaction. ``execute`` is the connection's; what one statement found is fetched before the next."""
 
-    __slots__ = ("_by_id", "_paths", "_rolled", "_time", "execute", "ledger", "news", "registered", "wrote")
+    __slots__ = ("_by_id", "_paths", "_rolled", "_time", "execute", "gave", "ledger", "news", "registered", "wrote")
 
     def __init__(self, ledger: Ledger, execute: Execute) -> None:
         self.ledger: Ledger = ledger
         self.execute: Execute = execute
         self.news: list[News] = []
+        self.gave: dict[tuple[int, str], Any] = {}
         self.wrote: bool = False
         self.registered: int | None = ledger.registered
         self._by_id: dict[int, Row | None] = {}
@@ -171,7 +174,7 @@ class Step:
         self.flush()
         if not self.wrote:
             self.execute("ROLLBACK")
-        return Outcome(answer, self.news, self.registered)
+        return Outcome(answer, self.news, self.registered, self.gave)
 
     def renew(self) -> None:
         """Forget the rows, after a statement that has changed many at once."""

@@ -162,6 +162,7 @@ class SQLiteStore(FastPath):
         finally:
             self._run, self._look = self._run_again, self._look_again
             self._ledger.registered = None
+            self._ledger.gave.clear()
             connection.let_go()
 
     def _run_again(self, *arguments: Any) -> Any:
