@@ -279,3 +279,13 @@ def test_what_was_not_given_in_the_end_is_not_given_by_a_child(path: Path) -> No
         with pytest.raises(StoreMismatch):
             ledger.open("total", 10, 30)
     assert ledger.store._ledger.gave == {}
+
+
+@pytest.mark.parametrize("left", ["-wal", "-shm"])
+def test_a_log_without_its_file_is_a_budget_that_was_deleted(path: Path, left: str) -> None:
+    Path(f"{path}{left}").write_bytes(b"")
+    with pytest.raises(StoreLost, match=f"was deleted: .*budget.db{left} is still there. Restore it, or delete"):
+        Connection.of(path, timeout=30)
+    assert not path.exists()
+    Path(f"{path}{left}").unlink()
+    opened(path)

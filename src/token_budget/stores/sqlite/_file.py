@@ -117,8 +117,9 @@ def _check_missing(path: str, *, create: bool) -> None:
         raise StoreLost(f"there is no budget in {path}, and create=False makes none")
     if not Path(folder).is_dir():
         raise StoreError(f"{path}: there is no folder {folder}")
-    if os.path.lexists(path + ".alive"):
-        raise StoreLost(f"{path} was deleted: {path}.alive is still there. Restore it, or {_anew(path)}")
+    left = [path + suffix for suffix in (".alive", "-wal", "-shm") if os.path.lexists(path + suffix)]
+    if left and not os.path.lexists(path):  # else another process has just made it
+        raise StoreLost(f"{path} was deleted: {left[0]} is still there. Restore it, or {_anew(path)}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreError(f"{path}: no rights to make a file in {folder}")
 
