@@ -289,3 +289,24 @@ def test_a_log_without_its_file_is_a_budget_that_was_deleted(path: Path, left: s
     assert not path.exists()
     Path(f"{path}{left}").unlink()
     opened(path)
+
+
+def test_what_was_not_synced_says_that_it_is_done(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(path, durable=True)
+    ledger.open("total", 10)
+    ledger.open("total/a", 10)
+    key = ledger.hold("total/a", 3)
+    ledger.record("total/a", 4)
+    with patch.object(ledger.store._ledger.connection._file, "sync", _failing):
+        with pytest.raises(Unsynced, match="is done"):
+            ledger.set_caps("total/a", 20, 30)
+        with pytest.raises(Unsynced, match="is done"):
+            ledger.store.reset(ledger.scope("total/a"))
+        with pytest.raises(Unsynced, match="is done"):
+            ledger.store.close(ledger.scope("total/a"))
+        assert ledger.hand("total/a", key, 3600) == key
+    row = ledger.row("total/a")
+    assert (row.token_cap, row.nano_cap, row.tokens_claimed, row.closed) == (20, 30, 3, True)
+    assert statement(path, "SELECT owner FROM hold") == [(0,)]
+    assert [f"{ledger.store.id_of(key)} is handed over" in record.getMessage() for record in caplog.records] == [True]
+    assert len(ledger.store._ledger.gave) == 3, "what was given is noted, though it was not synced"

@@ -112,7 +112,12 @@ class FastPath:
         def whole(execute: Execute) -> Outcome:
             return self._slowly(execute, work, *arguments, **options)
 
-        return self._ended(self._run(self._timeout, self._durable, whole))
+        try:
+            outcome = self._run(self._timeout, self._durable, whole)
+        except Unsynced as error:
+            self._ended(error.answer)  # it is done all the same
+            raise
+        return self._ended(outcome)
 
     def _seen(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Look, and change nothing."""

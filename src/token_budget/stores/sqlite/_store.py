@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ from token_budget.stores.sqlite import _claims, _owners, _settings, _slow, _wait
 from token_budget.stores.sqlite._connection import Connection, Unsynced, notice_forks
 from token_budget.stores.sqlite._fast import FastPath, Pair
 from token_budget.stores.sqlite._scopes import find
+
+_logger = logging.getLogger("token_budget")
 
 
 class SQLiteStore(FastPath):
@@ -135,7 +138,10 @@ class SQLiteStore(FastPath):
 
     def hand_over(self, chain: Sequence[Scope], key: int, held: Pair, lease: float) -> int:  # noqa: ARG002
         """See `Store.hand_over`."""
-        self._step(_claims.hand_over, key, lease)
+        try:
+            self._step(_claims.hand_over, key, lease)
+        except Unsynced as error:  # the holder must let go of it all the same: its lease runs
+            _logger.warning("%s is handed over: %s", self.id_of(key), error)
         return key
 
     # ------------------------------------------------------------------ the process
