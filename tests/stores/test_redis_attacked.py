@@ -9,7 +9,7 @@ import pytest
 
 from redis_stores import Budget, Process
 from token_budget.stores._errors import StoreLost
-from token_budget.stores._store import GRANTED
+from token_budget.stores._store import DONE, GRANTED, SETTLED
 
 
 @pytest.fixture
@@ -86,3 +86,54 @@ def test_what_is_asked_of_an_emptied_store_is_lost_and_not_merely_unknown(
             engine.keys(group)
         else:
             engine.knows(chain[0])
+
+
+# ---------------------------------------------------------------- what grows
+
+
+def test_what_ended_processes_gave_is_forgotten_by_those_that_open(budget: Budget) -> None:
+    living = budget.process()
+    given = budget.keys.given(budget.keys.path)
+    for _ in range(70):
+        process = budget.process()
+        process.engine.let_go()
+        process.wire.client.close()
+        assert budget.raw.hlen(given) <= 33
+    assert budget.raw.hexists(given, living.engine._process.owner)
+
+
+def test_a_closed_scope_keeps_nothing_of_what_processes_gave_for_it(budget: Budget) -> None:
+    one = budget.process()
+    kid = one.child("kid", tokens=5)[0]
+    assert budget.raw.exists(budget.keys.given(kid.path))
+    one.engine.close(kid)
+    assert not budget.raw.exists(budget.keys.given(kid.path))
+    one.open(kid, 7)
+    assert not budget.raw.exists(budget.keys.given(kid.path))
+
+
+def test_marks_of_settling_for_a_living_process_are_dropped_when_they_are_old(budget: Budget) -> None:
+    one, two = budget.process(), budget.process()
+    past = f"{budget.keys.owner(one.engine._process.owner)}:x"
+    first = hold(one, 0)
+    assert two.engine.settle(first.id, 0, 0)[0].kind == DONE
+    text = budget.raw.hget(past, first.number)
+    before, _, at = text.rpartition(" ")
+    week = 7 * 86400
+    budget.raw.hset(past, first.number, f"{before} {int(at) - week - 60}")
+    second = hold(one, 0)
+    for number in range(62):
+        budget.raw.hset(past, f"9{number}", f"{before} {int(at) - week + 600}")
+    assert two.engine.settle(second.id, 0, 0)[0].kind == DONE
+    assert budget.raw.hlen(past) == 63
+    assert not budget.raw.hexists(past, first.number)
+    assert one.engine.commit((one.root,), second, (0, 0), (1, 0)).kind == SETTLED
+
+
+def test_answers_to_a_process_that_never_spends_are_deleted_all_the_same(budget: Budget) -> None:
+    one = budget.process()
+    for cap in range(400):
+        one.engine.set_caps(one.root, 1000 + cap, None, None)
+        one.engine.claim_threshold(one.root, 0, cap)
+    assert len(budget.own(one)) < 200
+    assert len(one.engine._process.heard) < 200

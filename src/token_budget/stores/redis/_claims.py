@@ -53,7 +53,7 @@ def begin(step: Step) -> None:
         cancel_given_up(step)
     if not process.registered:
         step.register()
-    elif time.monotonic() > process.renew_at + process.lease / 3:  # `tend` was not called in time
+    elif process.crowded() or time.monotonic() > process.renew_at + process.lease / 3:  # `tend` was not called in time
         renew(step)
 
 

@@ -36,6 +36,7 @@ from token_budget.stores.redis._keys import Keys
 from token_budget.stores.redis._scripts import Scripts
 
 _LEAST_HEARD, _MOST_HEARD = 8, 64  # answers that one step deletes: a few at a time cost less than each alone
+_CROWD = 128  # answers that were heard, at which a step deletes some before it does anything else
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -158,6 +159,13 @@ class Process:
         if not self.registered:
             return float("inf")
         return min(max(0.0, self.renew_at - time.monotonic()), self.lease / 3)
+
+    def crowded(self) -> bool:
+        """Return whether many answers can be deleted: this process does few steps that spend, with which they are."""
+        if len(self.heard) < _CROWD:
+            return False
+        with self.lock:
+            return bool(self.heard) and self.heard[0][0] < next(iter(self.under_way), 0)
 
     def forget_stuck(self) -> None:
         """Forget steps that an interrupt has kept from ending, so that they hold up the low no longer."""

@@ -251,7 +251,7 @@ def reset(process: Process, scope: Scope) -> None:
 
 def close(process: Process, scope: Scope) -> None:
     """See `Store.close`."""
-    keys = [*keys_of(process, (scope,)), process.keys.names]
+    keys = [*keys_of(process, (scope,)), process.keys.names, process.keys.given(scope.path)]
     path = scope.path if scope.group is None else ""
     with process.step() as step:
         begin(step)

@@ -1,6 +1,6 @@
 -- close: end a scope for everybody.
 --
--- KEYS   see _chain.lua, with one scope; 9 the names of all scopes
+-- KEYS   see _chain.lua, with one scope; 9 the names of all scopes, 10 what each process gave
 -- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 5 its path, '' for a
 --        key's, 9 the command that publishes
 -- Answer done; cancelled, owner, stale, gone
@@ -15,6 +15,7 @@ if not ours(s[1]) then return {'gone', 1} end
 if not s[4] then
   call('HSET', key, 'k', 'c', 'x', 'c')
   if ARGV[5] ~= '' then call('HSET', KEYS[9], ARGV[5], 'c') end
+  call('DEL', KEYS[10])
   call('PERSIST', key)
   if s[2] == '0' then call('PEXPIRE', key, 604800000) end
   revise(key)

@@ -19,6 +19,16 @@
 -- or where the owner is another process, or is no longer known. A late one counts in full where the scope is still in
 -- the era of the charge; else only what is above the charge is new.
 -- include _chain _scopes _rows _line _room _flight
+
+-- Delete the marks that are older than 7 days, of an owner that goes on: each new one keeps the hash for 7 more.
+local function drop_old(past)
+  local all = call('HGETALL', past)
+  for i = 1, #all, 2 do
+    local at = match(all[i + 1], '^=[crs] .* (%d+)$')
+    if at and tonumber(at) < clock() - 604800 then call('HDEL', past, all[i]) end
+  end
+end
+
 local own, past, n, tokens, nanos = KEYS[1], KEYS[2], ARGV[2], ARGV[5], ARGV[6]
 local mode, op = string.sub(ARGV[7], 1, 1), ARGV[8]
 local known = call('HMGET', own, 'o', 'l', n)
@@ -40,7 +50,7 @@ if entry then
       return {'waiting'}
     else
       local by, what, name, was, nanos_was, before, nanos_before =
-        match(entry, '^=([crs]) (%l+) (%S+) (%d+) (%d+) (%d+) (%d+)$')
+        match(entry, '^=([crs]) (%l+) (%S+) (%d+) (%d+) (%d+) (%d+)')
       if by == 's' and mode ~= 's' or by == 'c' and mode == 'r' then return {'settled', was, nanos_was} end
       if name == op or by == 'r' and mode == 'r' then return {what, before, nanos_before, rows()} end
       if by and by ~= 'r' then return {'repeat', was, nanos_was, rows()} end
@@ -83,8 +93,9 @@ if mine and mode ~= 's' then
   call('HSET', own, n, mark)
 else
   call('HDEL', own, n)
-  call('HSET', past, n, mark)
+  call('HSET', past, n, mark .. format(' %.0f', clock()))
   call('PEXPIRE', past, 604800000)
+  if known[1] and call('HLEN', past) % 64 == 0 then drop_old(past) end
   if known[1] and string.sub(known[1], 1, 1) == '+' then
     call('DEL', own)
     call('ZREM', KEYS[3], string.sub(own, #KEYS[5] + 4))

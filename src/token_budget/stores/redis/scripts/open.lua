@@ -116,6 +116,6 @@ if made == 0 and #changed > 0 then
     if changed[#changed] == 'W' then set_group_window(key, version, ARGV[12], ARGV[19]) end
   end
 end
-if ARGV[8] ~= 'stored' or made == 1 then give(ARGV[17], ARGV[18], given.T, given.N, given.W) end
+if not s[9] and (ARGV[8] ~= 'stored' or made == 1) then give(ARGV[17], ARGV[18], given.T, given.N, given.W) end
 if s[7] and s[7] ~= '0' and #changed > 0 then lines().tell(1) end
 return done(answer)
