@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from sqlite_files import add, close_all, count, opened, other, quiet
 from sqlite_ledger import Ledger, others, statement, until
 from token_budget import PoolClosed, Window
-from token_budget.stores import StoreLost, StoreMismatch
+from token_budget.stores import StoreError, StoreLost, StoreMismatch
 from token_budget.stores.sqlite import _waiters
 from token_budget.stores.sqlite._connection import Connection, Unsynced
 from token_budget.stores.sqlite._owners import dead
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _closed() -> object:
+def _closed() -> Iterator[None]:
     yield
     close_all()
 
@@ -310,3 +311,51 @@ def test_what_was_not_synced_says_that_it_is_done(path: Path, caplog: pytest.Log
     assert statement(path, "SELECT owner FROM hold") == [(0,)]
     assert [f"{ledger.store.id_of(key)} is handed over" in record.getMessage() for record in caplog.records] == [True]
     assert len(ledger.store._ledger.gave) == 3, "what was given is noted, though it was not synced"
+
+
+def _belongs_to(path: str | Path, user: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file look as another user's."""
+    inode, fstat, of_path = Path(path).stat().st_ino, os.fstat, Path.stat
+
+    def changed(found: os.stat_result) -> os.stat_result:
+        if found.st_ino != inode:
+            return found
+        return os.stat_result((*found[:4], user, *found[5:10]), {"st_mtime_ns": found.st_mtime_ns})
+
+    monkeypatch.setattr(os, "fstat", lambda descriptor: changed(fstat(descriptor)))
+    monkeypatch.setattr(Path, "stat", lambda self, **how: changed(of_path(self, **how)))
+
+
+@pytest.mark.parametrize("name", [".lock", ".alive"])
+def test_a_lock_file_of_a_user_who_has_no_part_in_the_budget_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    opened(path).let_go()
+    _belongs_to(f"{path}{name}", os.geteuid() + 7, monkeypatch)
+    with pytest.raises(StoreError, match=rf"{name} belongs to user {os.geteuid() + 7}"):
+        Connection.of(path, timeout=30)
+    _belongs_to(path, os.geteuid() + 7, monkeypatch)  # the owner of the budget may
+    opened(path)
+
+
+def test_a_lock_file_that_another_user_made_before_the_budget_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(f"{path}.lock").write_text("")
+    _belongs_to(f"{path}.lock", os.geteuid() + 7, monkeypatch)
+    with pytest.raises(StoreError, match="belongs to user"):
+        Connection.of(path, timeout=30)
+    assert not path.exists()
+
+
+def test_a_budget_of_another_user_is_refused_where_everybody_makes_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(path).let_go()
+    _belongs_to(path, os.geteuid() + 7, monkeypatch)
+    opened(path).let_go()
+    path.parent.chmod(0o1777)
+    with pytest.raises(StoreError, match=f"belongs to user {os.geteuid() + 7}, in a folder where everybody"):
+        Connection.of(path, timeout=30)
+    monkeypatch.undo()
+    opened(path)  # it is ours

@@ -89,6 +89,7 @@ def examine(path: str, *, create: bool) -> bool:
         return False
     if not stat.S_ISREG(found.st_mode):
         raise StoreError(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
+    _check_owner(path, found)
     if found.st_size == 0:
         raise StoreLost(f"{path} is empty: what it had is lost, or it never was a budget. Restore it, or {_anew(path)}")
     if found.st_nlink > 1:
@@ -122,6 +123,15 @@ def _check_missing(path: str, *, create: bool) -> None:
         raise StoreLost(f"{path} was deleted: {left[0]} is still there. Restore it, or {_anew(path)}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StoreError(f"{path}: no rights to make a file in {folder}")
+
+
+def _check_owner(path: str, found: os.stat_result) -> None:
+    """Refuse a file that another user may have put where we make ours: in a folder that is everybody's."""
+    if sys.platform == "win32" or found.st_uid in {0, os.geteuid()}:
+        return
+    everybodys = stat.S_ISVTX | stat.S_IWOTH
+    if Path(path).parent.stat().st_mode & everybodys == everybodys:
+        raise StoreError(f"{path} belongs to user {found.st_uid}, in a folder where everybody makes files: use another")
 
 
 def _check_header(path: str) -> None:
@@ -293,7 +303,7 @@ class BudgetFile:
         if not self.is_open:
             self.close()  # what an interrupted opening has left
             examine(self.path, create=create)
-            self._add(".lock", sibling(self.path + ".lock", self._mode()))
+            self._add(".lock", self._sibling(".lock"))
             lock = byte_lock(self._descriptors[".lock"], 0)
             self.take, self.free, self.try_lock = lock.take, lock.free, partial(attempt, lock)
         try:
@@ -313,7 +323,7 @@ class BudgetFile:
         path = self.path
         if not examine(path, create=create):  # again, under the lock: another process may have made or deleted it
             make(path)
-        self._add(".alive", sibling(path + ".alive", self._mode()))
+        self._add(".alive", self._sibling(".alive"))
         self.alive: Alive = Alive(self._descriptors[".alive"])
         self._add("", os.open(path, os.O_RDWR))
         count = connect()
@@ -344,6 +354,20 @@ class BudgetFile:
         self._share()
         self.check()  # where the shared memory is another now, SQLite would go on with the parent's in this process
         connect()
+
+    def _sibling(self, suffix: str) -> int:
+        """Open a file of ours beside the database. Refuse that of a user who has no part in it, and could lock it."""
+        descriptor = sibling(self.path + suffix, self._mode())
+        if sys.platform == "win32":
+            return descriptor
+        trusted = {0, os.geteuid()}
+        with suppress(FileNotFoundError):
+            trusted.add(Path(self.path).stat().st_uid)
+        owner = os.fstat(descriptor).st_uid
+        if owner not in trusted:
+            os.close(descriptor)
+            raise StoreError(f"{self.path}{suffix} belongs to user {owner}, who has no part in the budget: delete it")
+        return descriptor
 
     def _mode(self) -> int:
         try:
