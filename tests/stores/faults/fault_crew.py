@@ -169,7 +169,10 @@ class Crew:
 
         wait_until(found, "no worker gets on")
         time.sleep(self.random.uniform(0, 0.01))
-        key = self.random.choice(busy)
+        self.restart(self.random.choice(busy))
+
+    def restart(self, key: str) -> None:
+        """Kill a worker, and start its next life."""
         self.kill(key)
         self.start(int(key.split(".")[0]))
 
@@ -266,11 +269,20 @@ class Crew:
         for key, life in lives.items():
             amounts = {"used": used.pop(key, 0), "charged": charged.pop(key, 0)}
             self.findings += audited(life, killed=key in self.killed, **amounts, since=since)
+            if not life.ended and key not in self.killed:
+                self.findings.append(f"{key}: step {life.step!r}, {self._last_words(key)}")
         self.findings += [f"{key}: nobody knows it, and it has {amount}" for key, amount in used.items() if amount]
         self.findings += [f"{key}: nobody knows it, and it is charged {amount}" for key, amount in charged.items()]
         if tree.tokens_used and since is None:
             self.findings.append(f"{tree.tokens_used} tokens are used, and nobody was told so")
         return self._outcome(lives, tree.in_flight)
+
+    def _last_words(self, key: str) -> str:
+        """Return how a process ended that has not said so."""
+        errors = self.folder / f"{key}.err"
+        said = errors.read_text(encoding="utf-8", errors="replace")[-1_000:] if errors.exists() else ""
+        status = self.processes[key].returncode if key in self.processes else "of a forked child"
+        return f"exit status {status}: {said}"
 
     def _nothing_held(self, *, lossy: bool) -> bool:
         with suppress(BudgetUnavailable):

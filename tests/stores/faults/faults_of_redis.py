@@ -138,7 +138,7 @@ def memory_full(scale: float, workers: int) -> Outcome:
         for _ in range(max(1, round(5 * scale))):
             server.ask("CONFIG", "SET", "maxmemory", "1")
             crew.wait_for_refusals()
-            crew.kill_at_random()
+            crew.restart(crew.random.choice(crew.living))
             server.ask("CONFIG", "SET", "maxmemory", "0")
             time.sleep(0.5)
         return crew.finish()

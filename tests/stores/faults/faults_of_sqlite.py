@@ -102,8 +102,7 @@ def stopped_and_killed(scale: float, workers: int) -> Outcome:
         for _ in range(max(2, round(20 * scale))):
             with suppress(ProcessLookupError), _lock_holder_stopped(crew) as holder:
                 key = next(key for key in crew.living if crew.processes[key].pid == holder)
-                crew.kill(key)
-            crew.start(int(key.split(".")[0]))
+                crew.restart(key)
         return crew.finish()
 
 
@@ -125,7 +124,7 @@ def disk_full(scale: float, workers: int) -> Outcome | str:
                 crew.wait_for_refusals(partial(_fill, ballast))
                 crew.pool.snapshot()  # works
                 time.sleep(0.2)
-                crew.kill_at_random()  # and who dies now is charged when there is room
+                crew.restart(crew.random.choice(crew.living))  # and who dies now is charged when there is room
                 ballast.unlink()
             time.sleep(0.5)
         return crew.finish()
