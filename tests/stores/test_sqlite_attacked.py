@@ -204,7 +204,7 @@ def test_pools_deeper_than_pythons_stack_are_named_and_deleted(path: Path) -> No
         columns = "token_room, nano_room, token_held, nano_held, in_flight, ends, era, waiters, closed, own"
         sql = f"INSERT INTO scope (parent, name, {columns}) SELECT ?, 'c', {columns} FROM scope WHERE name = 'ann'"
         for _ in range(2000):
-            parent = stranger.execute(sql, (parent,)).lastrowid
+            parent = stranger.execute(sql, (parent,)).lastrowid or 0
 
     def path_of_deepest(step: Step) -> str:
         return step.path(step.rows([parent])[0])
