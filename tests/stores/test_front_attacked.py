@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -171,7 +171,12 @@ def test_an_opening_waits_for_the_closing_of_the_same_location_and_its_time_out_
         BudgetUnavailable, match=r"memory:waits: another thread has been opening or closing it for 0.01"
     ):
         StoreFamily.of("memory:waits", lambda: new, timeout=0.01)
-    opening = in_a_thread(lambda: StoreFamily.of("memory:waits", lambda: order.append("made") or new, timeout=LONG))
+
+    def make() -> MemoryStore:
+        order.append("made")
+        return new
+
+    opening = in_a_thread(lambda: StoreFamily.of("memory:waits", make, timeout=LONG))
     go_on.set()
     closing.result()
     opened = opening.result()
@@ -201,12 +206,12 @@ def test_closing_waits_for_the_worker_as_long_as_a_step_may_take() -> None:
     store = MemoryStore("total")
     family = StoreFamily.of(store.location, lambda: store, timeout=0.05)
     waited: list[float] = []
-    family.hand.stop = waited.append  # type: ignore[method-assign]
+    family.hand.stop = waited.append  # type: ignore[method-assign, assignment]
     family.let_go()
     assert waited == [0.05]
     store = MemoryStore("total")
     family = StoreFamily.of(store.location, lambda: store, timeout=60)
-    family.hand.stop = waited.append  # type: ignore[method-assign]
+    family.hand.stop = waited.append  # type: ignore[method-assign, assignment]
     family.let_go()
     assert waited == [0.05, 5]
 
@@ -263,13 +268,13 @@ def test_a_store_whose_opening_or_closing_is_interrupted_is_let_go() -> None:
 
 
 def test_bad_arguments_of_an_opening_are_told_with_what_is_taken(tmp_path: Path) -> None:
-    path = tmp_path / "budget.db"
+    path, bad_manner, bad_text = tmp_path / "budget.db", cast("Any", []), cast("Any", "no")
     where = f"sqlite:{path}#n"
     for bad in (f"sqlite:{path}#%FF", f"memory:#{'%80'}"):
         with pytest.raises(ValueError, match="the name after the # cannot be read: each % in it begins an escape"):
             open_pool(bad)
     with pytest.raises(ValueError, match='caps must be "code"'):
-        open_pool(where, caps=[])  # type: ignore[arg-type]
+        open_pool(where, caps=bad_manner)
     client = importlib.import_module("redis").Redis(port=1)  # nobody listens there
     for opening in (
         partial(open_pool, where),
@@ -277,11 +282,11 @@ def test_bad_arguments_of_an_opening_are_told_with_what_is_taken(tmp_path: Path)
         partial(RedisBudgetPool, client, name="n"),
     ):
         with pytest.raises(ValueError, match='on_unavailable must be "refuse" or "allow"'):
-            opening(on_unavailable=[])
+            opening(on_unavailable=bad_manner)
         with pytest.raises(TypeError, match="create must be True or False, not str"):
-            opening(create="no")
+            opening(create=bad_text)
     with pytest.raises(TypeError, match="create must be True or False, not str"):
-        open_pool("memory:#n", create="no")  # type: ignore[arg-type]
+        open_pool("memory:#n", create=bad_text)
     assert not path.exists()
 
 

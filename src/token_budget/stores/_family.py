@@ -14,6 +14,8 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import starmap
 from threading import Lock, RLock, get_ident
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -48,12 +50,11 @@ class Turn:
     other. Signal handlers and finalisers open and close too: they run in the middle of a turn of their own thread.
     """
 
-    __slots__ = ("__weakref__", "_depth", "_lock", "_thread")
+    __slots__ = ("__weakref__", "_lock", "_thread")
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._thread: int | None = None
-        self._depth = 0
 
     @classmethod
     def of(cls, location: str) -> Turn:
@@ -61,24 +62,32 @@ class Turn:
         with _opening:
             return _turns.setdefault(location, cls())
 
-    def take(self, seconds: float) -> bool:
-        """Take it, or return False if another thread keeps it for so long."""
+    def within(self, seconds: float, work: Callable[[], T]) -> T:
+        """Call a function in a turn of this thread. Raises TimeoutError if another thread keeps it for so long."""
         me = get_ident()
-        if self._thread != me and not self._lock.acquire(timeout=seconds):
-            return False
-        self._thread = me
-        self._depth += 1
-        return True
+        if self._thread == me:
+            return work()
+        # No exception of a signal handler comes between the lock and the `try`: a loop takes its item in one step.
+        for held in starmap(self._lock.acquire, ((True, seconds),)):
+            try:
+                if not held:
+                    break
+                self._thread = me
+                return work()
+            finally:
+                if self._thread == me:  # else it was passed on, or not had
+                    self.give_back()
+        raise TimeoutError
 
     def pass_on(self) -> None:
         """Leave it to another thread, which gives it back."""
         self._thread = None
 
-    def give(self) -> None:
-        """Give it back."""
-        self._depth -= 1
-        if not self._depth:
+    def give_back(self) -> None:
+        """End it."""
+        try:
             self._thread = None
+        finally:
             self._lock.release()
 
 
@@ -128,17 +137,20 @@ class StoreFamily:
         """
         if not HERE[0]:
             notice_fork()
-        turn, seconds = Turn.of(location), float(options.get("timeout", _CLOSING))
-        if not turn.take(seconds):
-            raise BudgetUnavailable(f"{location}: another thread has been opening or closing it for {seconds:g} s")
+        seconds = float(options.get("timeout", _CLOSING))
         try:
-            family = _families.get(location) or cls._made(location, make_store, options)
-            if family.options != options:
-                raise ValueError(_differs(location, family.options, options))
-            with _opening:
-                family.handles += 1
-        finally:
-            turn.give()
+            return Turn.of(location).within(seconds, partial(cls._taken, location, make_store, options))
+        except TimeoutError:
+            known = f"{location}: another thread has been opening or closing it for {seconds:g} s"
+            raise BudgetUnavailable(known) from None
+
+    @classmethod
+    def _taken(cls, location: str, make_store: Callable[[], Store], options: dict[str, Any]) -> StoreFamily:
+        family = _families.get(location) or cls._made(location, make_store, options)
+        if family.options != options:
+            raise ValueError(_differs(location, family.options, options))
+        with _opening:
+            family.handles += 1
         return family
 
     @classmethod
@@ -165,39 +177,39 @@ class StoreFamily:
         Without ``wait`` the worker lets go of the store: for who has waited for that store in vain already.
         """
         self.here()
+        with _opening:
+            self.handles -= 1
+            if self.handles > 0:
+                return
         turn = Turn.of(self.location)
-        mine = turn.take(self.patience)
         try:
-            with _opening:
-                self.handles -= 1
-                if self.handles > 0:
-                    return
-                if _families.get(self.location) is self:
-                    del _families[self.location]
-            if wait or not mine:
-                self._end()
+            turn.within(self.patience, partial(self._end, turn if not wait else None))
+        except TimeoutError:
+            self._end()
+
+    def _end(self, turn: Turn | None = None) -> None:
+        """Let go of the store, unless this location was opened or let go meanwhile. A turn is passed to the worker."""
+        with _opening:
+            if self.handles > 0 or _families.get(self.location) is not self:
+                return
+            del _families[self.location]
+        try:
+            self.line.close()
+            if turn is None:
+                self.hand.stop(self.patience)
+        finally:  # also if it is interrupted: nobody else lets go
+            if turn is None:
+                self._let_store_go()
             else:
-                mine = False
                 turn.pass_on()
                 self.hand.drop(self._end_later, turn)
                 self.hand.stop(0)
-        finally:
-            if mine:
-                turn.give()
-
-    def _end(self) -> None:
-        try:
-            self.line.close()
-            self.hand.stop(self.patience)
-        finally:  # also if it is interrupted: nobody else lets go
-            self._let_store_go()
 
     def _end_later(self, turn: Turn) -> None:
         try:
-            self.line.close()
             self._let_store_go()
         finally:
-            turn.give()
+            turn.give_back()
 
     def _let_store_go(self) -> None:
         try:
