@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from redis_stores import Budget, Process
+from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreLost
-from token_budget.stores._store import DONE, GRANTED, SETTLED
+from token_budget.stores._store import DONE, GRANTED, REFUSED, SETTLED
+from token_budget.stores.redis._process import Step
 
 
 @pytest.fixture
@@ -137,3 +139,61 @@ def test_answers_to_a_process_that_never_spends_are_deleted_all_the_same(budget:
         one.engine.claim_threshold(one.root, 0, cap)
     assert len(budget.own(one)) < 200
     assert len(one.engine._process.heard) < 200
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def ended_leases(budget: Budget, one: Process, many: int) -> None:
+    for _ in range(many):
+        heir = one.engine.hand_over((one.root,), hold(one, 1), (1, 0), 60)
+        budget.raw.zadd(budget.keys.leases, {heir.owner: 1})
+
+
+def slow(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each charging take more than half of a step's time."""
+
+    def late(name: str) -> None:
+        if name == "expire":
+            monkeypatch.setattr(Step, "left", lambda _: 14.0)
+
+    process.wire.after = late
+
+
+@pytest.mark.parametrize("by", ["read", "reserve", "record", "expired"])
+def test_more_ended_leases_than_there_is_time_for_are_left_for_the_next_step(
+    budget: Budget, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = budget.process(), budget.process()
+    ended_leases(budget, one, 5)
+    chain, engine = (two.root,), two.engine
+    slow(two, monkeypatch)
+    if by == "read":
+        assert two.used() == (1, 4)
+    elif by == "expired":
+        assert len(engine.expired()) == 1
+    elif by == "reserve":
+        assert engine.reserve(chain, engine.new_key(), 99, 0).kind == REFUSED
+    else:
+        assert engine.record(chain, 99, 0).kind == REFUSED
+    assert [name for name, _ in two.wire.sent].count("expire") == 1
+    monkeypatch.undo()
+    two.wire.heal()
+    assert two.used() == (5, 0)
+    assert len(engine.expired()) == 5
+
+
+def test_what_was_charged_of_many_is_read_in_few_steps(budget: Budget) -> None:
+    one, two = budget.process(), budget.process()
+    one.engine.set_caps(one.root, None, None, None)
+    ended_leases(budget, one, 300)
+    assert two.used() == (300, 0)
+    before = len(two.wire.sent)
+    assert len(two.engine.expired()) == 300
+    assert len(two.wire.sent) - before < 5
+
+
+def test_an_error_tells_the_whole_time_out_of_a_step(budget: Budget) -> None:
+    one = budget.process(timeout=3)
+    with pytest.raises(BudgetUnavailable, match=r"within 0\.01 seconds, what was left of 3;"):
+        one.wire.client.command("BLPOP", f"{budget.keys.root}:none", 30, timeout=0.01)

@@ -31,6 +31,7 @@ from token_budget.stores.redis._rows import Row, numbers_of
 
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})")
 _SAID = {"done": DONE, "late": LATE, "unknown": UNKNOWN, "repeat": REPEAT, "settled": SETTLED}
+_AT_ONCE = 200  # processes whose charges one script reads
 _logger = logging.getLogger("token_budget")
 
 
@@ -64,7 +65,7 @@ def reserve(
     process: Process, chain: Sequence[Scope], claim: Claim, tokens: int, nanos: int, *, wait: bool, rows: bool
 ) -> Answer:
     """See `Store.reserve`."""
-    words = (tokens, nanos, f"{'w' if wait else ''}{'r' if rows else ''}", paths_of(chain))
+    flags, paths = f"{'w' if wait else ''}{'r' if rows else ''}", paths_of(chain)
     with process.step() as step:
         begin(step)
         claim.asked = True
@@ -74,6 +75,7 @@ def reserve(
             while not claim.cancelled:
                 more = words_of(step, chain)
                 check_open(step, chain)
+                words = (tokens, nanos, flags + step.some, paths)
                 answer = step.ask(
                     process.scripts.reserve, keys_of(process, chain), claim.number, words, more, claim.owner
                 )
@@ -126,7 +128,7 @@ def record(process: Process, chain: Sequence[Scope], tokens: int, nanos: int, *,
                 more = words_of(step, chain)
                 if not force:
                     check_open(step, chain)
-                words = (tokens, nanos, flags, ",".join([scope.handle.era for scope in chain]))
+                words = (tokens, nanos, flags + step.some, ",".join([scope.handle.era for scope in chain]))
                 answer = step.ask(process.scripts.record, keys_of(process, chain), step.number, words, more, owner)
                 kind = answer[0]
                 if kind == "done":
@@ -331,8 +333,12 @@ def expired(process: Process) -> list[Charged]:
     found = []
     with process.step() as step:
         numbers_now(step, ())  # which charges those whose leases are over
-        for owner in client.command("ZRANGE", keys.charges, 0, -1, timeout=step.left()):
-            flat = client.command("HGETALL", f"{keys.owner(owner)}:x", timeout=step.left())
+        owners = client.command("ZRANGE", keys.charges, 0, -1, timeout=step.left())
+        pasts = [f"{keys.owner(owner)}:x" for owner in owners]
+        hashes: list[list[str]] = []
+        for first in range(0, len(pasts), _AT_ONCE):
+            hashes += step.ask(process.scripts.charged, pasts[first : first + _AT_ONCE], 0, ("", "", "", ""))
+        for owner, flat in zip(owners, hashes, strict=True):
             entries = dict(zip(flat[::2], flat[1::2], strict=True))
             who = entries.get("o", "?")
             for number, entry in entries.items():

@@ -231,8 +231,9 @@ class Client:
                 time.sleep(max(0, min(until - now, random.uniform(0.5, 1) * min(0.25, 0.01 * 2**failures))))  # noqa: S311
                 now = time.monotonic()
             if now >= until:
+                rest = f", what was left of {self.timeout:.3g}" if timeout < self.timeout * 0.9 else ""
                 raise BudgetUnavailable(
-                    f"{self.location} has not answered within {timeout:.3g} seconds; the last error: {why}"
+                    f"{self.location} has not answered within {timeout:.3g} seconds{rest}; the last error: {why}"
                 )
             attempt = min(now + timeout / 3, until)
 

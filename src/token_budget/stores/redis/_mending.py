@@ -127,10 +127,14 @@ def mend(step: Step, chain: Sequence[Scope], answer: Sequence[Any]) -> None:
 
 
 def numbers_now(step: Step, chain: Sequence[Scope]) -> tuple[Numbers, ...]:
-    """Return the numbers of scopes as of one moment. Processes whose leases are over are charged before."""
+    """Return the numbers of scopes as of one moment. Processes whose leases are over are charged before.
+
+    Where these are so many that it takes half of the step's time, the others are left for the next step, and what they
+    hold is still shown as held.
+    """
     process = step.process
     while True:
-        answer = step.ask(process.scripts.read, keys_of(process, chain), "", ())
+        answer = step.ask(process.scripts.read, keys_of(process, chain), step.some, ())
         if answer[0] == "lost":
             raise lost_leases(process)
         if answer[0] == "read":
@@ -259,7 +263,10 @@ def tell_threshold(step: Step, scope: Scope, era: str, parts: str, again: Sequen
 
 
 def bury(step: Step, owner: str, *, itself: bool = False) -> None:
-    """Charge in full what a process holds whose lease is over, or which ends now."""
+    """Charge in full what a process holds whose lease is over, or which ends now.
+
+    Of one that holds very much, what takes more than half of the step's time is left for the next step.
+    """
     process = step.process
     hash_key = process.keys.owner(owner)
     while True:
@@ -295,7 +302,8 @@ def bury(step: Step, owner: str, *, itself: bool = False) -> None:
         if answer[0] == "alive":
             return
         process.news.extend(facts[number] for number in answer[1])
-        if answer[0] == "end":
+        step.tire()
+        if answer[0] == "end" or (step.some and not itself):
             return
 
 

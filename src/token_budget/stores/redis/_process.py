@@ -178,14 +178,16 @@ class Process:
 class Step:
     """One step of one thread: a context in which scripts are run, with one number and one deadline."""
 
-    __slots__ = ("_ident", "deadline", "number", "process", "settles", "unsure")
+    __slots__ = ("_ident", "deadline", "number", "process", "settles", "some", "timeout", "unsure")
 
     def __init__(self, process: Process, timeout: float) -> None:
         self.process: Process = process
+        self.timeout: float = timeout
         self.deadline: float = time.monotonic() + timeout
         self.number: int = 0
         self.unsure: bool = False  # whether a script was sent whose answer did not come
         self.settles: bool = False  # whether it counts what has happened, also in scopes that were closed and deleted
+        self.some: str = ""  # l where the charging of the dead has taken half of the time: the rest is left for later
 
     def __enter__(self) -> Step:
         process = self.process
@@ -213,6 +215,11 @@ class Step:
     def left(self) -> float:
         """Return how many seconds are left, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
+
+    def tire(self) -> None:
+        """Note that the step has done work for others: after half of its time it leaves the rest of that for later."""
+        if self.left() < self.timeout / 2:
+            self.some = "l"
 
     def ask(
         self,

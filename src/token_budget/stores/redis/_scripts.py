@@ -13,8 +13,8 @@ from typing import Any
 
 _INCLUDE = re.compile(r"^-- include (.+)$", re.MULTILINE)
 NAMES = (
-    "cancel", "caps", "close", "commit", "expire", "forget", "hand", "leave", "look", "make", "numbers", "open", "read",
-    "record", "register", "renew", "reserve", "reset", "revive", "roll", "told",
+    "cancel", "caps", "charged", "close", "commit", "expire", "forget", "hand", "leave", "look", "make", "numbers",
+    "open", "read", "record", "register", "renew", "reserve", "reset", "revive", "roll", "told",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Scripts:
 
     cancel: Any
     caps: Any
+    charged: Any
     close: Any
     commit: Any
     expire: Any

@@ -35,9 +35,10 @@ local function take(waits, tokens, nanos, id, ticket)
 end
 
 -- Return what is answered before a refusal: a process whose lease is over is charged, since what it holds comes back to
--- nobody. Without the leases nobody knows who holds what.
-local function dead()
+-- nobody, unless the flags have l: it is left for later. Without the leases nobody knows who holds what.
+local function dead(flags)
   if not call('ZSCORE', KEYS[3], '.') then return {'lost'} end
+  if match(flags, 'l') then return nil end
   local owner = call('ZRANGEBYSCORE', KEYS[3], '-inf', format('%.17g', clock()), 'LIMIT', 0, 1)[1]
   return owner and {'expired', owner}
 end

@@ -2,7 +2,8 @@
 --
 -- KEYS   see _chain.lua
 -- ARGV   1 generation, 2 the claim's number, 3 the step's number, 4 the lowest number of a step still under way,
---        5 tokens, 6 nanodollars, 7 flags: w waits, r rows, 8 the paths of the chain, 9 and on: see _chain.lua
+--        5 tokens, 6 nanodollars, 7 flags: w waits, r rows, l leaves the dead, 8 the paths of the
+--        chain, 9 and on: see _chain.lua
 -- Answer granted, rows             the claim holds the amount, by this step or a copy of it
 --        refused, i, ticket, rows  the first scope that has no room or where somebody older waits; the ticket, or 0
 --        excess, i                 more would be claimed there than is counted
@@ -40,7 +41,7 @@ end
 local at, cap = take(waits, tokens, nanos, id, ticket)
 if at then
   if cap and call('HEXISTS', KEYS[3 + 3 * at], cap) == 0 then return {'excess', at} end
-  local first = dead()
+  local first = dead(flags)
   if first then return first end
   if waiting then
     ticket = ticket or call('HINCRBY', KEYS[5], 'q', 1)
