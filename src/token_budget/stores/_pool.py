@@ -16,7 +16,7 @@ from token_budget._money import shown_type, to_nanos, to_tokens, usd_text
 from token_budget._window import Window
 from token_budget.contract import Amount, BudgetUnavailable
 from token_budget.stores._areserve import AsyncStoreReserve
-from token_budget.stores._errors import StoreError
+from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores._family import StoreFamily
 from token_budget.stores._governed import Governed, Handle, stored_window
 from token_budget.stores._joined import Joined
@@ -75,7 +75,7 @@ class StorePool(Governed):
         except BaseException as error:
             if handle is not None:
                 handle.closed = True
-            family.let_go(wait=not isinstance(error, BudgetUnavailable))
+            family.let_go(wait=isinstance(error, StoreLost) or not isinstance(error, BudgetUnavailable))
             raise
         log_opened(named, opened)
 
