@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from decimal import Decimal
 from fractions import Fraction
 from types import TracebackType
@@ -50,6 +50,63 @@ class HeldAmount(Protocol):
 
     async def arelease(self) -> None:
         """Do what `release` does, without blocking the event loop."""
+        ...
+
+
+class Reserved(HeldAmount, Protocol):
+    """What `Pool.reserve` returns: held until it is committed or released, at the latest as its block is left."""
+
+    @property
+    def reserved_tokens(self) -> int:
+        """The tokens that were reserved, also after settling."""
+        ...
+
+    @property
+    def reserved_usd(self) -> float:
+        """The dollars that were reserved, also after settling."""
+        ...
+
+    @property
+    def reserved_usd_nanos(self) -> int:
+        """`reserved_usd` in nanodollars."""
+        ...
+
+    def __enter__(self: Self) -> Self:
+        """Return itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block."""
+        ...
+
+    async def __aenter__(self: Self) -> Self:
+        """Return itself."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block."""
+        ...
+
+
+class Reserving(Protocol):
+    """What `Pool.areserve` returns: await it, or enter it by ``async with``."""
+
+    def __await__(self) -> Generator[Any, Any, Reserved]:
+        """Wait for room and return the reservation."""
+        ...
+
+    async def __aenter__(self) -> Reserved:
+        """Wait for room and return the reservation."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release, unless it was settled in the block."""
         ...
 
 
@@ -142,7 +199,15 @@ class Keys(Protocol):
 class Pool(Spendable, Protocol):
     """A budget of tokens and dollars: the whole API, in process and in the stores."""
 
-    def try_reserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0) -> HeldAmount:
+    def reserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0, timeout: float | None = 0) -> Reserved:
+        """Hold an amount, or raise BudgetExceeded. It waits for room up to ``timeout`` seconds."""
+        ...
+
+    def areserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0, timeout: float | None = None) -> Reserving:
+        """Do what `reserve` does; the task waits, and not the thread."""
+        ...
+
+    def try_reserve(self, *, tokens: SupportsIndex = 0, usd: Amount = 0) -> Reserved:
         """Hold an amount, or raise BudgetExceeded; never wait."""
         ...
 

@@ -176,7 +176,7 @@ def test_a_task_that_is_cancelled_in_its_block_gives_back(kind: Kind, do: Do) ->
 
     class Task:
         async def areserve(self, timeout: float) -> None:
-            async with pool.areserve(tokens=10, timeout=timeout):  # type: ignore[attr-defined]
+            async with pool.areserve(tokens=10, timeout=timeout):
                 entered.append(counters(pool))
                 await self.forever()
 

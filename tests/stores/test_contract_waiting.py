@@ -526,7 +526,7 @@ def test_areserve_keeps_the_order_of_its_calls(kind: Kind) -> None:
     order: list[int] = []
 
     async def call(number: int) -> None:
-        async with pool.areserve(tokens=100, timeout=60):  # type: ignore[attr-defined]
+        async with pool.areserve(tokens=100, timeout=60):
             order.append(number)
 
     async def main() -> None:

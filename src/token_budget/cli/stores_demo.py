@@ -95,14 +95,14 @@ def run(options: Options) -> int:
     except ValueError as error:
         if options.join is None:
             raise
-        options.parser.error(f"--join: {error}")
+        return _complain(f"--join: {error}", 2)
     except _valkey.NoServerError as error:
         return _complain(error, 2)
     except (BudgetUnavailable, StoreError) as error:
         return _complain(error, 1)
 
 
-def _complain(error: Exception, status: int) -> int:
+def _complain(error: object, status: int) -> int:
     sys.stderr.write(f"{filled(f'token-budget stores-demo: error: {error}')}\n")
     return status
 

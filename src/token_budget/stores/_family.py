@@ -156,14 +156,16 @@ class StoreFamily:
     @classmethod
     def _made(cls, location: str, make_store: Callable[[], Store], options: dict[str, Any]) -> StoreFamily:
         """Make the family of a new store."""
-        store, family = make_store(), None
+        store = make_store()
         try:
             family = _families.get(location)  # a finaliser of this thread may have made one meanwhile
             if family is None:
                 family = _families[location] = cls(location, store, options)
-        finally:
-            if family is None or family.store is not store:
-                store.let_go()
+        except BaseException:
+            store.let_go()
+            raise
+        if family.store is not store:
+            store.let_go()
         return family
 
     @property

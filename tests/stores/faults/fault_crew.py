@@ -174,7 +174,7 @@ class Crew:
     def restart(self, key: str) -> None:
         """Kill a worker, and start its next life."""
         self.kill(key)
-        self.start(int(key.split(".")[0]))
+        self.start(int(key.partition(".")[0]))
 
     def refused(self) -> int:
         """Return how many calls have been refused because the store could not be used."""
