@@ -197,3 +197,21 @@ def test_an_error_tells_the_whole_time_out_of_a_step(budget: Budget) -> None:
     one = budget.process(timeout=3)
     with pytest.raises(BudgetUnavailable, match=r"within 0\.01 seconds, what was left of 3;"):
         one.wire.client.command("BLPOP", f"{budget.keys.root}:none", 30, timeout=0.01)
+
+
+# ---------------------------------------------------------------- copies that come late
+
+
+def test_a_claim_that_is_handed_over_again_after_a_lost_answer_has_the_new_lease(budget: Budget) -> None:
+    one = budget.process()
+    key = hold(one, 5)
+    one.wire.lose("hand", done=True)
+    with pytest.raises(BudgetUnavailable):
+        one.engine.hand_over((one.root,), key, (5, 0), 1)
+    copy = one.wire.sent[-1][1]
+    heir = one.engine.hand_over((one.root,), key, (5, 0), 3600)
+    now = budget.raw.time()[0]
+    assert budget.raw.zscore(budget.keys.leases, heir.owner) > now + 3000
+    assert copy() == ["stale"]
+    assert budget.raw.zscore(budget.keys.leases, heir.owner) > now + 3000
+    assert one.engine.settle(heir.id, 2, 0)[0].counted == (5, 0)
