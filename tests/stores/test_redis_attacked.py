@@ -215,3 +215,39 @@ def test_a_claim_that_is_handed_over_again_after_a_lost_answer_has_the_new_lease
     assert copy() == ["stale"]
     assert budget.raw.zscore(budget.keys.leases, heir.owner) > now + 3000
     assert one.engine.settle(heir.id, 2, 0)[0].counted == (5, 0)
+
+
+@pytest.mark.parametrize("how", ["let_go", "killed"])
+def test_a_copy_of_register_brings_no_process_back_that_has_ended(budget: Budget, how: str) -> None:
+    one, two = budget.process(), budget.process()
+    one.engine.record((one.root,), 40, 0)
+    register, record = (next(send for other, send in one.wire.sent if other == name) for name in ("register", "record"))
+    owner = budget.keys.owner(one.engine._process.owner)
+    if how == "let_go":
+        one.engine.let_go()
+    else:
+        budget.kill(one)
+    assert two.used() == (40, 0)
+    assert register() == ["ended"]
+    assert record()[0] in {"owner", "done"}  # done: it was not acknowledged, and its answer is kept
+    assert two.used() == (40, 0)
+    assert not budget.raw.exists(owner)
+
+
+def test_a_process_that_ended_before_it_knew_that_it_is_registered_goes_on_as_another(budget: Budget) -> None:
+    one, two = budget.process(opened=False), budget.process()
+
+    def ended(name: str) -> None:
+        if name == "register":
+            one.wire.heal()
+            budget.kill(one)
+            two.used()
+            raise BudgetUnavailable("the tests lose it")
+
+    one.wire.after = ended
+    with pytest.raises(BudgetUnavailable):
+        one.open()
+    first = one.engine._process.owner
+    one.open()
+    assert one.engine._process.owner != first
+    assert one.engine.record((one.root,), 3, 0).kind == DONE

@@ -388,7 +388,10 @@ def test_what_is_at_rest_leaves_nothing_of_its_process_behind(budget: Budget) ->
     assert len(budget.own(one)) < 10  # answers that the next steps delete
     one.engine.let_go()
     kinds = {name.split(":")[2] for name in budget.raw.scan_iter(f"{budget.keys.root}:*")}
-    assert kinds == {"n", "s", "z"}
+    assert kinds == {"n", "o", "s", "z"}
+    (ended,) = budget.raw.scan_iter(f"{budget.keys.root}:o:*")
+    assert budget.raw.hgetall(ended) == {"e": "1"}
+    assert 0 < budget.raw.ttl(ended) <= 86400
     assert budget.raw.zrange(budget.keys.leases, 0, -1) == ["."]
     assert one.numbers().tokens_claimed == 40
 

@@ -296,11 +296,14 @@ class Step:
         if not process.registering.acquire(timeout=self.left()):
             raise BudgetUnavailable(f"{process.client.location} does not answer: another thread waits for it")
         try:
-            if not process.registered:
+            while not process.registered:
                 words = (repr(float(process.lease)), "", "", "")
                 answer = self.ask(process.scripts.register, (), process.who, words)
                 if answer[0] == "lost":
                     raise process.lost("has lost the pool")
+                if answer[0] == "ended":  # before the answer came to a register that was sent more than once
+                    process.declared_dead(process.owner)
+                    continue
                 process.renew_at = time.monotonic() + process.lease / 3
                 process.registered = True
         finally:

@@ -11,6 +11,7 @@
 -- Atomic: all of it. First the process is no longer known, so that no step of it can be done any more. A charge counts
 -- the amount as used, in the era that the scope is in; so it is held no more. Entries that have changed are left for
 -- the next run; answers that were not acknowledged are kept for 7 days, as are the charges.
+-- That the process has ended is kept for a day at least, so that a copy of its register is refused.
 -- include _chain _line _terms _flight
 local own, past, owner = KEYS[1], KEYS[2], ARGV[2]
 count = tonumber(ARGV[6])
@@ -74,6 +75,8 @@ for i = 1, count do
   if found[i] and found[i][4] and found[i][4] ~= '0' then lines().tell(i) end
 end
 if call('HLEN', own) > 1 then return {'more', charged} end
+call('HSET', past, 'e', 1)
+if call('HLEN', past) == 1 then call('PEXPIRE', past, 86400000) end
 call('DEL', own)
 call('ZREM', KEYS[3], owner)
 call('ZREM', KEYS[4], owner)
