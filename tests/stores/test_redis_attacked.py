@@ -251,3 +251,28 @@ def test_a_process_that_ended_before_it_knew_that_it_is_registered_goes_on_as_an
     one.open()
     assert one.engine._process.owner != first
     assert one.engine.record((one.root,), 3, 0).kind == DONE
+
+
+# ---------------------------------------------------------------- eviction
+
+
+def test_what_was_charged_or_settled_has_no_expiry_where_such_keys_are_evicted_and_is_deleted_later(
+    budget: Budget,
+) -> None:
+    one, two, three = (budget.process() for _ in range(3))
+    for process in (one, two, three):
+        process.wire.volatile = True
+    charged, settled = hold(one, 5), hold(three, 5)
+    budget.kill(one)
+    assert [charge.id for charge in two.engine.expired()] == [charged.id]
+    assert two.engine.settle(settled.id, 1, 0)[0].kind == DONE
+    pasts = [f"{budget.keys.owner(claim.owner)}:x" for claim in (charged, settled)]
+    assert [budget.raw.ttl(past) for past in pasts] == [-1, -1]
+    assert [charge.id for charge in two.engine.expired()] == [charged.id]
+    week = 7 * 86400 + 60
+    for claim in (charged, settled):
+        assert budget.raw.zincrby(budget.keys.charges, -week, claim.owner) > 0
+    other = hold(three, 1)
+    assert two.engine.settle(other.id, 1, 0)[0].kind == DONE
+    assert [budget.raw.exists(past) for past in pasts] == [0, 1]  # the second has a new mark
+    assert two.engine.expired() == []

@@ -165,7 +165,7 @@ def commit(
             mine = claim.owner == process.owner
             words = (
                 *amount,
-                f"{mode}{'m' if mine else ''}{'w' if rows else ''}{'t' if timed else ''}",
+                f"{mode}{'m' if mine else ''}{'w' if rows else ''}{'t' if timed else ''}{process.volatile_mark}",
                 f"{process.nonce}.{step.number}",
             )
             answer = step.ask(process.scripts.commit, keys_of(process, chain), claim.number, words, more, claim.owner)
@@ -209,7 +209,7 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
                 owner, number = entry[3:], "1"
                 continue
             chain = [] if entry[0] == "=" else scopes_at(process, entry.split(" ", 4 if entry[0] == "!" else 2)[-1])
-            words = (tokens, nanos, "st", f"{process.nonce}.{step.number}")
+            words = (tokens, nanos, f"st{process.volatile_mark}", f"{process.nonce}.{step.number}")
             more = words_of(step, chain)
             answer = step.ask(process.scripts.commit, keys_of(process, chain), number, words, more, owner)
             if answer[0] == "unknown":

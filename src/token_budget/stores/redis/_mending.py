@@ -290,9 +290,9 @@ def bury(step: Step, owner: str, *, itself: bool = False) -> None:
         chain = [chain_at(process, path)[0] for path in scopes]
         answer = step.ask(
             process.scripts.expire,
-            [*keys_of(process, chain), process.keys.charges],
+            keys_of(process, chain),
             owner,
-            ("x" if itself else "", len(chain), "", ""),
+            ("x" if itself else "", len(chain), process.volatile_mark, ""),
             [*[reading(scope) for scope in chain], *words],
             owner,
         )

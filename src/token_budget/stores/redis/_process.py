@@ -139,6 +139,11 @@ class Process:
         """Whether the server may evict keys that expire: then a key's scope must not, which may be in use."""
         return bool(self.client.volatile)
 
+    @property
+    def volatile_mark(self) -> str:
+        """What tells scripts that: then what was charged must not expire, either."""
+        return "v" if self.client.volatile else ""
+
     def step(self, timeout: float | None = None) -> Step:
         """Return a new step, to be entered."""
         return Step(self, self.client.timeout if timeout is None else timeout)

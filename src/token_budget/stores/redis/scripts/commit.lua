@@ -3,7 +3,8 @@
 -- KEYS   see _chain.lua; 1 and 2 are of the claim's owner, whoever asks
 -- ARGV   1 generation, 2 the claim's number, 3 the step's number, 4 the lowest number of a step still under way,
 --        5 tokens, 6 nanodollars, 7 flags: c commits, r releases, s settles; then m if the owner is the process that
---        asks, w for rows, t where the clocks tell the time (c and s need it), 8 the step's name among those of all
+--        asks, w for rows, t where the clocks tell the time (c and s need it), v where keys
+--        that expire may be evicted before, 8 the step's name among those of all
 --        processes, 9 and on: see _chain.lua
 -- Answer done, tokens, nanos, rows      it held this amount, and is settled; rows where asked for, or a scope is over
 --        late, tokens, nanos, rows      it had been charged with this amount in full, and is corrected
@@ -18,7 +19,7 @@
 -- has the same answer and changes nothing: in the owner's hash until it is acknowledged, or for 7 days where it is s,
 -- or where the owner is another process, or is no longer known. A late one counts in full where the scope is still in
 -- the era of the charge; else only what is above the charge is new.
--- include _chain _scopes _rows _line _room _flight
+-- include _chain _scopes _rows _line _room _flight _past
 
 -- Delete the marks that are older than 7 days, of an owner that goes on: each new one keeps the hash for 7 more.
 local function drop_old(past)
@@ -94,7 +95,9 @@ if mine and mode ~= 's' then
 else
   call('HDEL', own, n)
   call('HSET', past, n, mark .. format(' %.0f', clock()))
-  call('PEXPIRE', past, 604800000)
+  local volatile = match(ARGV[7], 'v')
+  if volatile then call('ZADD', KEYS[5] .. ':x', format('%.6f', clock()), string.sub(own, #KEYS[5] + 4)) end
+  keep(past, volatile)
   if known[1] and call('HLEN', past) % 64 == 0 then drop_old(past) end
   if known[1] and string.sub(known[1], 1, 1) == '+' then
     call('DEL', own)

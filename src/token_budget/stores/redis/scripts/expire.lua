@@ -1,9 +1,8 @@
 -- expire: charge claims of a process whose lease is over, in full.
 --
--- KEYS   see _chain.lua: 1 and 2 of that process, the scopes those of all its claims, in any order; then the times at
---        which processes were charged
--- ARGV   1 generation, 2 the process, 5 not '' where the process itself ends now, 6 how many scopes, 9 the command that
---        publishes, then for each scope the reading of its window's clock or '', then for each claim its number, its
+-- KEYS   see _chain.lua: 1 and 2 of that process, the scopes those of all its claims, in any order
+-- ARGV   1 generation, 2 the process, 5 not '' where the process itself ends now, 6 how many scopes, 7 v where keys that
+--        expire may be evicted before, 9 the command that publishes, then for each scope the reading of its window's clock or '', then for each claim its number, its
 --        entry as the caller has read it, and the positions of its scopes: "1,3"
 -- Answer more or end, numbers   the claims that were charged by this run; end: nothing is left of the process
 --        alive                  its lease is not over
@@ -12,7 +11,7 @@
 -- the amount as used, in the era that the scope is in; so it is held no more. Entries that have changed are left for
 -- the next run; answers that were not acknowledged are kept for 7 days, as are the charges.
 -- That the process has ended is kept for a day at least, so that a copy of its register is refused.
--- include _chain _line _terms _flight
+-- include _chain _line _terms _flight _past
 local own, past, owner = KEYS[1], KEYS[2], ARGV[2]
 count = tonumber(ARGV[6])
 local lease = call('ZSCORE', KEYS[3], owner)
@@ -67,9 +66,8 @@ for e = 10 + count, #ARGV, 3 do
 end
 if kept then
   call('HSET', past, 'o', call('HGET', own, 'O') or '?')
-  call('PEXPIRE', past, 604800000)
-  call('ZADD', KEYS[#KEYS], format('%.6f', clock()), owner)
-  call('ZREMRANGEBYSCORE', KEYS[#KEYS], '-inf', format('%.0f', clock() - 604800))
+  keep(past, ARGV[7] == 'v')
+  call('ZADD', KEYS[5] .. ':x', format('%.6f', clock()), owner)
 end
 for i = 1, count do
   if found[i] and found[i][4] and found[i][4] ~= '0' then lines().tell(i) end
