@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from redis_stores import Budget, Process
+from token_budget import Window
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreLost
 from token_budget.stores._store import DONE, GRANTED, REFUSED, SETTLED
@@ -276,3 +277,23 @@ def test_what_was_charged_or_settled_has_no_expiry_where_such_keys_are_evicted_a
     assert two.engine.settle(other.id, 1, 0)[0].kind == DONE
     assert [budget.raw.exists(past) for past in pasts] == [0, 1]  # the second has a new mark
     assert two.engine.expired() == []
+
+
+@pytest.mark.parametrize("by", ["cancel", "commit", "release"])
+def test_a_scope_whose_time_is_over_as_its_last_claim_ends_leaves_no_part_of_itself(budget: Budget, by: str) -> None:
+    one = budget.process()
+    chain, key = one.key(one.group(tokens=9, window=Window.parse("every 1h")), "ann"), one.engine.new_key()
+    assert one.engine.reserve(chain, key, 5, 0).kind == GRANTED
+    place = chain[0].handle
+    words = list(place.words)
+    assert int(words[2]) > 0  # when it expires, in milliseconds
+    words[2] = "1"
+    chain[0].handle = place._replace(words=tuple(words))
+    if by == "cancel":
+        assert one.engine.cancel(chain, key, (5, 0))
+    elif by == "commit":
+        assert one.engine.commit(chain, key, (5, 0), (2, 0)).kind == DONE
+    else:
+        assert one.engine.release(chain, key, (5, 0)).kind == DONE
+    assert budget.row(chain[0].path) == {}
+    assert one.numbers(one.root).tokens_held == 0

@@ -40,10 +40,11 @@ if entry then
         if gives and tokens ~= '0' then call('HINCRBY', key, 'p', '-' .. tokens) end
         if gives and nanos ~= '0' then call('HINCRBY', key, 'm', '-' .. nanos) end
       else
-        gives = land(key, ARGV[8 + 4 * i]) > 0
+        gives = flying(key)
       end
       if gives and tokens ~= '0' then call('HINCRBY', key, 't', tokens) end
       if gives and nanos ~= '0' then call('HINCRBY', key, 'n', nanos) end
+      if not era then land(key, ARGV[8 + 4 * i]) end
       if waits[i] then lines().tell(i) end
     end
   end

@@ -73,8 +73,7 @@ for i = 1, count do
   local key = KEYS[3 + 3 * i]
   local given, nanos_given, was, nanos_was = back, nanos_back, '0', '0'
   if did == 'done' then
-    -- A key's scope that was deleted with something held, and made anew, has nothing to give back.
-    if land(key, ARGV[8 + 4 * i]) < 1 then given, nanos_given = '0', '0' end
+    if not flying(key) then given, nanos_given = '0', '0' end
   elseif era then
     was, nanos_was = back, nanos_back
     if era() ~= call('HGET', key, 'a') then
@@ -86,6 +85,7 @@ for i = 1, count do
   if left and left < 0 or nanos_left and nanos_left < 0 then over = true end
   add(key, 'p', tokens, was)
   add(key, 'm', nanos, nanos_was)
+  if did == 'done' then land(key, ARGV[8 + 4 * i]) end
   if waits[i] then lines().tell(i) end
 end
 
