@@ -31,6 +31,7 @@ class RedisStore:
     name: str
     location: str
     news: deque[News]
+    leased: bool = True  # a process that ends without a word counts as living until its lease ends
 
     def __init__(self, client: Any, *, name: str, lease: float = 600) -> None:
         """Make an engine over a client (`_client.Client`); nothing is sent."""

@@ -25,8 +25,8 @@ local function objection(what, value)
   end
 end
 
--- Note what a process gives; where it gives nothing, what it gave before stays. With every 32nd process those that ended
--- are forgotten, so that no more than that are kept beside the living.
+-- Note what a process gives; where it gives nothing, what it gave before stays. With every 32nd process those that
+-- ended are forgotten, so that no more than that are kept beside the living.
 local function give(process, who, tokens, nanos, window)
   local old = parts(call('HGET', KEYS[9], process) or '|||')
   for i, value in ipairs({tokens, nanos, window}) do

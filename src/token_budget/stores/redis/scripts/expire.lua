@@ -1,9 +1,10 @@
 -- expire: charge claims of a process whose lease is over, in full.
 --
 -- KEYS   see _chain.lua: 1 and 2 of that process, the scopes those of all its claims, in any order
--- ARGV   1 generation, 2 the process, 5 not '' where the process itself ends now, 6 how many scopes, 7 v where keys that
---        expire may be evicted before, 9 the command that publishes, then for each scope the reading of its window's clock or '', then for each claim its number, its
---        entry as the caller has read it, and the positions of its scopes: "1,3"
+-- ARGV   1 generation, 2 the process, 5 not '' where the process itself ends now, 6 how many scopes, 7 v where keys
+--        that expire may be evicted before, 9 the command that publishes, then for each scope the reading of its
+--        window's clock or '', then for each claim its number, its entry as the caller has read it, and the positions
+--        of its scopes: "1,3"
 -- Answer more or end, numbers   the claims that were charged by this run; end: nothing is left of the process
 --        alive                  its lease is not over
 --        ended, i, now          as reserve's

@@ -2,7 +2,8 @@
 --
 -- KEYS   see _chain.lua
 -- ARGV   1 generation, 2 and 3 the step's number, 4 the lowest number of a step still under way, 5 tokens,
---        6 nanodollars, 7 flags: f in any case, r rows, l leaves the dead, 8 the eras of the scopes: "12,3", 9 and on: see _chain.lua
+--        6 nanodollars, 7 flags: f in any case, r rows, l leaves the dead, 8 the eras of the scopes: "12,3",
+--        9 and on: see _chain.lua
 -- Answer done, rows        it is counted, by this run or an earlier one; rows where asked for, or where a scope is over
 --        refused, i, rows  as reserve's, without a ticket
 --        excess, i         more would be claimed there than is counted
