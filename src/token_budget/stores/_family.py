@@ -308,11 +308,14 @@ def _at_exit() -> None:
     """Let the workers do what they were given, for a moment: what was dropped is given back, not charged."""
     deadline = time.monotonic() + _EXITING
     for family in list(_families.values()):
+        store = family.store
         if not family.hand.finish(max(0.0, deadline - time.monotonic())):
             _logger.warning("%s: the worker had no time for all that was dropped: it is charged", family.location)
-        if isinstance(family.store, Allowing):
-            family.hand.finish(max(0.0, deadline - time.monotonic()), family.store.catch_up)
-            family.store.note_lost()
+        if isinstance(store, Allowing):
+            family.hand.finish(max(0.0, deadline - time.monotonic()), store.catch_up)
+            store.note_lost()
+        elif getattr(store, "leased", False):  # else it would count as living until its lease ends
+            family.hand.finish(max(0.0, deadline - time.monotonic()), store.let_go)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
