@@ -444,6 +444,29 @@ def test_a_key_that_was_closed_and_forgotten_is_open_again(budget: Budget) -> No
 # ---------------------------------------------------------------- trees and thresholds
 
 
+@pytest.mark.parametrize("late", [1, 50])
+def test_a_key_that_is_made_while_a_tree_looks_for_names_is_in_the_tree_unless_it_never_ends(
+    budget: Budget, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    one, two = budget.process(), budget.process()
+    group, client = two.group(), one.engine._process.client
+    ann = two.key(group, "ann")
+    two.engine.record(ann, 1, 0)
+    keys = [two.key(group, f"{number}") for number in range(late)]
+    left, scan = [*keys], client.scan
+
+    def scanned(*words: Any, **options: Any) -> list[str]:
+        found: list[str] = scan(*words, **options)
+        if left:
+            two.engine.record(left.pop(), 1, 0)
+        return found
+
+    monkeypatch.setattr(client, "scan", scanned)
+    rows = {path: row.tokens_claimed for path, _, row in one.engine.tree(one.root)}
+    assert rows[ann[0].path] == 1
+    assert (rows[one.root.path] == len(rows) - 1) is (late == 1)
+
+
 def test_a_tree_shows_parents_first_and_else_the_oldest_first(budget: Budget) -> None:
     one = budget.process()
     b, a = one.child("b"), one.child("a")

@@ -29,6 +29,7 @@ from token_budget.stores.redis._rows import GroupRow, clock_of, learn_group, rea
 
 _WHAT = {"T": "token_cap", "N": "nano_cap", "W": "window"}
 _AT_ONCE = 5_000  # scopes that one script reads: a tree of more is read in several
+_LOOKS = 10  # at a tree: where a scope was made between the search for names and the read, it is not in the tree yet
 
 
 def _is_root(process: Process, scope: Scope | Group) -> bool:
@@ -337,17 +338,11 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
     """See `Store.tree`."""
     with process.step() as step:
         numbers_now(step, ())  # which charges those whose leases are over
-        paths, _ = _paths_below(step, scope)
-        found: dict[str, Numbers] = {}
-        order: dict[str, int] = {}
-        for first in range(0, len(paths), _AT_ONCE):
-            scopes = [chain_at(process, path)[0] for path in paths[first : first + _AT_ONCE]]
-            now, rows, groups = read(step, scopes)
-            for one, row, above in zip(scopes, rows, groups, strict=True):
-                numbers = present(process, one, row, above, now)
-                if numbers is not None:
-                    found[one.path] = numbers
-                    order[one.path] = int(row.number) if row.is_of(process.generation) else 1 << 62  # the youngest
+        for _ in range(_LOOKS):
+            made = _last_made(step)
+            found, order = _rows_below(step, scope)
+            if _last_made(step) == made:
+                break
         if scope.path not in found:
             found[scope.path], order[scope.path] = numbers_now(step, (scope,))[0], 0
     below: dict[str, list[str]] = {}
@@ -359,6 +354,29 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
         in_order.append((path, name_at(path), found[path]))
         left += sorted(below.get(path, ()), key=lambda one: order[one], reverse=True)
     return in_order
+
+
+def _last_made(step: Step) -> Any:
+    """Return the number of the scope that was made last in the whole budget."""
+    process = step.process
+    return process.client.command("HGET", process.keys.root, "u", timeout=step.left())
+
+
+def _rows_below(step: Step, scope: Scope) -> tuple[dict[str, Numbers], dict[str, int]]:
+    """Return the numbers of a scope and all below it by their paths, and the order in which they were made."""
+    process = step.process
+    paths, _ = _paths_below(step, scope)
+    found: dict[str, Numbers] = {}
+    order: dict[str, int] = {}
+    for first in range(0, len(paths), _AT_ONCE):
+        scopes = [chain_at(process, path)[0] for path in paths[first : first + _AT_ONCE]]
+        now, rows, groups = read(step, scopes)
+        for one, row, above in zip(scopes, rows, groups, strict=True):
+            numbers = present(process, one, row, above, now)
+            if numbers is not None:
+                found[one.path] = numbers
+                order[one.path] = int(row.number) if row.is_of(process.generation) else 1 << 62  # the youngest
+    return found, order
 
 
 def _paths_below(step: Step, scope: Scope) -> tuple[list[str], list[str]]:
