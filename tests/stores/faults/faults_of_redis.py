@@ -147,7 +147,8 @@ def memory_full(scale: float, workers: int) -> Outcome:
 def promoted(_scale: float, workers: int, *, behind: bool) -> Outcome:
     """The master dies and a replica is promoted.
 
-    Replication is asynchronous: what had not reached the replica is lost. ``behind`` makes sure of that: the replica is
+    Replication is asynchronous: what had not reached the replica is lost. Without ``behind`` all has reached it, since
+    the master takes nothing more until it has. ``behind`` makes sure that something is lost: the replica is
     cut off for a moment before the master dies, which goes on answering meanwhile. Then scopes have less than their
     processes were told, by at most what they were told since that moment, and never more.
     """
@@ -162,6 +163,9 @@ def promoted(_scale: float, workers: int, *, behind: bool) -> Outcome:
             replica.pause()
             master.ask("CLIENT", "KILL", "TYPE", "replica")
             time.sleep(0.3)
+        else:
+            master.ask("CLIENT", "PAUSE", "60000", "WRITE")
+            wait_until(lambda: _offset(replica) == _offset(master), "the replica does not catch up")
         master.kill()
         since = {key: len(life.grants) for key, life in crew.last().items()}
         if behind:
@@ -173,6 +177,10 @@ def promoted(_scale: float, workers: int, *, behind: bool) -> Outcome:
         )
         time.sleep(0.5)
         return crew.finish(cut_off)
+
+
+def _offset(server: Server) -> str:
+    return server.info("replication")["master_repl_offset"]
 
 
 def clock(scale: float, workers: int) -> Outcome:
