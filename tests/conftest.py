@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# A shell ignores SIGINT for what it starts in the background, and Python leaves that so. The tests need a real Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # CI always uses the same seed, so that a failure can be repeated. `HYPOTHESIS_PROFILE=search` tries new examples.
 hypothesis.settings.register_profile("ci", max_examples=500, stateful_step_count=30, deadline=None, derandomize=True)
