@@ -54,6 +54,9 @@ Identity = tuple[int, int]
 time_of_change = attrgetter("st_mtime_ns" if sys.platform == "win32" else "st_ctime_ns")
 
 
+_lstat = os.lstat
+
+
 def identity(found: os.stat_result) -> Identity:
     """Return what tells a file from all others on this host."""
     return found.st_dev, found.st_ino
@@ -394,12 +397,13 @@ class BudgetFile:
         """Raise StoreLost where a file was deleted or replaced. A file that is open does not tell by itself.
 
         Each of that changes the folder, so that as long as the folder's time of change is `changed` all is as it was.
+        Where other programs change the folder all the time, each call comes here: a Path would take ten times as long.
         """
         self.changed = None
-        before = time_of_change(Path(self.folder).stat())
+        before = time_of_change(os.stat(self.folder))  # noqa: PTH116
         for path, known in self._known:
             try:
-                found = identity(Path(path).lstat())
+                found = identity(_lstat(path))
             except (FileNotFoundError, NotADirectoryError):
                 raise StoreLost(f"{path} was deleted while it was in use. Restore it, or {_anew(self.path)}") from None
             if found != known:
