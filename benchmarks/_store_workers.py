@@ -48,7 +48,9 @@ return 1
 
 def bare_sqlite(config: dict[str, Any]) -> Pair:
     """Return two transactions of two guarded UPDATEs each, under a file lock: the least that does the same writes."""
-    path = Path(config["folder"], f"bare-{config['synchronous']}.db")
+    folder = Path(config["folder"], "bare")  # of its own: a folder where files come and go costs our calls more
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{config['synchronous']}.db"
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     database = sqlite3.connect(path, isolation_level=None, timeout=30)
