@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from token_budget.cli import main
+from token_budget.cli import _stores_join, main
 from token_budget.cli._stores_join import join
 
 COMMAND = [sys.executable, "-m", "token_budget", "stores-demo", "--join"]
@@ -36,6 +36,14 @@ def test_it_goes_on_where_a_budget_was_left(tmp_path: Path, capsys: pytest.Captu
     assert f"begin again: token-budget reset 'sqlite:{path}#demo'" in first
     join(f"sqlite:{path}#demo", sleep=lambda _: None)
     assert ": 0 calls. budget exceeded" in capsys.readouterr().out
+
+
+def test_the_command_ends_with_0_when_the_budget_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_stores_join, "_TAKES", 0.0)
+    assert main(["stores-demo", "--join", str(tmp_path / "budget.db")]) == 0
+    assert "50 calls. budget exceeded" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("others", [["--store", "sqlite"], ["--url", "redis://host/0"], ["--json"]])

@@ -33,7 +33,10 @@ from token_budget import (
 )
 
 NOON = datetime(2026, 3, 30, 12, tzinfo=timezone.utc)
-KINDS = ["record", "reserve", "commit", "release", "refusal", "overrun", "drop", "reset", "roll-over", "threshold"]
+KINDS = [
+    *("record", "reserve", "commit", "release", "refusal", "overrun", "drop", "reset", "roll-over", "threshold"),
+    *("expired", "created"),
+]
 
 
 def tree() -> BudgetSnapshot:

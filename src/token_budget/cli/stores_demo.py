@@ -88,18 +88,19 @@ def run(options: Options) -> int:
 
     try:
         with quiet():
-            if options.join is not None:
-                join(options.join)
-                return 0
-            return _run(options)
-    except ValueError as error:
-        if options.join is None:
-            raise
-        return _complain(f"--join: {error}", 2)
+            return _run(options) if options.join is None else _join(options.join)
     except _valkey.NoServerError as error:
         return _complain(error, 2)
     except (BudgetUnavailable, StoreError) as error:
         return _complain(error, 1)
+
+
+def _join(where: str) -> int:
+    try:
+        join(where)
+    except ValueError as error:
+        return _complain(f"--join: {error}", 2)
+    return 0
 
 
 def _complain(error: object, status: int) -> int:
