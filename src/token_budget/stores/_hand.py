@@ -300,7 +300,10 @@ def start_thread(body: Callable[[], object], name: str) -> None:
 
 
 def _start_named(body: Callable[[], object], name: str) -> None:  # pragma: no cover - tracers do not see this thread
-    threading.Thread(target=body, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=body, name=name, daemon=True).start()
+    except RuntimeError:  # CPython 3.12 starts none as the interpreter ends: this one does it, without a name
+        body()
 
 
 _STOP = Job(_nothing, (), None)
