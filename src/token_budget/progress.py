@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from token_budget._snapshot import BudgetSnapshot
-from token_budget.contract import Pool
+from token_budget.contract import Spendable
 
 Show = Callable[[BudgetSnapshot], str]
 
 
-def rich_column(pool: Pool, *, show: Show = str, style: str = "") -> Any:
+def rich_column(pool: Spendable, *, show: Show = str, style: str = "") -> Any:
     """Return a column for `rich.progress.Progress` that shows the pool at every frame.
 
     A task that has a pool of its own (``progress.add_task("ann", pool=users["ann"])``) shows that one.
@@ -43,7 +43,7 @@ def rich_column(pool: Pool, *, show: Show = str, style: str = "") -> Any:
 
 
 def tqdm_bar(
-    pool: Pool, iterable: Iterable[Any] | None = None, *, show: Show = str, base: Any = None, **options: Any
+    pool: Spendable, iterable: Iterable[Any] | None = None, *, show: Show = str, base: Any = None, **options: Any
 ) -> Any:
     """Return a bar of tqdm that shows the pool behind its numbers, whenever it is drawn.
 
@@ -73,7 +73,7 @@ def tqdm_bar(
     return made(iterable, **options)
 
 
-def _shown(pool: Pool, show: Show) -> str:
+def _shown(pool: Spendable, show: Show) -> str:
     try:
         return show(pool.snapshot())
     except Exception as error:  # noqa: BLE001 - it would end the thread that draws
