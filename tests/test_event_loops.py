@@ -375,3 +375,22 @@ assert "trio" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
+
+
+def test_what_areserve_returns_leaves_the_line_as_its_last_user_drops_it_without_a_collection() -> None:
+    pool = BudgetPool(token_cap=10)
+    held = pool.reserve(tokens=10)
+
+    async def main() -> tuple[int, int]:
+        asked = pool.areserve(tokens=5)
+        asked.send(None)
+        waiting = pool.statistics().waiters
+        del asked
+        return waiting, pool.statistics().waiters
+
+    gc.disable()
+    try:
+        assert asyncio.run(main()) == (1, 0)
+    finally:
+        gc.enable()
+    held.release()

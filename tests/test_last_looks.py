@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from support import caught, waiters
-from token_budget import BudgetOverrun, BudgetPool, PoolForked, Window, _lazy, _sleep
+from token_budget import BudgetOverrun, BudgetPool, PoolForked, Window, _lazy
 from token_budget._account import Account
-from token_budget._bells import TrioBell
+from token_budget._bells import TrioBell, warn_in_an_event_loop
 from token_budget._family import Family
 from token_budget._group import nobody
 from token_budget._line import serve
@@ -269,7 +269,7 @@ def test_what_a_finaliser_has_paid_may_be_gone_when_it_strikes_it_off() -> None:
 
 def test_without_an_import_of_asyncio_the_pool_looks_for_no_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "asyncio")
-    _sleep._warn_in_an_event_loop()
+    warn_in_an_event_loop(1)
     assert "asyncio" not in sys.modules
 
 

@@ -29,6 +29,7 @@ LAYER = {
     "_events.py": 0,
     "_process.py": 0,
     "_bells.py": 0,
+    "_once.py": 0,
     "_waiting.py": 1,
     "_account.py": 2,
     "_telling.py": 3,

@@ -5,7 +5,9 @@ A bell may be rung by anyone, from any thread, more than once.
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -123,3 +125,41 @@ class TrioBell:
 
     def _ring(self) -> None:
         self._event.set()
+
+
+# ---------------------------------------------------------------------- who waits: a task or a thread
+
+
+def task_bell() -> Any:
+    """Return a bell for the task that runs: of trio where trio runs it, else of asyncio."""
+    trio = _running_trio()
+    if trio is not None:
+        return TrioBell(trio)
+    import asyncio
+
+    return LoopBell(asyncio.get_running_loop())
+
+
+def warn_in_an_event_loop(stacklevel: int) -> None:
+    """Warn if this thread, which is about to wait, runs an event loop."""
+    if _running_trio() is not None or ("asyncio" in sys.modules and _asyncio_runs()):
+        warnings.warn(
+            "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
+            "runs meanwhile, and the one that would give room back may be among them. Use `async with "
+            "pool.areserve(...)`, or wait in a thread of its own",
+            RuntimeWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _asyncio_runs() -> bool:
+    import asyncio
+
+    return asyncio._get_running_loop() is not None
+
+
+def _running_trio() -> Any:
+    """Return trio if it runs the task that is running, else None, also while another thread is importing it."""
+    trio: Any = sys.modules.get("trio")
+    in_trio_task = getattr(getattr(trio, "lowlevel", None), "in_trio_task", None)
+    return trio if in_trio_task is not None and in_trio_task() else None

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import warnings
-from collections.abc import Coroutine, Generator
 
 from token_budget import _ledger, _straight
-from token_budget._bells import LoopBell, ThreadBell, TrioBell
+from token_budget._bells import ThreadBell, task_bell, warn_in_an_event_loop
 from token_budget._errors import BudgetExceeded
+from token_budget._once import Once
 from token_budget._reservation import Reservation
 from token_budget._waiting import GRANTED, NEW, WAITING, Waiter
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
-    import types
-    import typing
     from typing import Any
-
-    Base = Coroutine[Any, Any, Reservation]
-else:
-    from token_budget._lazy import types, typing
-
-    Base = Coroutine
 
 _LONGEST = 86_400.0  # seconds of one sleep; who wakes looks again, so windows of centuries overflow nothing
 _SHORTEST = 0.001
@@ -41,7 +31,7 @@ def reserve(reservation: Reservation, timeout: float | None) -> Reservation:
     try:
         _ledger.reserve(reservation, waiter)
         if waiter.state is not NEW:
-            _warn_in_an_event_loop()
+            warn_in_an_event_loop(4)
             rung, sleeps = False, Sleeps(waiter, timeout)
             while waiter.state is WAITING:
                 rung = bell.wait(sleeps.next(rung=rung))
@@ -114,96 +104,6 @@ def outcome(waiter: Waiter) -> Reservation:
     raise refusal()
 
 
-def _warn_in_an_event_loop() -> None:
-    if _running_trio() is not None or ("asyncio" in sys.modules and _asyncio_runs()):
-        warnings.warn(
-            "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
-            "runs meanwhile, and the one that would give room back may be among them. Use `async with "
-            "pool.areserve(...)`, or wait in a thread of its own",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _asyncio_runs() -> bool:
-    import asyncio
-
-    return asyncio._get_running_loop() is not None
-
-
-def _running_trio() -> Any:
-    """Return trio if it runs the task that is running, else None, also while another thread is importing it."""
-    trio: Any = sys.modules.get("trio")
-    in_trio_task = getattr(getattr(trio, "lowlevel", None), "in_trio_task", None)
-    return trio if in_trio_task is not None and in_trio_task() else None
-
-
-class AsyncReserve(Base):
-    """What ``BudgetPool.areserve`` returns: a coroutine. Await it for a `Reservation`, or enter it with ``async with``.
-
-    It is used once. Like any coroutine it can be made a task, and one that nobody awaits is told by a RuntimeWarning.
-    """
-
-    __slots__ = ("_coroutine", "_reservation", "_timeout")
-
-    def __init__(self, reservation: Reservation, timeout: float | None) -> None:
-        self._reservation: Reservation = reservation
-        self._timeout = timeout
-        self._coroutine: Any = None
-
-    def __await__(self) -> Generator[typing.Any, typing.Any, Reservation]:
-        """Wait for room and return the reservation."""
-        return self._begun().__await__()  # type: ignore[no-any-return]
-
-    def send(self, value: typing.Any) -> typing.Any:
-        """Go on, as with any coroutine."""
-        return (self._coroutine or self._begun()).send(value)
-
-    def throw(self, *error: typing.Any) -> typing.Any:
-        """Raise an error inside, as with any coroutine."""
-        try:
-            return (self._coroutine or self._begun()).throw(*error)
-        finally:
-            del error  # its traceback holds this frame, and by that the reservation until a collection
-
-    def close(self) -> None:
-        """End it, as with any coroutine."""
-        (self._coroutine or self._begun()).close()
-
-    async def __aenter__(self) -> Reservation:
-        """Wait for room and return the reservation."""
-        return await self._begun()  # type: ignore[no-any-return]
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
-    ) -> None:
-        """Release, unless it was settled in the block; never suspends."""
-        self._reservation.__exit__(kind, error, traceback)
-
-    def __del__(self) -> None:
-        """Warn as a coroutine does that nobody awaited."""
-        if getattr(self, "_coroutine", self) is None:  # it was made, and never begun
-            warnings.warn(f"{self!r} was never awaited", RuntimeWarning, 2)
-
-    @property
-    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What tasks show of it, as of any coroutine."""
-        return "areserve"
-
-    def __repr__(self) -> str:
-        name = self._reservation._pool._account.terms[2]
-        return f"<areserve(){'' if name is None else f' of {name!r}'}>"
-
-    def __reduce_ex__(self, protocol: typing.SupportsIndex) -> typing.NoReturn:
-        raise TypeError("what areserve() returns cannot be copied or pickled: call areserve() again")
-
-    def _begun(self) -> Any:
-        if self._coroutine is not None:
-            raise RuntimeError("areserve() is awaited or entered once: call it again for another reservation")
-        self._coroutine = coroutine = _take(self._reservation, self._timeout)
-        return coroutine
-
-
 async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
     """Take what the reservation is for, and let the task wait if need be."""
     if _straight.reserve(reservation._pool, reservation, reservation._tokens, reservation._nanos):
@@ -211,7 +111,7 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
     if timeout == 0:
         _ledger.reserve(reservation, None)
         return reservation
-    bell = _bell()
+    bell = task_bell()
     waiter = Waiter(reservation, bell, timeout, _ledger.give_back)
     try:
         _ledger.reserve(reservation, waiter)
@@ -229,11 +129,11 @@ async def _take(reservation: Reservation, timeout: float | None) -> Reservation:
         raise
 
 
-def _bell() -> Any:
-    """Return a bell for the task that runs: of trio where trio runs it, else of asyncio."""
-    trio = _running_trio()
-    if trio is not None:
-        return TrioBell(trio)
-    import asyncio
+class AsyncReserve(Once[Reservation]):
+    """What ``BudgetPool.areserve`` returns: a coroutine. Await it for a `Reservation`, or enter it with ``async with``.
 
-    return LoopBell(asyncio.get_running_loop())
+    It is used once. Like any coroutine it can be made a task, and one that nobody awaits is told by a RuntimeWarning.
+    """
+
+    __slots__ = ()
+    _take = staticmethod(_take)
