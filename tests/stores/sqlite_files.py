@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -21,6 +22,12 @@ from token_budget.stores.sqlite import _file
 from token_budget.stores.sqlite._connection import Connection, _registry
 
 NAMES = ("", "-wal", "-shm", ".lock", ".alive")  # of the five files, after the budget's own name
+LINUX = sys.platform == "linux"
+FORKING = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork"),
+    # From 3.12 on, Python warns about forks beside other threads. Here the others are pytest's.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 # For programs of other processes: `connection` and the functions of this module. The path is their first argument.
 OPEN = """
 import os, sys, time, sqlite3
@@ -29,6 +36,27 @@ path = sys.argv[1]
 def said(word): os.write(1, f"{word}\\n".encode())  # in one piece, whoever else says something
 def wait(): sys.stdin.readline()
 """
+
+
+def path_in_folder(tmp_path: Path) -> Iterator[Path]:
+    """Fixture: a path in a folder of its own; what the test left open there is closed."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    yield folder / "budget.db"
+    close_all()
+
+
+def folder_of_everybody() -> Iterator[Path]:
+    """Fixture: a folder that every user may write to, as pytest's are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def modes(path: Path) -> set[int]:
+    """Return the modes of the five files."""
+    return {stat.S_IMODE(Path(f"{path}{name}").stat().st_mode) for name in NAMES}
 
 
 def count(execute: Callable[..., Any]) -> int:
@@ -86,9 +114,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def quiet(connection: Connection) -> None:
-    """Have the connection trust that nothing changes in the folder, as it does after some seconds."""
-    with patch.object(_file, "_SETTLED", 50_000_000):  # as long as it takes until another change has another time
-        until(lambda: connection.look(30, count) is not None and connection._file.changed is not None)
+    """Have the connection trust that nothing changes in the folder, as it does after a moment."""
+    until(lambda: connection.look(30, count) is not None and connection._file.changed is not None)
     assert connection._file.changed == _file.time_of_change(Path(connection.path).parent.stat())
 
 

@@ -194,6 +194,34 @@ def test_a_record_that_was_not_synced_is_not_undone_in_what_was_counted_after_a_
     assert ledger.used() == (8, 0)
 
 
+def test_a_record_that_was_not_synced_is_not_undone_in_a_later_period(path: Path) -> None:
+    now = [0.5]
+    ledger = Ledger(path, durable=True)
+    ledger.open("total", 10, window=Window.every(timedelta(seconds=1), clock=lambda: now[0]))
+    with (
+        patch.object(ledger.store._ledger.connection._file, "sync", _failing),
+        patch.object(ledger.store, "_seen", side_effect=StoreError("away")),  # so that the period alone tells
+        pytest.raises(Unsynced),
+    ):
+        ledger.record("total", 6)
+    now[0] = 1.5
+    ledger.record("total", 8)
+    ledger.store.tend()
+    assert ledger.used() == (8, 0)
+
+
+def test_a_record_that_was_not_synced_is_undone_where_its_period_goes_on(path: Path) -> None:
+    now = [0.5]
+    ledger = Ledger(path, durable=True)
+    ledger.open("total", 10, window=Window.every(timedelta(seconds=1), clock=lambda: now[0]))
+    with patch.object(ledger.store._ledger.connection._file, "sync", _failing), pytest.raises(Unsynced):
+        ledger.record("total", 6)
+    now[0] = 0.7
+    ledger.record("total", 1)
+    ledger.store.tend()
+    assert ledger.used() == (1, 0)
+
+
 def test_pools_deeper_than_pythons_stack_are_named_and_deleted(path: Path) -> None:
     ledger = Ledger(path)
     ledger.open("total")

@@ -7,51 +7,39 @@ import gc
 import os
 import shutil
 import sqlite3
-import stat
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sqlite_files import NAMES, add, as_nobody, close_all, contents, count, in_child, opened, other, quiet, with_mounts
+from sqlite_files import (
+    FORKING,
+    LINUX,
+    NAMES,
+    add,
+    as_nobody,
+    contents,
+    count,
+    folder_of_everybody,
+    in_child,
+    modes,
+    opened,
+    other,
+    path_in_folder,
+    quiet,
+    until,
+    with_mounts,
+)
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError, StoreLost
-from token_budget.stores.sqlite import _file, _schema
+from token_budget.stores.sqlite import _connection, _file, _schema
 from token_budget.stores.sqlite._connection import Connection, Unsynced
 from token_budget.stores.sqlite._faults import TEXTS, code_of, ours
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork"),
-    # From 3.12 on, Python warns about forks beside other threads. Here the others are pytest's.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
-LINUX = sys.platform == "linux"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A path in a folder of its own; what the test left open there is closed."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    yield folder / "budget.db"
-    close_all()
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may write to, as pytest's are not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def modes(path: Path) -> set[int]:
-    return {stat.S_IMODE(Path(f"{path}{name}").stat().st_mode) for name in NAMES}
+pytestmark = FORKING
+path, open_folder = pytest.fixture(path_in_folder), pytest.fixture(folder_of_everybody)
 
 
 # ---------------------------------------------------------------- how files are made
@@ -280,15 +268,53 @@ def test_a_file_that_was_deleted_or_replaced_is_noticed_by_whoever_has_it_open(p
             connection.look(30, count)
 
 
-def test_a_change_within_the_grain_of_the_folders_time_is_noticed_too(path: Path) -> None:
+@pytest.mark.parametrize(("changed", "grain"), [(5_010_000_001, 0.05), (5_010_000_000, 3.0)])
+def test_a_change_within_the_grain_of_the_folders_time_is_noticed_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch, changed: int, grain: float
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(_file, "monotonic", lambda: now[0])
+    for module in (_file, _connection):
+        monkeypatch.setattr(module, "time_of_change", lambda _found: changed)  # all changes get the same time
     connection = opened(path)
+    now[0] += grain
     assert connection.look(30, count) == 0
     assert connection._file.changed is None, "the folder has just changed: another change may get the same time"
-    changed = path.parent.stat().st_mtime_ns
-    path.unlink()
-    os.utime(path.parent, ns=(changed, changed))
+    path.rename(f"{path}.away")
     with pytest.raises(StoreLost, match="deleted"):
         connection.run(30, True, add)
+    Path(f"{path}.away").rename(path)
+    now[0] += 0.001
+    assert connection.look(30, count) == 0
+    assert connection._file.changed == changed, "another change would get another time by now"
+
+
+def test_in_a_folder_where_nothing_changes_no_file_is_looked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = opened(path)
+    quiet(connection)
+    looked: list[str] = []
+
+    def looks(file: str) -> os.stat_result:
+        looked.append(file)
+        return os.lstat(file)
+
+    monkeypatch.setattr(_file, "_lstat", looks)
+    assert connection.run(30, True, add) == 1
+    assert connection.look(30, count) == 1
+    assert not looked
+    (path.parent / "other").write_text("")
+    assert connection.look(30, count) == 1
+    assert sorted(looked) == sorted(f"{path}{name}" for name in NAMES)
+
+
+def test_a_clock_of_the_system_that_was_put_back_makes_no_call_slower(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hence = 3_600 * 10**9  # the files are of the hour to come
+    for module in (_file, _connection):
+        monkeypatch.setattr(module, "time_of_change", lambda found: found.st_ctime_ns + hence)
+    connection = opened(path)
+    until(lambda: connection.look(30, count) == 0 and connection._file.changed is not None)
 
 
 def test_other_files_in_the_folder_may_come_and_go(path: Path) -> None:
@@ -613,6 +639,24 @@ def test_opening_and_closing_leaves_no_descriptor_open(path: Path) -> None:
         with pytest.raises(StoreError):
             Connection.of(f"{path}.bad", timeout=30)
     assert descriptors() == before
+
+
+def test_an_opening_that_is_interrupted_in_any_of_its_steps_leaves_no_descriptor_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(path).let_go()
+    before = len(list(Path("/dev/fd").iterdir()))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for of, name in [(Connection, "_connect"), (_file.BudgetFile, "check"), (Connection, "new_owner")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(of, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Connection.of(path, timeout=30)
+        assert len(list(Path("/dev/fd").iterdir())) == before
+    assert opened(path).run(30, True, add) == 1
 
 
 def test_threads_that_open_and_close_one_path_meet_each_other_or_nobody(path: Path) -> None:

@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sqlite3
 import stat
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sqlite_files import NAMES, add, as_nobody, close_all, contents, opened, other, with_mounts
+from sqlite_files import (
+    FORKING,
+    LINUX,
+    NAMES,
+    add,
+    as_nobody,
+    contents,
+    folder_of_everybody,
+    opened,
+    other,
+    path_in_folder,
+    with_mounts,
+)
 from token_budget.stores._errors import StoreError
 from token_budget.stores.sqlite import _file, _schema
 from token_budget.stores.sqlite._connection import Connection
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork"),
-    # From 3.12 on, Python warns about forks beside other threads. Here the others are pytest's.
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-]
-LINUX = sys.platform == "linux"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A path in a folder of its own; what the test left open there is closed."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    yield folder / "budget.db"
-    close_all()
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may write to, as pytest's are not."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def modes(path: Path) -> set[int]:
-    return {stat.S_IMODE(Path(f"{path}{name}").stat().st_mode) for name in NAMES}
+pytestmark = FORKING
+path, open_folder = pytest.fixture(path_in_folder), pytest.fixture(folder_of_everybody)
 
 
 # ---------------------------------------------------------------- files that are not ours

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from token_budget.stores._errors import StoreError, StoreLost
 from token_budget.stores.sqlite import _alive, _connection, _file, _lock
 from token_budget.stores.sqlite._connection import Connection, _registry, notice_forks
 from token_budget.stores.sqlite._faults import MOVED, ours
+from token_budget.stores.sqlite._registry import Registry
 
 SHORT = 0.1  # seconds, for time-outs that are to end
 
@@ -50,22 +53,118 @@ def test_after_a_fork_the_next_call_opens_a_connection_and_an_owner_of_its_own(p
     before[0].close()
 
 
-def test_a_fork_in_the_middle_of_a_call_ends_the_call_and_makes_the_file_unfit(path: Path) -> None:
+@pytest.mark.parametrize("how", ["run", "look"])
+def test_a_fork_in_the_middle_of_a_call_ends_the_call_and_makes_the_file_unfit(path: Path, how: str) -> None:
     connection = opened(path)
     parents = connection._database
     assert parents is not None
 
     def forks(execute: Callable[..., Any]) -> None:
-        add(execute)
+        if how == "run":
+            add(execute)
         _registry.here[0] = 0
 
     with pytest.raises(PoolForked):
-        connection.run(30, True, forks)
+        if how == "run":
+            connection.run(30, True, forks)
+        else:
+            connection.look(30, forks)
     assert parents.in_transaction, "the parent's transaction is the parent's"
     for _ in range(2):
         with pytest.raises(StoreError, match="forked in the middle of a transaction"):
             connection.run(30, True, add)
     parents.execute("ROLLBACK")
+    parents.close()
+
+
+def test_a_fork_right_after_the_commit_gives_both_the_answer_and_leaves_the_child_fit(path: Path) -> None:
+    connection = opened(path)
+    mutex, parents, execute = connection.mutex, connection._database, connection._execute
+
+    def forks(statement: str, *parameters: Any) -> Any:
+        answer = execute(statement, *parameters)
+        if statement == "COMMIT":
+            _registry.here[0] = 0
+            notice_forks()
+        return answer
+
+    connection._execute = forks
+    assert connection.run(30, False, add) == 1
+    assert mutex.locked(), "it is the parent's to release"
+    assert connection.run(30, True, add) == 2
+    whole(connection)
+    assert parents is not None
+    parents.close()
+
+
+def test_a_fork_while_a_file_is_closed_leaves_nothing_of_the_parents_to_put_away(path: Path) -> None:
+    connection = opened(path)
+    assert connection.shut(30)
+    inherited = len(_connection._inherited)
+    _registry.here[0] = 0
+    assert connection.run(30, True, add) == 1
+    assert len(_connection._inherited) == inherited
+    whole(connection)
+
+
+def test_a_child_that_cannot_open_the_file_in_time_opens_it_later(path: Path) -> None:
+    connection = opened(path)
+    parents, descriptors = connection._database, dict(connection._file._descriptors)
+    with other("opened(path)._file.take(); said('has'); wait()", path) as process:
+        process.hears("has")
+        _registry.here[0] = 0
+        with pytest.raises(BudgetUnavailable, match="has the file lock"):
+            connection.run(SHORT, True, add)
+        assert connection._file._descriptors == descriptors, "they keep the shared memory of the parent in being"
+    assert connection.run(30, True, add) == 1
+    whole(connection)
+    assert parents is not None
+    parents.close()
+
+
+class Noticing:
+    """Stands for the lock of the thread that notices a fork."""
+
+    def __init__(self, *, free: bool, noticed: bool) -> None:
+        self.free, self.noticed, self.released = free, noticed, 0
+
+    def acquire(self, _blocking: bool, _seconds: float) -> bool:
+        """Take it; another thread that had it before may have noticed the fork."""
+        if self.noticed:
+            _registry.here[0] = 1
+        return self.free
+
+    def release(self) -> None:
+        """Free it."""
+        self.released += 1
+
+
+def test_a_fork_that_another_thread_has_noticed_meanwhile_is_noticed_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = opened(path)
+    before = connection._database
+    noticing = Noticing(free=True, noticed=True)
+    monkeypatch.setattr(_registry, "_noticing", noticing)
+    _registry.here[0] = 0
+    notice_forks()
+    assert connection._database is before
+    assert noticing.released == 1
+
+
+def test_a_fork_is_noticed_though_the_parent_was_noticing_one_when_it_forked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = opened(path)
+    parents = connection._database
+    noticing = Noticing(free=False, noticed=False)
+    monkeypatch.setattr(_registry, "_noticing", noticing)
+    _registry.here[0] = 0
+    notice_forks()
+    assert connection._database is None
+    assert noticing.released == 0
+    assert connection.run(30, True, add) == 1
+    assert parents is not None
     parents.close()
 
 
@@ -97,6 +196,17 @@ def test_a_stranger_who_keeps_all_out_is_waited_for_when_a_file_is_opened(path: 
     stranger.execute("BEGIN EXCLUSIVE")
     with pytest.raises(BudgetUnavailable, match="keeps it locked"):
         Connection.of(path, timeout=SHORT)
+    stranger.close()
+    assert opened(path).run(30, True, add) == 1
+
+
+def test_a_stranger_who_writes_for_too_long_makes_an_opening_unavailable(path: Path) -> None:
+    opened(path).let_go()
+    stranger = sqlite3.connect(path, isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+    with pytest.raises(BudgetUnavailable, match="keeps it locked"):
+        Connection.of(path, timeout=SHORT)
+    stranger.execute("ROLLBACK")
     stranger.close()
     assert opened(path).run(30, True, add) == 1
 
@@ -159,6 +269,18 @@ def test_a_file_stays_open_while_a_thread_is_inside(path: Path) -> None:
     with connection.mutex:
         assert not connection.shut(SHORT)
     assert connection.run(30, True, add) == 1
+
+
+def test_a_file_is_closed_though_another_process_keeps_its_lock(path: Path) -> None:
+    connection = opened(path)
+    connection.run(30, True, add)
+    with other("opened(path)._file.take(); said('has'); wait()", path) as process:
+        process.hears("has")
+        assert connection.shut(SHORT)
+        assert connection._database is None
+        assert not connection._file._descriptors
+        assert Path(f"{path}-wal").stat().st_size > 0, "the log is not brought home without the lock"
+    assert connection.run(30, True, add) == 2
 
 
 def test_a_file_that_was_shut_at_the_interpreters_end_is_opened_by_a_later_use(path: Path) -> None:
@@ -280,6 +402,37 @@ def test_on_windows_there_are_no_modes_no_syncs_of_folders_and_no_proc(
         _file.sync_folder(str(path.parent))
         assert _alive._start.__wrapped__(1) > 0
     assert _lock._module("there is no such module") is None
+
+
+def test_on_windows_nobody_looks_whose_the_files_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise AssertionError("Windows does not have it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        patch.setattr(os, "geteuid", fails)
+        os.close(_file.BudgetFile(str(path))._sibling(".lock"))
+
+
+def test_where_no_process_forks_the_connections_are_closed_at_the_end_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_end: list[Callable[[], object]] = []
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "register_at_fork")
+        patch.setattr(atexit, "register", at_the_end.append)
+        registry = Registry()
+    connection = opened(path)
+    registry.connections[connection.identity] = connection
+    for each in at_the_end:
+        each()
+    assert connection._database is None
+
+
+def test_without_the_clock_of_linux_another_one_counts_alike_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(time, "monotonic", lambda: 47.5)
+    assert _alive.uptime() == 47.5
 
 
 def test_on_macos_the_drive_is_told_to_write(monkeypatch: pytest.MonkeyPatch) -> None:

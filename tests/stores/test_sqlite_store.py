@@ -299,6 +299,42 @@ def test_a_reserve_that_did_not_reach_the_disk_is_cancelled(ledger: Ledger, monk
     assert ledger.row().tokens_claimed == 3
 
 
+def test_a_reserve_that_did_not_reach_the_disk_is_written_again_when_it_is_repeated(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.store._durable = True
+    unsynced(monkeypatch)
+    with pytest.raises(Unsynced):
+        ledger.reserve("total/a", 4, key=5)
+    with pytest.raises(Unsynced):
+        ledger.reserve("total/a", 4, key=5)  # it is written, and does not reach the disk, once more
+    monkeypatch.undo()
+    synced: list[bool] = []
+    monkeypatch.setattr(Connection, "_sync", lambda _self: synced.append(True))
+    key, answer = ledger.reserve("total/a", 4, key=5)
+    assert answer.kind == "granted"
+    assert synced == [True], "the claim is on the disk now"
+    assert ledger.held("total/a") == ledger.held() == (4, 0, 1)
+    assert ledger.store.tend() == float("inf")
+    assert ledger.held() == (4, 0, 1), "it is cancelled no more"
+    assert ledger.commit("total/a", key, 4, 3).kind == "done"
+
+
+def test_a_refused_record_that_charged_the_dead_and_did_not_reach_the_disk_gives_nothing_back(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.store._durable = True
+    ledger.record("total/a", 3)
+    statement(ledger.path, "INSERT INTO owner VALUES (7, 'somebody who died', '')")
+    unsynced(monkeypatch)
+    with pytest.raises(Unsynced):
+        ledger.record("total/a", 48)
+    monkeypatch.undo()
+    assert statement(ledger.path, "SELECT id FROM ended") == [(7,)]
+    assert ledger.store.tend() == float("inf")
+    assert ledger.used("total/a") == ledger.used() == (3, 0)
+
+
 @pytest.mark.parametrize("error", [Unsynced("not on the disk"), KeyboardInterrupt()])
 def test_a_commit_without_an_answer_counts_once_when_it_is_repeated(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, error: BaseException

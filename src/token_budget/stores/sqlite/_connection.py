@@ -194,18 +194,18 @@ class Connection:
             file.check()
         if durable is None:
             self._begin_to_read(deadline)
-            return work(execute, *arguments), False
-        try:
-            execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            self._wait_to_begin(error, deadline)
+        else:
+            try:
+                execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                self._wait_to_begin(error, deadline)
         answer = work(execute, *arguments)
-        if not database.in_transaction:
-            return answer, False
         if not _here[0]:
             _registry.notice_fork()
         if self.mutex is not mutex:
             raise PoolForked(f"{self.path}: a signal handler forked in the middle of this call: call again")
+        if durable is None or not database.in_transaction:
+            return answer, False
         execute("COMMIT")
         return answer, durable
 
@@ -267,13 +267,14 @@ class Connection:
         if not self.users and any(self.identity):
             raise StoreError(f"{self.path} was closed in this process: make a new pool")
         opened: list[sqlite3.Connection] = []
+        inherited = self._file.is_open
         try:
             self._file.open(deadline, partial(self._connect, opened, deadline), create=create)
             self.new_owner()
         except BaseException:
             for database in opened:
                 database.close()
-            if not self._file.is_open:
+            if not inherited:
                 self._file.close()
             raise
         self._database = opened[0]
@@ -318,9 +319,10 @@ class Connection:
         for held in starmap(mutex.acquire, ((True, seconds),)):
             try:
                 if not held:
-                    return False
+                    break
                 self.inside = threading.get_ident()
                 self._close(deadline)
+                return True
             finally:
                 try:
                     if held:
@@ -328,7 +330,7 @@ class Connection:
                 finally:
                     if held:
                         mutex.release()
-        return True
+        return False
 
     def _close(self, deadline: float) -> None:
         database, self._database = self._database, None

@@ -202,7 +202,7 @@ class FastPath:
             answer = self._run(self._timeout, self._durable, self._record, chain, tokens, nanos, force, rows)
         except Unsynced as error:
             done = error.answer.answer if isinstance(error.answer, Outcome) else error.answer
-            if done is None or done.kind == DONE:  # one that was refused may have had something else to write
+            if done.kind == DONE:  # one that was refused may have had something else to write
                 self._owe_back(chain, (tokens, nanos))
             raise
         return answer if answer.__class__ is Answer else self._ended(answer)

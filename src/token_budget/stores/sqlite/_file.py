@@ -25,7 +25,7 @@ from contextlib import closing, suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from time import time_ns
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -43,7 +43,11 @@ _NETWORK = re.compile(
     r"|seaweedfs|vmhgfs-fuse|grpcfuse|osxfs|goofys|curlftpfs|smbnetfs|mount-s3|nfs\w*|lustre|beegfs)|fakeowner"
 )
 _OLDEST = (3, 24)  # it has UPSERT
-_SETTLED = 3_000_000_000  # nanoseconds: a folder's time of change may be this coarse (FAT: 2 s)
+# Seconds after which another change of a folder gets another time. Files have the time of the kernel's latest tick, of
+# at most 10 ms. A file system that keeps coarser times (FAT: 2 s) has multiples of that.
+_GRAIN = 0.05
+_COARSE_GRAIN = 3.0
+_TICK = 10_000_000  # nanoseconds
 # Where SQLite locks (its os_unix.c): the bytes of readers of the database, and "the shared memory is in use".
 _READERS = (0x40000002, 510)
 _IN_USE = (128, 1)
@@ -52,7 +56,6 @@ Identity = tuple[int, int]
 # When a folder was changed last. Of the two times that POSIX has, the one that nobody can put back: who unpacks an
 # archive over the files puts back the other one. On Windows `st_ctime_ns` is when the folder was made.
 time_of_change = attrgetter("st_mtime_ns" if sys.platform == "win32" else "st_ctime_ns")
-
 
 _lstat = os.lstat
 
@@ -287,6 +290,7 @@ class BudgetFile:
         self.folder: str = str(Path(path).parent)
         self.is_open: bool = False
         self.changed: int | None = None  # the folder's time of change, where nothing changed in it since it was checked
+        self._seen: tuple[int, float] = (0, 0.0)  # its latest time of change, and when that was seen first
         self.identity: Identity = (0, 0)
         self._known: list[tuple[str, Identity]] = []
         self._descriptors: dict[str, int] = {}
@@ -400,7 +404,7 @@ class BudgetFile:
         Where other programs change the folder all the time, each call comes here: a Path would take ten times as long.
         """
         self.changed = None
-        before = time_of_change(os.stat(self.folder))  # noqa: PTH116
+        before, now = time_of_change(os.stat(self.folder)), monotonic()  # noqa: PTH116
         for path, known in self._known:
             try:
                 found = identity(_lstat(path))
@@ -411,7 +415,10 @@ class BudgetFile:
                     f"{path} was replaced while it was in use. Restore it, or start this program anew to go on with the"
                     " new one"
                 )
-        if before + _SETTLED < time_ns():  # else another change may yet get the same time
+        changed, since = self._seen
+        if before != changed:
+            self._seen = (before, now)
+        elif now - since > (_GRAIN if before % _TICK else _COARSE_GRAIN):  # else another change may get the same time
             self.changed = before
 
     def close(self) -> None:

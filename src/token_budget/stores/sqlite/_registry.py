@@ -88,7 +88,7 @@ class Registry:
         if self._inside == me:
             raise RuntimeError(NESTED)
         gate = self._gate
-        for held in starmap(gate.acquire, ((True, timeout),)):  # see `Connection._within`
+        for held in starmap(gate.acquire, ((True, timeout),)):  # see `Connection.run`
             try:
                 if not held:
                     break
@@ -150,6 +150,7 @@ class Registry:
                         connection.forked(clean=connection.mutex in self._taken)
                     self._renew()
                     self.here[0] = 1
+                return
             finally:
                 if held:
                     self._noticing.release()

@@ -1,4 +1,4 @@
-"""The slow path: each step that spends, over scopes in any state. The fast path (`_store.py`) comes here if it misses.
+"""The slow path: each step that spends, over scopes in any state. The fast path (`_fast.py`) comes here if it misses.
 
 What makes it miss: a scope that is full, closed, over a cap, or where somebody waits; a period that is over; a key that
 is new; a process that the file does not know; a claim that is not open any more. Here each of them is looked at.
