@@ -6,20 +6,23 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from memory_store import MemoryBudget, MemoryPool, MemoryStore
-from pools_of_all_kinds import LONG, counters, in_a_thread
+from pools_of_all_kinds import LONG, counters, in_a_thread, until
 from support import run_program
 from test_forks import fork_in_c, in_child
 from token_budget import ReservationClosed
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores import _family
 from token_budget.stores._errors import StoreLost
-from token_budget.stores._family import StoreFamily
+from token_budget.stores._family import StoreFamily, Turn
+from token_budget.stores._outage import Allowing
 from token_budget.stores._store import Group, News
 
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -30,6 +33,17 @@ FORKS = [pytest.param(lambda: os.fork(), True, id="os.fork"), pytest.param(fork_
 
 def family_of(store: MemoryStore, **options: Any) -> StoreFamily:
     return StoreFamily.of(store.location, lambda: store, **options)
+
+
+def as_in_a_child(monkeypatch: pytest.MonkeyPatch, family: StoreFamily) -> None:
+    """Let this process look like a child that a server in C has forked, which has this family alone.
+
+    So what a child does first runs here, where it is measured and its state can be seen. No thread of the family runs.
+    """
+    for name in ("_opening", "_turns"):  # they are replaced
+        monkeypatch.setattr(_family, name, getattr(_family, name))
+    monkeypatch.setattr(_family, "_alive", WeakSet([family]))
+    _family.HERE[0] = 0
 
 
 # ---------------------------------------------------------------- one for each location
@@ -121,6 +135,59 @@ def test_letting_go_without_an_answer_of_the_store_is_logged_and_not_raised(capl
     family = family_of(Away("total"))
     family.let_go()
     assert "was let go without an answer of the store: the server is away" in caplog.text
+
+
+def test_a_family_that_cannot_be_made_lets_its_store_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    store = MemoryStore("total")
+    with monkeypatch.context() as patched:
+        patched.setattr(_family, "Hand", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            family_of(store)
+    assert store.went
+    other = MemoryStore("total", location=store.location)
+    family = family_of(other)
+    assert family.store is other
+    family.let_go()
+
+
+class InTurn:
+    """A thread that has the turn of a location, and does something in it when the last handle is given back."""
+
+    def __init__(self, family: StoreFamily, then: Any) -> None:
+        self.family, self.then, self.inside = family, then, threading.Event()
+        self.call = in_a_thread(lambda: Turn.of(family.location).within(LONG, self.work))
+        assert self.inside.wait(LONG)
+
+    def work(self) -> None:
+        self.inside.set()
+        until(lambda: self.family.handles == 0)
+        self.then()
+
+
+def test_a_store_is_let_go_although_another_thread_keeps_the_turn() -> None:
+    store, go_on = MemoryStore("total"), threading.Event()
+    family = family_of(store, timeout=0.01)
+    keeping = InTurn(family, lambda: go_on.wait(LONG))
+    family.let_go()
+    assert store.went
+    go_on.set()
+    keeping.call.result()
+
+
+def test_a_location_that_is_opened_again_before_the_last_handle_has_had_its_turn_is_not_let_go() -> None:
+    store = MemoryStore("total")
+    family = family_of(store, timeout=LONG)
+    opening = InTurn(family, lambda: family_of(store, timeout=LONG))
+    family.let_go()
+    opening.call.result()
+    assert not store.went
+    assert family_of(store, timeout=LONG) is family
+    family.let_go()
+    family.let_go()
+    assert store.went
 
 
 # ---------------------------------------------------------------- scopes
@@ -249,6 +316,36 @@ def test_a_forked_child_begins_with_free_locks_and_no_threads_whatever_the_paren
     pool.close()
 
 
+@pytest.mark.parametrize("entry", ["of", "here", "ask"])
+def test_whatever_is_called_first_in_a_child_begins_anew_before_it_does_anything(
+    monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    pool = MemoryPool(token_cap=10)
+    family, store = pool._family, pool.engine
+    held = pool.reserve(tokens=4)
+    store.news.append(News("roll-over", "total"))  # the parent tells it
+    heard: list[str] = []
+    pool.subscribe(lambda event: heard.append(event.kind))
+    before = [_family._opening, _family._turns, family.lock, family.hand._queue, family.line._places, store.owner]
+    as_in_a_child(monkeypatch, family)
+    epochs: list[int] = []
+    calls: dict[str, Any] = {
+        "of": lambda: StoreFamily.of(family.location, lambda: pytest.fail("there is a store")).let_go(),
+        "here": lambda: epochs.append(family.here()),
+        "ask": lambda: family.ask(lambda: epochs.append(family.epoch)),
+    }
+    calls[entry]()
+    assert epochs == ([] if entry == "of" else [1])
+    after = [_family._opening, _family._turns, family.lock, family.hand._queue, family.line._places, store.owner]
+    assert not any(one is other for one, other in zip(before, after, strict=True))
+    assert (family.epoch, list(store.news), heard) == (1, [], [])
+    with pytest.raises(ReservationClosed, match="fork"):
+        held.commit()
+    _family.notice_fork()
+    assert family.here() == 1  # it was noticed
+    pool.close()
+
+
 @forking
 def test_a_fork_that_the_child_has_noticed_is_noticed_once() -> None:
     pool = MemoryPool()
@@ -281,6 +378,84 @@ def test_a_family_that_was_let_go_notices_a_fork_too() -> None:
 
 
 # ---------------------------------------------------------------- the end of the interpreter
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Do what is done at the end of the interpreter, for one family."""
+
+    def ending(family: StoreFamily) -> None:
+        monkeypatch.setattr(_family, "_families", {family.location: family})
+        _family._at_exit()
+        monkeypatch.undo()
+
+    return ending
+
+
+def test_at_the_end_the_worker_gives_back_what_was_dropped_and_no_more(
+    ending: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = MemoryPool(token_cap=10)
+    held = pool.reserve(tokens=4)
+    with pytest.warns(ResourceWarning):
+        del held
+    ending(pool._family)
+    assert not pool.budget.held
+    assert not pool.engine.went  # a file knows by its locks that this process has ended
+    assert not caplog.records
+    pool.close()
+
+
+def test_at_the_end_a_worker_that_hangs_is_waited_for_a_moment_and_the_log_says_what_becomes_of_it(
+    ending: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_family, "_EXITING", 0.01)
+    pool = MemoryPool(token_cap=10)
+    go_on = threading.Event()
+    pool._family.hand.drop(go_on.wait)
+    began = time.monotonic()
+    ending(pool._family)
+    assert time.monotonic() - began >= 0.01
+    assert "the worker had no time for all that was dropped: it is charged" in caplog.text
+    go_on.set()
+    pool.close()
+
+
+def test_at_the_end_a_holder_that_lives_by_a_lease_lets_go_of_its_store(ending: Any) -> None:
+    class Leased(MemoryStore):
+        leased = True
+
+    store = Leased("total")
+    family = family_of(store)
+    ending(family)
+    assert store.went
+    family.let_go()
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_at_the_end_what_passed_in_an_outage_is_recorded_or_the_log_says_that_it_is_lost(
+    ending: Any, caplog: pytest.LogCaptureFixture, *, back: bool
+) -> None:
+    store = MemoryStore("total")
+    allowing = Allowing(store)
+    family = StoreFamily.of(store.location, lambda: allowing)
+    family.ask(allowing.open, family.root, 10, None, None, "code")
+    allowing.worried = lambda: None  # the worker is not due
+
+    def away(step: str, moment: str) -> None:
+        raise BudgetUnavailable("no server")
+
+    store.hook = away
+    allowing.record((family.root,), 3, 0)
+    if back:
+        store.hook = lambda step, moment: None
+    ending(family)
+    assert store.budget.rows["total"].used[0] == (3 if back else 0)
+    assert ("answers again" in caplog.text) == back
+    assert ("is not recorded: tokens 3" in caplog.text) != back
+    store.hook = lambda step, moment: None
+    family.let_go()
+
 
 PROGRAM = """
 import sys, threading

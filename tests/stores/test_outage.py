@@ -276,6 +276,143 @@ def test_what_passes_while_the_rest_is_recorded_is_recorded_too(pool: Allowed) -
     pool.store.hook = pool._hook
 
 
+# ---------------------------------------------------------------- races and faults, without the worker
+
+
+@pytest.fixture
+def alone(pool: Allowed) -> Allowed:
+    """Return a pool whose worker does nothing by itself: the test calls `catch_up`."""
+    pool.allowing.worried = lambda: None
+    return pool
+
+
+def test_two_calls_that_fail_together_begin_one_outage(alone: Allowed, caplog: pytest.LogCaptureFixture) -> None:
+    together = threading.Barrier(2)
+
+    def hook(step: str, moment: str) -> None:
+        together.wait(LONG)  # both were asked before either has failed
+        raise AWAY
+
+    alone.store.hook = hook
+    for call in [in_a_thread(lambda: alone.record(tokens=1)) for _ in range(2)]:
+        call.result()
+    alone.store.hook = alone._hook
+    alone.allowing.catch_up()
+    assert caplog.text.count("calls pass without a budget until it does") == 1
+    assert "answers again: 2 calls passed" in caplog.text
+    assert alone.numbers() == (2, 0, 0)
+
+
+def test_a_commit_that_is_noted_after_its_outage_has_ended_is_repeated_and_ends_no_other(
+    alone: Allowed, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = alone.reserve(tokens=5)
+
+    def tend() -> None:
+        alone.away = None
+        alone.allowing.catch_up()
+
+    alone.allowing.worried = tend  # between the failure and the note, and again after it
+    alone.away = AWAY
+    held.commit(tokens=3)
+    assert alone.numbers() == (3, 0, 0)
+    assert caplog.text.count("answers again") == 1
+
+
+def test_what_is_to_be_repeated_keeps_its_order_where_the_store_fails_again(alone: Allowed) -> None:
+    calls = [alone.reserve(tokens=2) for _ in range(2)]
+    alone.away = AWAY
+    for held in calls:
+        held.commit(tokens=1)
+    alone.away = None
+    alone.store.hook = lambda step, moment: fail(AWAY) if step == "commit" else None
+    alone.allowing.catch_up()
+    assert [arguments[1] for _, arguments in alone.allowing._owed] == [held._key for held in calls]
+    assert (alone.allowing.passing, alone.numbers()) == (True, (0, 4, 2))
+    alone.store.hook = alone._hook
+    alone.allowing.catch_up()
+    assert (alone.allowing.passing, alone.numbers()) == (False, (2, 0, 0))
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_a_store_that_goes_on_to_refuse_what_passed_is_logged_once(
+    alone: Allowed, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone.away = AWAY
+    alone.record(tokens=4)
+    alone.away = StoreError("no login")
+    for _ in range(3):
+        assert alone.allowing.catch_up() == _outage._REFUSED
+    assert caplog.text.count("does not record what passed: no login") == 1
+    alone.away = None
+    alone.allowing.catch_up()
+    assert alone.numbers() == (4, 0, 0)
+
+
+def test_the_amounts_of_those_who_wait_are_kept_until_they_are_granted_or_give_up(alone: Allowed) -> None:
+    held, chain, amount = alone.reserve(tokens=10), alone._chain, (1, 0)
+    keys = [alone.allowing.new_key() for _ in range(2)]
+    for key in keys:
+        assert alone.allowing.reserve(chain, key, *amount, wait=True).kind == "refused"
+    assert alone.allowing._tickets == dict.fromkeys(keys, amount)
+    held.release()
+    assert alone.allowing.reserve(chain, keys[0], *amount, wait=True).kind == "granted"
+    assert alone.allowing._tickets == {keys[1]: amount}
+    assert alone.allowing.leave(chain, keys[1]).kind == "left"
+    assert alone.allowing._tickets == {}
+    alone.allowing.release(chain, keys[0], amount)
+    assert not alone.budget.tickets
+
+
+def test_a_call_that_passed_and_is_dropped_holds_nothing_and_is_not_given_back_to_the_store(alone: Allowed) -> None:
+    alone.away = BudgetUnavailable("no server")
+    held = alone.reserve(tokens=5)
+    alone.away = None  # its frames have the reservation; what was logged has not
+    key = held._key
+    with pytest.warns(ResourceWarning):
+        del held
+    alone._family.hand.finish(LONG)
+    assert (alone.allowing._held, list(alone.allowing._owed)) == ({}, [])
+    alone.allowing.catch_up()
+    assert key not in alone.budget.cancelled
+
+
+def test_in_an_outage_nobody_waits_for_the_store_to_tell_of_room(alone: Allowed) -> None:
+    alone.away = AWAY
+    alone.record(tokens=1)
+    asked: list[str] = []
+    alone.store.hook = lambda step, moment: asked.append(step)
+    assert alone.allowing.watch([], 3600) is None
+    assert asked == []
+    alone.store.hook = alone._hook
+
+
+def test_a_claim_is_handed_over_and_settled_by_its_id(alone: Allowed) -> None:
+    held = alone.reserve(tokens=5)
+    held.hand_over(lease=60)
+    assert held.id == alone.store.id_of(held._key)
+    alone.settle(held.id, tokens=3)
+    assert alone.numbers() == (3, 0, 0)
+
+
+def test_a_child_begins_without_what_passed(alone: Allowed) -> None:
+    alone.away = AWAY
+    alone.record(tokens=4)
+    held = alone.reserve(tokens=2)
+    owner, lock = alone.store.owner, alone.allowing._lock
+    alone.allowing.forked()
+    assert alone.store.owner != owner
+    assert alone.allowing._lock is not lock  # a thread of the parent may have held it
+    assert not alone.allowing.passing
+    alone.away = None
+    alone.allowing.catch_up()
+    assert alone.numbers() == (0, 0, 0)
+    held._abandon()
+
+
 # ---------------------------------------------------------------- what is not allowed
 
 
@@ -326,7 +463,7 @@ def test_an_outage_ends_where_the_store_answers_whatever_it_says_and_what_passed
     held.commit()
     assert pool.numbers() == (7, 0, 0)
     assert caplog.text.count("does not record") == 1
-    assert "answers again" in caplog.text
+    until(lambda: "answers again" in caplog.text)  # the worker says so after it has recorded
 
 
 def test_a_closed_pool_stays_closed_in_an_outage(pool: Allowed) -> None:

@@ -2,24 +2,23 @@
 
 The thread is a daemon that starts when it is first needed, and does its jobs one after another in the order in which
 they were given. So `areserve` keeps the order of its calls. A job that a finaliser gives is repeated until the store
-answers. A job that a task awaits is not, and has a bound: one that has waited for the thread as long as a job before it
-took to find the store unreachable gets that job's answer.
+answers. A job that a task awaits is not. So that many of them end within about one time-out of the store, all that were
+queued before a job that ran into the time-out ended get that job's answer. A failure within 0.1 s was no time-out, and
+a store that lets calls pass (`Allowing`) is to hear of each call: the jobs behind such a failure are tried.
 """
 
 from __future__ import annotations
 
 import _thread
 import logging
-import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from token_budget._bells import LoopBell, ThreadBell, TrioBell
+from token_budget._bells import ThreadBell, TrioBell, task_bell
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreLost
 from token_budget.stores._store import Store
@@ -178,7 +177,7 @@ class Hand:
         return True
 
     def _do(self, job: Job) -> None:
-        """Do a job. One that was queued while another ran into the time-out gets the answer of that one."""
+        """Do a job. One that was queued before another ended with the time-out gets the answer of that one."""
         if job.bell is not None and self._failure is not None and job.since <= self._failure[1]:
             job.end(None, BudgetUnavailable(*self._failure[0].args))
             return
@@ -307,41 +306,3 @@ def _start_named(body: Callable[[], object], name: str) -> None:  # pragma: no c
 
 
 _STOP = Job(_nothing, (), None)
-
-
-# ---------------------------------------------------------------------- who waits: a task or a thread
-
-
-def task_bell() -> Any:
-    """Return a bell for the task that runs: of trio where trio runs it, else of asyncio."""
-    trio = _running_trio()
-    if trio is not None:
-        return TrioBell(trio)
-    import asyncio
-
-    return LoopBell(asyncio.get_running_loop())
-
-
-def warn_in_an_event_loop(stacklevel: int) -> None:
-    """Warn if this thread, which is about to wait, runs an event loop."""
-    if _running_trio() is not None or ("asyncio" in sys.modules and _asyncio_runs()):
-        warnings.warn(
-            "reserve(timeout=...) is about to wait in a thread whose event loop is running: no task of the loop "
-            "runs meanwhile, and the one that would give room back may be among them. Use `async with "
-            "pool.areserve(...)`, or wait in a thread of its own",
-            RuntimeWarning,
-            stacklevel=stacklevel,
-        )
-
-
-def _asyncio_runs() -> bool:
-    import asyncio
-
-    return asyncio._get_running_loop() is not None
-
-
-def _running_trio() -> Any:
-    """Return trio if it runs the task that is running, else None, also while another thread is importing it."""
-    trio: Any = sys.modules.get("trio")
-    in_trio_task = getattr(getattr(trio, "lowlevel", None), "in_trio_task", None)
-    return trio if in_trio_task is not None and in_trio_task() else None

@@ -95,7 +95,8 @@ class Allowing:
                 return
             self.passing = True
             self._since, self._calls, self._amount = time.monotonic(), 0, (0, 0)
-        _logger.warning("%s does not answer, and calls pass without a budget until it does: %s", self.location, error)
+        said = str(error)  # a handler that keeps the error would keep its frames, and by that the caller's reservation
+        _logger.warning("%s does not answer, and calls pass without a budget until it does: %s", self.location, said)
         self.worried()
 
     def _pass(self, chain: Chain, key: Any, tokens: int, nanos: int) -> Answer:

@@ -308,9 +308,9 @@ class Places:
         """Yield chains whose rows show all scopes that were not seen for so many seconds."""
         for needs in list(self.needs.values()):
             if now - needs.looked >= seconds:
+                needs.looked = now  # before the store is asked: also if it does not answer
                 for waiter in list(needs.waiters)[:1]:
                     yield waiter.chain
-                needs.looked = max(needs.looked, now)  # also if the store did not answer
 
 
 def _answers(question: Callable[..., bool], *arguments: Any) -> bool:

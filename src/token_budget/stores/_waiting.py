@@ -24,14 +24,15 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from threading import RLock, get_ident
 from typing import Any
 
-from token_budget._bells import ThreadBell
+from token_budget._bells import ThreadBell, warn_in_an_event_loop
 from token_budget._errors import BudgetExceeded, BudgetTimeout, PoolClosed, PoolForked
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
-from token_budget.stores._hand import start_thread, warn_in_an_event_loop
+from token_budget.stores._hand import start_thread
 from token_budget.stores._places import BUSY, HELD, LOOK, REFUSED, WAITING, Places, Waiter
 from token_budget.stores._store import GRANTED, Answer, Numbers, Scope
 
@@ -357,9 +358,7 @@ class Line:
 
     def _look_at_others(self, now: float) -> None:
         """Read the rows of scopes that were not seen for a while, for those who are nowhere the oldest."""
-        for count, chain in enumerate(self._places.unseen(now, _OFTEN)):
-            if count == _READS:
-                return
+        for chain in islice(self._places.unseen(now, _OFTEN), _READS):
             try:
                 rows = self._family.ask(self._family.store.read, chain)
             except (BudgetUnavailable, StoreError):  # who tries next meets it too, and is told
