@@ -1,4 +1,4 @@
-"""The Redis engine over a cluster: every script declares its keys, all in one slot, and wakes who waits.
+"""The Redis engine over a cluster: every script runs there, on keys of one slot, and wakes who waits.
 
 All tests of the engine run over a cluster with ``REDIS_STORE=cluster``; this is a look at every script.
 """

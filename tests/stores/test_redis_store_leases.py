@@ -407,7 +407,8 @@ def test_entries_that_nobody_in_the_process_knows_are_cancelled_at_the_second_lo
     kept = holding(one, 3)
     for key in holding(one, 5, 6):
         one.engine._process.claims.pop(key.number)
-    budget.raw.hset(budget.keys.owner(one.engine._process.owner), "999999999", "=c done x 1 0 1 0")
+    number = str(next(one.engine._process.numbers))
+    budget.raw.hset(budget.keys.owner(one.engine._process.owner), number, "=c done x 1 0 1 0")
     for used in ((0, 14), (0, 3)):
         one.engine._process.renew_at = 0.0
         one.engine.tend()

@@ -110,7 +110,7 @@ def check_open(step: Step, chain: Sequence[Scope]) -> None:
 def _start_over(step: Step, chain: Sequence[Scope], claim: Claim, answer: Sequence[Any]) -> None:
     """Let a claim of an owner that was declared dead be one of the present owner. What was charged comes back."""
     process = step.process
-    if len(answer) > 1 and answer[1] is not None:
+    if answer[1] is not None:
         cancel_number(step, chain, claim.owner, claim.number)
     step.not_known(claim.owner)
     step.register()
@@ -216,7 +216,7 @@ def settle(process: Process, claim_id: str, tokens: int, nanos: int) -> tuple[An
                 step.check_root()
             if answer[0] in _SAID:
                 return _settled(step, chain, answer), tuple(scope.path for scope in chain)
-            if answer[0] not in {"waiting", "moved"}:
+            if answer[0] != "moved":
                 mend(step, chain, answer)
 
 
@@ -243,6 +243,8 @@ def hand_over(process: Process, chain: Sequence[Scope], claim: Claim, lease: flo
         if answer[0] == "stale":
             raise step.stale()
         step.check_root()
+        if answer[0] == "owner":
+            step.not_known(claim.owner)
     raise LookupError(f"claim {claim.id} of {chain[0].name!r} is not open")
 
 
@@ -286,10 +288,10 @@ def _cancelled(step: Step, chain: Sequence[Scope], owner: str, number: int) -> t
 def cancel_given_up(step: Step) -> None:
     """Cancel all that this process has given up. What cannot be cancelled, since the store is lost, is forgotten."""
     process = step.process
-    while process.given_up:
+    while True:
         try:
             item: GivenUp = process.given_up.popleft()
-        except IndexError:  # another thread does it
+        except IndexError:  # that was all; other threads take some, too
             return
         try:
             cancel_number(step, item.chain, item.owner, item.number)
@@ -385,8 +387,10 @@ def _drop_strange(step: Step, owner: str) -> None:
     process = step.process
     flat = process.client.command("HGETALL", process.keys.owner(owner), timeout=step.left())
     entries = {number: entry for number, entry in zip(flat[::2], flat[1::2], strict=True) if number.isdecimal()}
-    known = {str(number) for number in [*process.claims, *process.under_way, *[under for _, under in process.heard]]}
-    strange = entries.keys() - known
+    known = {str(number) for number in [*process.claims, *[under for _, under in process.heard]]}
+    with process.lock:
+        low = next(iter(process.under_way), step.number)  # from there on an entry may be of a step that is under way
+    strange = {number for number in entries.keys() - known if int(number) < low}
     for number in strange & process.strange:
         entry = entries[number]
         chain = [] if entry[0] == "=" else scopes_at(process, entry.split(" ", 2)[-1])

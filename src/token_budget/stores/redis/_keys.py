@@ -10,10 +10,10 @@ tb:{name}:z             the leases: processes by the time at which they end; and
                         is gone, the leases were deleted, and what the dead hold would be held for ever
 tb:{name}:h             the beats: processes that wait, by the time at which they last said so
 tb:{name}:o:<owner>     hash of a process: who it is, what it holds, and its answers that were not acknowledged
-tb:{name}:o:<owner>:x   hash of what was charged of it in full or settled from elsewhere, kept for 7 days;
-                        and that it has ended, kept for a day at least
-tb:{name}:x             processes of which something was charged, by the time of it; or settled from elsewhere,
-                        where the server evicts keys that expire
+tb:{name}:o:<owner>:x   hash of what was charged of it in full or settled from elsewhere, and of the answers that were
+                        not acknowledged when it ended, kept for 7 days; and that it has ended, kept for a day at least
+tb:{name}:x             processes of which such a thing is kept since they ended, by the time of it; or settled from
+                        elsewhere, where the server evicts keys that expire
 tb:{name}:c:<owner>     the channel on which a process is told that room may have come
 """
 

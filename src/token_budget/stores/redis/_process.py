@@ -221,9 +221,14 @@ class Step:
         """Return how many seconds are left, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def late(self) -> bool:
+        """Whether half of its time is over."""
+        return self.left() < self.timeout / 2
+
     def tire(self) -> None:
         """Note that the step has done work for others: after half of its time it leaves the rest of that for later."""
-        if self.left() < self.timeout / 2:
+        if self.late:
             self.some = "l"
 
     def ask(

@@ -29,11 +29,9 @@ from token_budget.stores.redis._rows import GroupRow, clock_of, learn_group, rea
 
 _WHAT = {"T": "token_cap", "N": "nano_cap", "W": "window"}
 _AT_ONCE = 5_000  # scopes that one script reads: a tree of more is read in several
-_LOOKS = 10  # at a tree: where a scope was made between the search for names and the read, it is not in the tree yet
-
-
-def _is_root(process: Process, scope: Scope | Group) -> bool:
-    return isinstance(scope, Scope) and scope.above is None and scope.path == process.keys.path
+# At a tree: a scope that was made between the search for names and the read is not in it yet. After half of the step's
+# time there is no other look.
+_LOOKS = 10
 
 
 def _above(scope: Scope | Group) -> list[Scope]:
@@ -211,7 +209,10 @@ def set_caps(process: Process, scope: Scope | Group, token_cap: Any, nano_cap: A
         def send(start: str, end: str) -> list[Any]:
             present = reading(scope) if isinstance(scope, Scope) else clock_of(scope.window)
             more = [mark_of(given), start, end, present, "", "", "", process.owner, process.who]
-            return step.ask(process.scripts.caps, keys, step.number, words, more)
+            answer = step.ask(process.scripts.caps, keys, step.number, words, more)
+            if answer[0] == "gone" and isinstance(scope, Group):
+                raise _lost_keys(process, scope)
+            return answer
 
         mended = [scope if isinstance(scope, Scope) else scope.above]
         answer = _once(step, given, send, mended)
@@ -306,9 +307,13 @@ def _read_group(step: Step, group: Group) -> GroupRow:
     key = process.keys.of_group(group)[0]
     row = GroupRow(*process.client.command("HMGET", key, *"gvTNWyEbqr", timeout=step.left()))
     if row.generation != process.generation:
-        raise process.lost(f"has lost the keys {group.path!r}")
+        raise _lost_keys(process, group)
     learn_group(group, row)
     return row
+
+
+def _lost_keys(process: Process, group: Group) -> StoreLost:
+    return process.lost(f"has lost the keys {group.path!r}")
 
 
 def keys(process: Process, group: Group) -> list[str]:
@@ -338,10 +343,12 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
     """See `Store.tree`."""
     with process.step() as step:
         numbers_now(step, ())  # which charges those whose leases are over
-        for _ in range(_LOOKS):
+        looks = 0
+        while True:
+            looks += 1
             made = _last_made(step)
             found, order = _rows_below(step, scope)
-            if _last_made(step) == made:
+            if looks == _LOOKS or step.late or _last_made(step) == made:
                 break
         if scope.path not in found:
             found[scope.path], order[scope.path] = numbers_now(step, (scope,))[0], 0
@@ -357,7 +364,7 @@ def tree(process: Process, scope: Scope) -> list[tuple[str, str, Numbers]]:
 
 
 def _last_made(step: Step) -> Any:
-    """Return the number of the scope that was made last in the whole budget."""
+    """Return the last number given in the whole budget: another one since a scope was made, or a period began."""
     process = step.process
     return process.client.command("HGET", process.keys.root, "u", timeout=step.left())
 

@@ -22,7 +22,7 @@ _logger = logging.getLogger("token_budget")
 
 
 class RedisStore:
-    """See `Store`. Claims are `Claim`; a scope's handle is the three keys that scripts take of it.
+    """See `Store`. Claims are `Claim`; a scope's handle is its `Place`.
 
     ``lease``: seconds after which a process that was not heard of counts as dead, and what it holds is charged in full.
     It is renewed by `tend` at a third of it, and by operations.

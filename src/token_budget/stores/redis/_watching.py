@@ -55,6 +55,8 @@ class Watcher:
             changed = self._look(() if few else [*heads])
             if changed:
                 return changed
+            if self._owner != process.owner:  # declared dead, and with it all tickets ended: all try again
+                return None
         listener = self._listener
         if listener is None:  # `close` came meanwhile
             return None

@@ -1,5 +1,6 @@
 -- Keep for 7 days what was charged or settled of a process. Where keys that expire may be evicted before, it does not
--- expire: a later step like this one deletes it.
+-- expire: a later step like this one deletes it. Whose it is that is old is found here, so that these keys are not among
+-- KEYS; they have the budget's hash tag, and so are where those are.
 local function keep(past, volatile)
   local old = format('%.0f', clock() - 604800)
   local charges = KEYS[5] .. ':x'

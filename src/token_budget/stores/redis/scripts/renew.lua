@@ -1,8 +1,8 @@
 -- renew: renew the lease of a process.
 --
 -- KEYS   see _chain.lua, without a scope
--- ARGV   1 to 8 unused, but for 2 the seconds of the lease, 9 unused, then the numbers of answers that their callers
---        have heard
+-- ARGV   2 the seconds of the lease, 4 the lowest number of a step still under way, 10 and on the numbers of answers
+--        that their callers have heard; the others are unused
 -- Answer done, how many entries its hash has, up to ten processes whose leases are over
 --        owner           the process is no longer known
 --        lost            the leases are gone
