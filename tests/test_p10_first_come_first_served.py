@@ -805,12 +805,15 @@ def test_two_interrupts_in_a_row_leave_no_waiter_in_line(monkeypatch: pytest.Mon
     held.release()
 
 
-def test_a_waiter_in_a_forked_child_gets_pool_forked() -> None:
+def test_a_waiter_in_a_forked_child_gets_pool_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(line: Line) -> None:
         pool = BudgetPool(token_cap=10, name="run")
         held = pool.reserve(tokens=10)
-        await line.wait("a", pool, 5, timeout=0.001)
+        await line.wait("a", pool, 5, timeout=1000)
         forked(pool)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 1000)
         with pytest.raises(PoolForked, match="'run'"):
             await line.tasks.pop("a")
         held.release()
