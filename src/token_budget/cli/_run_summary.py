@@ -1,0 +1,119 @@
+"""What a run says when it has ended: one line for people, and the report that ``--report`` writes.
+
+What always holds: the report is whole or not there. It is written beside its place and renamed, and a place that cannot
+be written is found before the child is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from contextlib import suppress
+from typing import Any
+
+from token_budget._money import to_usd, usd_text
+from token_budget.cli._run_status import RunStatus
+from token_budget.cli._run_text import amount, capped, dollars, made, pure, seconds
+
+
+def summary_line(status: RunStatus) -> str:
+    """Return one line without its end: dollars, tokens, calls, what was refused and held, seconds, and a cap reached."""
+    spent = capped(dollars(status.usd_nanos), status.usd_cap_nanos, dollars)
+    tokens = capped(f"{status.tokens:,}", status.token_cap, "{:,}".format)
+    parts = [f"{spent} and {tokens} tokens spent", made(status.calls)]
+    if status.refused:
+        parts.append(f"{status.refused:,} refused")
+    if status.held_usd_nanos or status.held_tokens:
+        parts.append(f"{amount(status.held_usd_nanos, status.held_tokens)} still held")
+    parts.append(seconds(status.seconds))
+    reached = _reached(status)
+    return f"token-budget: {', '.join(parts)}{f'; cap reached: {reached}' if reached else ''}"
+
+
+def report(status: RunStatus, exit_code: int) -> dict[str, Any]:
+    """Return what ``--report`` writes, ready for JSON. Dollars are floats, with the exact nanodollars beside them.
+
+    The keys are ``spent`` and ``held`` (each with ``usd``, ``usd_nanos`` and ``tokens``), ``calls``, ``refused``,
+    ``by_model``, ``seconds`` and ``exit_code``, all of this run, and ``pool``: the snapshot of the whole pool.
+    """
+    return {
+        "spent": _amount(status.usd_nanos, status.tokens),
+        "held": _amount(status.held_usd_nanos, status.held_tokens),
+        "calls": status.calls,
+        "refused": status.refused,
+        "by_model": status.by_model,
+        "seconds": status.seconds,
+        "exit_code": exit_code,
+        "pool": status.pool,
+    }
+
+
+def _amount(nanos: int, tokens: int) -> dict[str, Any]:
+    return {"usd": to_usd(nanos), "usd_nanos": nanos, "tokens": tokens}
+
+
+def _reached(status: RunStatus) -> str:
+    """Return which cap is used up: the one that refused a call, or else the run's own."""
+    if status.cap_reached is not None:
+        return pure(status.cap_reached)
+    caps = []
+    if status.usd_cap_nanos is not None and status.usd_nanos >= status.usd_cap_nanos:
+        caps.append(f"{usd_text(status.usd_cap_nanos)} USD")
+    if status.token_cap is not None and status.tokens >= status.token_cap:
+        caps.append(f"{status.token_cap:,} tokens")
+    return " and ".join(caps)
+
+
+class ReportFile:
+    """The file of ``--report PATH``.
+
+    A link is followed. What is no regular file (``/dev/stdout``, a pipe) is written in place. A new file has the rights
+    that the umask gives.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Find out whether the report can be written there, and change nothing.
+
+        Raises:
+            OSError: it cannot.
+        """
+        self._path = os.path.realpath(path)
+        self._replaced = not os.path.exists(self._path) or stat.S_ISREG(os.stat(self._path).st_mode)
+        if os.path.isdir(self._path):
+            raise IsADirectoryError(f"{path} is a folder")
+        if self._replaced:
+            made_, name = self._beside()
+            os.close(made_)
+            os.unlink(name)
+        elif not os.access(self._path, os.W_OK):
+            raise PermissionError(f"{path} cannot be written")
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Write it, as JSON.
+
+        Raises:
+            OSError: it cannot be written, any more. What was there before is still there.
+        """
+        text = f"{json.dumps(report, indent=2)}\n".encode()
+        if not self._replaced:
+            with open(self._path, "wb") as file:
+                file.write(text)
+            return
+        descriptor, name = self._beside()
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self._path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+
+    def _beside(self) -> tuple[int, str]:
+        """Make a file in the same folder, and return its descriptor and its name."""
+        name = f"{self._path}.{secrets.token_hex(8)}.tmp"
+        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), name
