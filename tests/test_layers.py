@@ -145,6 +145,7 @@ LAYER = {
     "adapters/litellm.py": 36,
     "adapters/opentelemetry.py": 36,
     "progress.py": 36,
+    "cli/_provider_tools.py": 39,
     "cli/_provider_shapes.py": 40,
     "cli/_provider.py": 41,
     "cli/_options.py": 40,

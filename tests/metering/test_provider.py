@@ -131,6 +131,91 @@ def test_a_request_costs_the_same_each_time_and_less_than_a_meter_holds(
     assert held.output_tokens >= first.output_tokens
 
 
+FUNCTION = {"name": "weather", "description": "The weather of a city.", "parameters": {"type": "object"}}
+CALLED = {"role": "user", "content": "[call-tool] the weather?"}
+GIVEN = {"role": "tool", "tool_call_id": "call_1", "content": "fine"}
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "fine"}]}
+OUTPUT = {"type": "function_call_output", "call_id": "call_1", "output": "fine"}
+PARTS = [{"role": "user", "parts": [{"text": "[call-tool] the weather?"}]}]
+PART = {"role": "user", "parts": [{"functionResponse": {"name": "weather", "response": {"it": "fine"}}}]}
+# path, body, where the messages are, the result of the tool, the name and the arguments in the whole answer
+TOOLS: list[tuple[str, dict[str, Any], str, dict[str, Any], str]] = [
+    (
+        CHAT,
+        {**ASKED, "messages": [CALLED], "tools": [{"type": "function", "function": FUNCTION}]},
+        "messages",
+        GIVEN,
+        r'"name": "weather", "arguments": "{\"city\": \"Paris\"}"',
+    ),
+    (
+        "/v1/responses",
+        {"model": "house-large", "input": [CALLED], "tools": [{"type": "function", **FUNCTION}]},
+        "input",
+        OUTPUT,
+        r'"name": "weather", "arguments": "{\"city\": \"Paris\"}"',
+    ),
+    (
+        "/v1/messages",
+        {**MESSAGES, "messages": [CALLED], "tools": [{"name": "weather", "input_schema": {"type": "object"}}]},
+        "messages",
+        RESULT,
+        '"name": "weather", "input": {"city": "Paris"}',
+    ),
+    (
+        "/v1beta/models/house-large:generateContent",
+        {"contents": PARTS, "tools": [{"functionDeclarations": [FUNCTION]}]},
+        "contents",
+        PART,
+        '"functionCall": {"name": "weather", "args": {"city": "Paris"}}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "where", "result", "call"), TOOLS)
+def test_a_tool_is_called_until_its_result_is_there_and_only_where_it_is_asked_for(
+    provider: Provider, path: str, body: dict[str, Any], where: str, result: dict[str, Any], call: str
+) -> None:
+    assert call in ask(provider, path, body)[1].decode()
+    for other in (
+        {**body, where: [*body[where], result]},
+        {name: value for name, value in body.items() if name != "tools"},
+        {**body, "tools": []},
+        {**body, "tools": [{"type": "web_search"}]},
+        json.loads(json.dumps(body).replace("[call-tool] ", "")),
+    ):
+        answer = ask(provider, path, other)[1].decode()
+        assert "Paris" not in answer
+        assert "blue" in answer
+
+
+def test_a_streamed_call_of_a_tool_is_the_whole_one_in_pieces(provider: Provider) -> None:
+    chat, responses, messages, _ = TOOLS
+    _, body, _ = ask(provider, CHAT, {**chat[1], "stream": True})
+    choices = [event["choices"][0] for event in events(body)]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+    calls = [choice["delta"]["tool_calls"][0] for choice in choices[:-1]]
+    assert calls[0]["function"]["name"] == "weather"
+    assert json.loads("".join(each["function"]["arguments"] for each in calls)) == {"city": "Paris"}
+    assert {each["index"] for each in calls} == {0}
+    _, body, _ = ask(provider, "/v1/responses", {**responses[1], "stream": True})
+    told = events(body)
+    pieces = [event["delta"] for event in told if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == told[-1]["response"]["output"][0]["arguments"] == '{"city": "Paris"}'
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    _, body, _ = ask(provider, "/v1/messages", {**messages[1], "stream": True})
+    told = events(body)
+    pieces = [event["delta"]["partial_json"] for event in told if event["type"] == "content_block_delta"]
+    assert json.loads("".join(pieces)) == {"city": "Paris"}
+    assert told[1]["content_block"]["input"] == {}
+    assert told[-2]["delta"]["stop_reason"] == "tool_use"
+    path = "/v1beta/models/house-large:streamGenerateContent?alt=sse"
+    _, body, _ = ask(provider, path, TOOLS[3][1])
+    assert [part for event in events(body) for part in event["candidates"][0]["content"]["parts"]] == [
+        {"functionCall": {"name": "weather", "args": {"city": "Paris"}}},
+        {"text": ""},
+    ]
+
+
 def test_output_keeps_to_the_limit_and_has_none_without_one() -> None:
     assert count({**ASKED, "max_tokens": 1}, made=True).output_tokens == 1
     assert count({"prompt": "hello"}, made=True).output_tokens >= 2

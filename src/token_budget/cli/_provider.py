@@ -45,6 +45,7 @@ FAULTS = {
     "huge": "its usage is above 10**15",
     "html": "it is a page, with status 200",
     "truncated": "its JSON breaks off, and the connection does not",
+    "call-tool": "no fault at all: the model calls the first tool that it is offered, until it is given a result",
 }
 _MIDWAY = frozenset({"stall", "reset-mid", "cut", "slow"})
 _IN_BRACKETS = re.compile(r"\[([a-z0-9-]+)\]")

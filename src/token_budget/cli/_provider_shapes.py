@@ -12,6 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from token_budget.cli._provider_tools import (
+    chat_call,
+    chat_deltas,
+    function_call,
+    response_events,
+    response_item,
+    tool_of,
+    tool_use,
+    tool_use_events,
+)
+
 WORDS = ("The", " sky", " is", " blue", ".")
 TEXT = "".join(WORDS)
 _LEAST_CACHED = 256  # input tokens from which on half of the input comes from a cache
@@ -44,6 +55,11 @@ class Asked:
     def model(self) -> str:
         """The model that is asked."""
         return model_of(self.path, self.body)
+
+    @property
+    def tool(self) -> str | None:
+        """The tool that the model calls in place of an answer."""
+        return tool_of(self.body) if "call-tool" in self.faults else None
 
     def told(self, usage: dict[str, Any], key: str = "usage") -> dict[str, Any]:
         """Return the usage as it is told, which a fault may keep back, or turn into a lie."""
@@ -148,15 +164,18 @@ def _openai_usage(asked: Asked) -> dict[str, Any]:
 def chat(asked: Asked) -> Answer:
     """Answer ``chat/completions``. A stream tells its usage in a chunk of its own, and only if that is asked for."""
     usage, base = _openai_usage(asked), {"id": "chat-1", "created": 1, "model": asked.model}
+    tool = asked.tool
+    reason = "tool_calls" if tool else "stop"
     if not asked.body.get("stream"):
-        message = {"role": "assistant", "content": TEXT}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}
+        said: dict[str, Any] = {"content": None, "tool_calls": [chat_call(tool)]} if tool else {"content": TEXT}
+        choice = {"index": 0, "finish_reason": reason, "logprobs": None, "message": {"role": "assistant", **said}}
         return _json({**base, "object": "chat.completion", "choices": [choice], **asked.told(usage)})
     base["object"] = "chat.completion.chunk"
     including = bool((asked.body.get("stream_options") or {}).get("include_usage"))
     null: dict[str, Any] = {"usage": None} if including else {}
-    words = [{"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None} for word in WORDS]
-    end: dict[str, Any] = {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **null}
+    deltas = chat_deltas(tool) if tool else [{"role": "assistant", "content": word} for word in WORDS]
+    words = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    end: dict[str, Any] = {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}], **null}
     if asked.path.startswith("/openai/"):  # Groq's
         end["x_groq"] = {"id": "1", **asked.told(usage)}
     if "mistral" in asked.user_agent:  # which tells it unasked
@@ -193,7 +212,7 @@ def responses(asked: Asked) -> Answer:
         "input_tokens_details": {"cached_tokens": counted.cached_tokens},
         "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
     }
-    part = {"type": "output_text", "text": TEXT, "annotations": []}
+    tool, part = asked.tool, {"type": "output_text", "text": TEXT, "annotations": []}
     item = {"id": "item-1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
     whole: dict[str, Any] = {
         "id": "response-1",
@@ -203,24 +222,30 @@ def responses(asked: Asked) -> Answer:
         "status": "completed",
         "error": None,
         "incomplete_details": None,
-        "output": [item],
+        "output": [response_item(tool) if tool else item],
         **_PLAIN,
     }
     if not asked.body.get("stream"):
         return _json({**whole, **asked.told(usage)})
-    at = {"item_id": "item-1", "output_index": 0, "content_index": 0}
     begun = {**whole, "status": "in_progress", "output": [], "usage": None}
     events: list[dict[str, Any]] = [
         {"type": "response.created", "response": begun},
+        *(response_events(tool) if tool else _text_events(item, part)),
+        {"type": "response.completed", "response": {**whole, **asked.told(usage)}},
+    ]
+    return _sse([{**event, "sequence_number": number} for number, event in enumerate(events)], named=True)
+
+
+def _text_events(item: dict[str, Any], part: dict[str, Any]) -> list[dict[str, Any]]:
+    at = {"item_id": "item-1", "output_index": 0, "content_index": 0}
+    return [
         {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}},
         {"type": "response.content_part.added", **at, "part": {**part, "text": ""}},
         *({"type": "response.output_text.delta", **at, "delta": word, "logprobs": []} for word in WORDS),
         {"type": "response.output_text.done", **at, "text": TEXT, "logprobs": []},
         {"type": "response.content_part.done", **at, "part": part},
         {"type": "response.output_item.done", "output_index": 0, "item": item},
-        {"type": "response.completed", "response": {**whole, **asked.told(usage)}},
     ]
-    return _sse([{**event, "sequence_number": number} for number, event in enumerate(events)], named=True)
 
 
 def embeddings(asked: Asked) -> Answer:
@@ -258,20 +283,25 @@ def messages(asked: Asked) -> Answer:
         "output_tokens": counted.output_tokens,
     }
     message: dict[str, Any] = {"id": "msg-1", "type": "message", "role": "assistant", "model": asked.model}
+    tool = asked.tool
+    reason = "tool_use" if tool else "end_turn"
     if not asked.body.get("stream"):
-        content = [{"type": "text", "text": TEXT}]
-        end = {"content": content, "stop_reason": "end_turn", "stop_sequence": None}
+        content = [tool_use(tool) if tool else {"type": "text", "text": TEXT}]
+        end = {"content": content, "stop_reason": reason, "stop_sequence": None}
         return _json({**message, **end, **asked.told(begun)})
     start = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
     words = [{"type": "text_delta", "text": word} for word in WORDS]
-    events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": {**start, **asked.told({**begun, "output_tokens": 1})}},
+    text = [
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         *({"type": "content_block_delta", "index": 0, "delta": word} for word in words),
         {"type": "content_block_stop", "index": 0},
+    ]
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {**start, **asked.told({**begun, "output_tokens": 1})}},
+        *(tool_use_events(tool) if tool else text),
         {
             "type": "message_delta",
-            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "delta": {"stop_reason": reason, "stop_sequence": None},
             **asked.told({"output_tokens": counted.output_tokens}),
         },
         {"type": "message_stop"},
@@ -284,9 +314,9 @@ def messages(asked: Asked) -> Answer:
 
 def generate(asked: Asked) -> Answer:
     """Answer ``generateContent``, and ``streamGenerateContent`` as events (``alt=sse``) or as one array."""
-    counted = asked.count
+    counted, tool = asked.count, asked.tool
 
-    def chunk(text: str, written: int, **end: Any) -> dict[str, Any]:
+    def chunk(part: dict[str, Any], written: int, **end: Any) -> dict[str, Any]:
         usage = {
             "promptTokenCount": counted.input_tokens,
             "cachedContentTokenCount": counted.cached_tokens,
@@ -294,14 +324,15 @@ def generate(asked: Asked) -> Answer:
             "thoughtsTokenCount": counted.reasoning_tokens,
             "totalTokenCount": counted.input_tokens + written + counted.reasoning_tokens,
         }
-        candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0, **end}
+        candidate = {"content": {"role": "model", "parts": [part]}, "index": 0, **end}
         return {"candidates": [candidate], "modelVersion": asked.model, **asked.told(usage, "usageMetadata")}
 
     written = counted.output_tokens - counted.reasoning_tokens
     if not asked.path.endswith(":streamGenerateContent"):
-        return _json(chunk(TEXT, written, finishReason="STOP"))
-    chunks = [chunk(word, min(number, written)) for number, word in enumerate(WORDS, 1)]
-    chunks.append(chunk("", written, finishReason="STOP"))
+        return _json(chunk(function_call(tool) if tool else {"text": TEXT}, written, finishReason="STOP"))
+    parts = [function_call(tool)] if tool else [{"text": word} for word in WORDS]
+    chunks = [chunk(part, min(number, written)) for number, part in enumerate(parts, 1)]
+    chunks.append(chunk({"text": ""}, written, finishReason="STOP"))
     if "alt=sse" in asked.query.split("&"):
         return _sse(chunks)
     items = [json.dumps(each).encode() for each in chunks]
