@@ -30,7 +30,7 @@ class RunStatus:
         refused: the calls that were refused before they were sent.
         usd_cap_nanos: the cap on the run's own dollars; None if it has none.
         token_cap: the cap on the run's own tokens; None if it has none.
-        cap_reached: the cap that refused a call because it is used up, as text ("usd of job 'nightly'"); None if none did.
+        cap_reached: the cap that refused a call because it is used up, as text; None if none did.
         by_model: the sums of each model, as `Run.report` gives them.
         pool: the snapshot of the whole pool, by `BudgetSnapshot.to_dict`; None where there is none.
     """

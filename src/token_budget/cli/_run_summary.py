@@ -6,11 +6,12 @@ be written is found before the child is started.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
-import stat
-from contextlib import suppress
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from token_budget._money import to_usd, usd_text
@@ -19,7 +20,7 @@ from token_budget.cli._run_text import amount, capped, dollars, made, pure, seco
 
 
 def summary_line(status: RunStatus) -> str:
-    """Return one line without its end: dollars, tokens, calls, what was refused and held, seconds, and a cap reached."""
+    """Return one line, without its end: what was spent, made, refused and held, the time, and a cap that is used up."""
     spent = capped(dollars(status.usd_nanos), status.usd_cap_nanos, dollars)
     tokens = capped(f"{status.tokens:,}", status.token_cap, "{:,}".format)
     parts = [f"{spent} and {tokens} tokens spent", made(status.calls)]
@@ -79,41 +80,40 @@ class ReportFile:
         Raises:
             OSError: it cannot.
         """
-        self._path = os.path.realpath(path)
-        self._replaced = not os.path.exists(self._path) or stat.S_ISREG(os.stat(self._path).st_mode)
-        if os.path.isdir(self._path):
-            raise IsADirectoryError(f"{path} is a folder")
-        if self._replaced:
-            made_, name = self._beside()
-            os.close(made_)
-            os.unlink(name)
+        self._path = Path(os.path.realpath(path))
+        self._in_place = self._path.exists() and not self._path.is_file()
+        if self._path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
+        if not self._in_place:
+            descriptor, beside = self._beside()
+            os.close(descriptor)
+            beside.unlink()
         elif not os.access(self._path, os.W_OK):
-            raise PermissionError(f"{path} cannot be written")
+            raise PermissionError(errno.EACCES, "it cannot be written", path)
 
-    def write(self, report: dict[str, Any]) -> None:
+    def write(self, report: Mapping[str, Any]) -> None:
         """Write it, as JSON.
 
         Raises:
             OSError: it cannot be written, any more. What was there before is still there.
         """
         text = f"{json.dumps(report, indent=2)}\n".encode()
-        if not self._replaced:
-            with open(self._path, "wb") as file:
+        if self._in_place:
+            with self._path.open("wb") as file:
                 file.write(text)
             return
-        descriptor, name = self._beside()
+        descriptor, beside = self._beside()
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self._path)
+            beside.replace(self._path)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
+            beside.unlink(missing_ok=True)
             raise
 
-    def _beside(self) -> tuple[int, str]:
-        """Make a file in the same folder, and return its descriptor and its name."""
-        name = f"{self._path}.{secrets.token_hex(8)}.tmp"
-        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), name
+    def _beside(self) -> tuple[int, Path]:
+        """Make a file in the same folder, and return its descriptor and its path."""
+        beside = self._path.with_name(f".token-budget-{secrets.token_hex(8)}.tmp")  # a long name has room in any case
+        return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), beside

@@ -11,12 +11,12 @@ TITLE = 100  # characters of the longest title
 
 
 def pure(text: str) -> str:
-    """Return the text without what a terminal would obey: control characters, marks that turn the direction, and ends of lines."""
+    """Return the text without what a terminal would obey: control characters, ends of lines, marks of direction."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def dollars(nanos: int) -> str:
-    """Return dollars: two decimals of whole cents, four of other amounts, and every digit of less than a tenth of a cent."""
+    """Return dollars: two decimals of whole cents, every digit below a tenth of a cent, and else four decimals."""
     if nanos % 10**7 == 0:
         return f"${nanos // 10**9:,}.{nanos % 10**9 // 10**7:02}"
     if nanos < 10**6:
@@ -41,10 +41,8 @@ def capped(shown: str, cap: int | None, show: Callable[[int], str]) -> str:
 
 
 def seconds(elapsed: float) -> str:
-    """Return a time: in seconds, and from ten minutes on in its two largest units."""
-    from token_budget.cli._store_tree import span
-
-    return f"{elapsed:.1f} s" if elapsed < 600 else span(elapsed)
+    """Return a time."""
+    return f"{elapsed:.1f} s" if elapsed < 100 else f"{elapsed:,.0f} s"
 
 
 def axes(status: RunStatus) -> Iterator[tuple[str, int, int | None]]:

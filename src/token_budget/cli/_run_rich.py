@@ -1,0 +1,87 @@
+"""Lines that stay in place on a terminal, drawn by rich at most four times a second.
+
+For a terminal that nobody else writes to: rich moves the cursor over its own last lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from token_budget.cli._run_terminal import is_dumb
+
+_PER_SECOND = 4
+_BAR = re.compile(r"\[(#*)(=*)-*\] +(\d+)%")
+_SHARES = ((95, "red"), (80, "yellow"), (0, "green"))
+
+
+class RichScreen:
+    """Shows lines again and again, in place."""
+
+    def __init__(self, stream: TextIO, size: Callable[[], os.terminal_size | None], *, own_thread: bool = True) -> None:
+        """Begin to draw on this terminal.
+
+        Args:
+            stream: the terminal.
+            size: returns its size now; None if that is not known.
+            own_thread: draw in a thread of rich's; else in the thread that calls `show`.
+
+        Raises:
+            ImportError: rich is not installed.
+        """
+        from rich.console import Console
+        from rich.live import Live
+
+        self._size = size
+        self._own_thread = own_thread
+        self._console = Console(file=stream, force_terminal=True, highlight=False)
+        self._live: Any = Live(
+            console=self._console,
+            auto_refresh=own_thread,
+            refresh_per_second=_PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._fit()
+        self._live.start()
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Show these lines in place of the last ones. A terminal shows as many as it has."""
+        self._fit()
+        self._live.update(_text(lines), refresh=not self._own_thread)
+
+    def close(self) -> None:
+        """Leave the last lines on the screen, and the cursor below them."""
+        self._live.stop()
+
+    def _fit(self) -> None:
+        size = self._size()
+        if size is not None:
+            self._console.size = (size.columns, size.lines)
+
+
+def can_draw() -> bool:
+    """Return whether rich is installed and the terminal obeys it."""
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("rich") is not None and not is_dumb()
+    except ValueError:  # the module was made by hand
+        return False
+
+
+def _text(lines: Sequence[str]) -> Any:
+    """Return the lines as rich's text: each cut to the width, and its bar in the colour of its share."""
+    from rich.text import Text
+
+    text = Text(no_wrap=True, overflow="crop")
+    for number, line in enumerate(lines):
+        start = len(text) + (number > 0)
+        text.append(f"{chr(10) if number else ''}{line}")
+        bar = _BAR.search(line)
+        if bar is not None:
+            colour = next(colour for share, colour in _SHARES if int(bar[3]) >= share)
+            text.stylize(colour, start + bar.start(1), start + bar.end(2))
+    return text
