@@ -1,7 +1,8 @@
 """The command line: ``token-budget COMMAND``, or ``python -m token_budget COMMAND``.
 
-Each command is a module of this package that has ``add_command(commands)``: it declares its options, its parser and the
-function that runs it. That function takes the parsed options and returns the exit status.
+Each command is declared by a module of this package that has ``add_command(commands)``: it declares the options, the
+parser and the function that runs the command. That function takes the parsed options and returns the exit status. Only
+the module of the command that is asked for is loaded.
 """
 
 from __future__ import annotations
@@ -10,15 +11,28 @@ import argparse
 import os
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from token_budget import __version__
-from token_budget.cli import demo, meter_demo, scopes, store_expired, store_reset, store_status, stores_demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+COMPLETE = "_TOKEN_BUDGET_COMPLETE"  # the variable by which a shell asks for completions
+COMMANDS = {  # each command, in the order of the help, and the module that declares it
+    "run": "run",
+    "status": "store_status",
+    "expired": "store_expired",
+    "settle": "store_expired",
+    "reset": "store_reset",
+    "completion": "_run_completion",
+    "demo": "demo",
+    "scopes": "scopes",
+    "meter-demo": "meter_demo",
+    "stores-demo": "stores_demo",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed before the interpreter started, as by `>&-`
         return _cannot_write("it is closed")
     try:
+        if argv is None:
+            if COMPLETE in os.environ:
+                return _complete(os.environ[COMPLETE])
+            argv = sys.argv[1:]
         try:
-            options, unknown = _parser().parse_known_args(argv)
+            options, unknown = _parser(*argv[:1]).parse_known_args(argv)
             if unknown:  # reported by the command's own parser, so that its own usage is shown
                 options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             run: Callable[[argparse.Namespace], int] = options.run
@@ -64,12 +82,20 @@ def _discard_output() -> None:
     os.close(nowhere)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _complete(asked: str) -> int:
+    """Answer a shell that asks for completions."""
+    from token_budget.cli import _run_completion
+
+    return _run_completion.answer(_parser(), asked)
+
+
+def _parser(command: str = "") -> argparse.ArgumentParser:
+    """Return the parser of one command; that of all commands if it is none of them."""
     parser = argparse.ArgumentParser(
         prog="token-budget", description="A budget lock for concurrent LLM work: one pool of tokens and dollars."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, scopes, meter_demo, stores_demo, store_status, store_reset, store_expired):
-        module.add_command(commands)
+    for module in dict.fromkeys([COMMANDS[command]] if command in COMMANDS else COMMANDS.values()):
+        import_module(f"token_budget.cli.{module}").add_command(commands)
     return parser
