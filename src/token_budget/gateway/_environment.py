@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from token_budget.gateway._codex import codex_command, is_codex
+from token_budget.gateway._codex import codex_command, place_of_codex
 from token_budget.gateway._upstreams import Upstream
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -26,13 +26,17 @@ def child_environment(
         table: what `upstreams` made of it.
         base: ``http://127.0.0.1:PORT/SECRET``.
         secret: the gateway's secret.
-        hold_keys: whether the variables of keys hold the secret in place of the key.
+        hold_keys: whether the variables of keys hold the secret in place of the key. A client that ignores the
+            gateway's address then fails at its provider. It is for keys, and not for subscriptions: the logins of
+            Claude Code (``CLAUDE_CODE_OAUTH_TOKEN``, or the one in its own files) and of Codex (``codex login``) stay
+            where they are, as those programs use them at other hosts too. ``ANTHROPIC_AUTH_TOKEN`` counts as a key.
+            On a terminal, Claude Code asks its user about each new ``ANTHROPIC_API_KEY``, so it asks at each run.
 
     Returns:
         The environment, and for each upstream whose key is held ``(placeholder, real key)``.
 
     Raises:
-        ValueError: with ``hold_keys``, two variables of one provider hold different keys.
+        ValueError: with ``hold_keys``, two variables of one provider hold different keys. The text names them.
     """
     child = dict(environ)
     for upstream in table.values():
@@ -40,7 +44,8 @@ def child_environment(
             child[variable] = f"{base}/{upstream.name}{ending}"
     child[GATEWAY] = base
     for variable, other in (("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")):
-        child[variable] = _with_loopback(environ.get(variable) or environ.get(other) or "")
+        hosts = environ.get(variable) or environ.get(other) or ""  # a client that reads one must not lose the other's
+        child[variable] = _with_loopback(hosts)
     held = _hold(child, table, secret) if hold_keys else {}
     return child, held
 
@@ -50,11 +55,16 @@ def child_command(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command as it is started, and what its environment gets besides. It does not block.
 
-    Codex takes its URL from its options alone; every other command is started as it is.
+    Codex takes its URL from its options alone, and gets them; every other command is started as it is.
+
+    Args:
+        argv: what the user asked for.
+        base: ``http://127.0.0.1:PORT/SECRET``.
+        secret: the gateway's secret; it is in no argument, since other users of the machine can read those.
+        environ: the child's environment, as `child_environment` made it.
     """
-    if is_codex(argv):
-        return codex_command(argv, base, secret, environ)
-    return list(argv), {}
+    place = place_of_codex(argv)
+    return (list(argv), {}) if place is None else codex_command(argv, place, base, secret, environ)
 
 
 def _with_loopback(hosts: str) -> str:

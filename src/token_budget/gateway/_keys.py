@@ -19,7 +19,7 @@ def with_real_key(
 
     Args:
         headers: names and values as they came, in any case.
-        query: the query as it came, without the question mark.
+        query: the query as it came, with its question mark or without.
         placeholder: what the child has.
         real: what the provider is to get.
     """
@@ -27,8 +27,9 @@ def with_real_key(
     changed = [(name, _header(name.lower(), value, before, after)) for name, value in headers]
     if placeholder not in unquote_plus(query):
         return changed, query
-    parts = [_parameter(part, placeholder, real) for part in query.split("&")]
-    return changed, "&".join(parts)
+    mark = query[: query.startswith("?")]
+    parts = [_parameter(part, placeholder, real) for part in query[len(mark) :].split("&")]
+    return changed, mark + "&".join(parts)
 
 
 def _header(name: bytes, value: bytes, placeholder: bytes, real: bytes) -> bytes:

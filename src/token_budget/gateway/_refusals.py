@@ -2,16 +2,16 @@
 
 A refusal must end in one try and be read by a person. What real clients do decides the status (measured, 2026-11):
 
-- 402 with ``x-should-retry: false`` for the budget: the SDKs of OpenAI, Anthropic, Google, Groq and Claude Code end in one
-  try and show the message.
-- 400 with the same text for a body that was just refused, and at once for Codex: some clients (aider's LiteLLM, Codex)
-  take a 402 for an outage and go on trying; a 400 ends them. Codex's body differs each time, so it is known by its name.
-- 403 for what the meter cannot bound, 400 for a model without a price and for one that a policy denies: no other try can
-  help.
-- 503 for a store that is out of reach. It is no refusal, nothing is spent, and it may pass: the client's own retries, each
-  of which is asked for again, are right there.
+- 402 with ``x-should-retry: false`` for the budget and for a run that was stopped. The SDKs of OpenAI, Anthropic,
+  Google and Groq, LiteLLM and Claude Code end in one try and show the message. It is the same for a budget that is only
+  busy: the gateway has waited for room already, and each of a client's own tries would wait again.
+- 400 with the same text for a body that was just refused, and at once for Codex. Some clients (Codex, aider with its
+  LiteLLM) take a 402 for an outage and go on; a 400 ends them. Codex's body differs each time, so its name tells.
+- 403 for what the meter cannot bound, 400 for a model without a price and for one that a policy denies.
+- 503 for a store that is out of reach. Nothing was sent, so the money is safe, and it may pass: the client's own tries,
+  each of which is asked for again, are right there.
 
-No refusal has a ``retry-after``: a client that believes it would sleep until the budget's next day. The text says when.
+No refusal has a ``retry-after``: a client that believes it would sleep until the next day. The text says when.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from token_budget._errors import BudgetExceeded, BudgetTimeout, PoolClosed, PoolForked
+from token_budget._errors import BudgetExceeded, PoolClosed, PoolForked
 from token_budget.contract import BudgetUnavailable
-from token_budget.gateway._upstreams import Dialect, Upstream
-from token_budget.metering._refusals import LoopDetected, ModelBlocked, RunStopped, Unmetered, UnknownModel
+from token_budget.gateway._families import Dialect
+from token_budget.gateway._messages import message_of
+from token_budget.gateway._upstreams import Upstream
+from token_budget.metering._refusals import LoopDetected, ModelBlocked, RunStopped, UnknownModel, Unmetered
 
 REMEMBERED = 256
 
@@ -82,16 +84,15 @@ class Refusals:
             upstream: where the request was to go.
             agent: the request's ``User-Agent``.
             body: the request's body.
-            path: the request's path; where it is one of Anthropic's or of Google's, its shape goes before the upstream's.
+            path: the request's path. Anthropic's and Google's have their own shape of error at every upstream.
         """
-        status, code, text = _decided(error)
-        retry = status == 503
-        if not retry:
+        decided = ((status, code) for kind, status, code in _DECIDED if isinstance(error, kind))
+        status, code = next(decided, _OTHER)
+        if status in {402, 403}:
             again = self._note(upstream.name, body)
             if again or agent.lower().startswith("codex"):
                 status = 400
-        dialect = dialect_of(path, upstream)
-        return _answer(dialect, status, code, text, {} if retry else {"x-should-retry": "false"})
+        return _answer(dialect_of(path, upstream), status, code, message_of(error))
 
     def passed(self, upstream: Upstream, body: bytes) -> None:
         """Forget that a body was refused: it was let through."""
@@ -118,12 +119,19 @@ class Refusals:
 def gateway_error(status: int, text: str, upstream: Upstream | None = None, *, path: str = "") -> Answer:
     """Return an answer of the gateway's own that is no refusal of the budget: 404, 408, 413, 421, 426, 502, 503, 504.
 
-    A client may try again after 408, 502, 503 and 504, as it would with the provider; after the others it is told not to.
+    A client may try again after 408, 502, 503 and 504, as it would with the provider; the others have
+    ``x-should-retry: false``.
+
+    Args:
+        status: the HTTP status.
+        text: what a person is told.
+        upstream: where the request was to go; None if it was to go nowhere.
+        path: the request's path, as for `Refusals.answer`.
     """
-    headers = {} if status in {408, 502, 503, 504} else {"x-should-retry": "false"}
+    answer = _answer(dialect_of(path, upstream), status, "gateway_error", f"token-budget: {text}")
     if status == 426:
-        headers |= {"upgrade": "HTTP/1.1", "connection": "Upgrade"}
-    return _answer(dialect_of(path, upstream), status, "gateway_error", text, headers)
+        answer.headers.update({"upgrade": "HTTP/1.1", "connection": "Upgrade"})
+    return answer
 
 
 def dialect_of(path: str, upstream: Upstream | None) -> Dialect:
@@ -136,34 +144,22 @@ def dialect_of(path: str, upstream: Upstream | None) -> Dialect:
     return "openai" if upstream is None else upstream.dialect
 
 
-def _decided(error: Exception) -> tuple[int, str, str]:
-    """Return the status, the code and the text of a refusal."""
-    text = str(error)
-    if isinstance(error, BudgetExceeded):
-        return 402, "budget_exceeded", f"token-budget: {text}"
-    if isinstance(error, (RunStopped, LoopDetected, PoolClosed, PoolForked)):
-        code = "loop_detected" if isinstance(error, LoopDetected) else "run_stopped"
-        return 402, code, f"token-budget: {text}"
-    if isinstance(error, Unmetered):
-        return 403, "unmetered", f"token-budget: {text}; --allow-unmetered lets such requests pass, uncounted"
-    if isinstance(error, UnknownModel):
-        return (
-            400,
-            "unknown_model",
-            f"token-budget: {text}; give it one: --price MODEL=INPUT,OUTPUT (USD for a million tokens)",
-        )
-    if isinstance(error, ModelBlocked):
-        return 400, "model_blocked", f"token-budget: {text}"
-    if isinstance(error, BudgetUnavailable):
-        return 503, "budget_unavailable", f"token-budget: the budget cannot be asked, so nothing was sent: {text}"
-    return (
-        500,
-        "not_metered",
-        f"token-budget: the request could not be metered, so it was not sent ({type(error).__name__})",
-    )
+_DECIDED: tuple[tuple[type[Exception], int, str], ...] = (  # the error, the status, the code
+    (BudgetExceeded, 402, "budget_exceeded"),
+    (LoopDetected, 402, "loop_detected"),
+    (RunStopped, 402, "run_stopped"),
+    (PoolClosed, 402, "run_stopped"),
+    (PoolForked, 402, "run_stopped"),
+    (Unmetered, 403, "unmetered"),
+    (UnknownModel, 400, "unknown_model"),
+    (ModelBlocked, 400, "model_blocked"),
+    (BudgetUnavailable, 503, "budget_unavailable"),
+)
+_OTHER = (500, "not_metered")  # an error of ours: it was not sent, and no other try can help
+_PASSING = frozenset({408, 502, 503, 504})  # a client may try again, as it would with the provider itself
 
 
-def _answer(dialect: Dialect, status: int, code: str, text: str, headers: dict[str, str]) -> Answer:
+def _answer(dialect: Dialect, status: int, code: str, text: str) -> Answer:
     """Return an answer in one provider's shape."""
     content: dict[str, Any]
     if dialect == "anthropic":
@@ -176,5 +172,7 @@ def _answer(dialect: Dialect, status: int, code: str, text: str, headers: dict[s
     else:
         kind = "invalid_request_error" if status in {400, 403, 404, 413} else code
         content = {"error": {"message": text, "type": kind, "param": None, "code": code}}
-    body = json.dumps(content).encode()
-    return Answer(status, {"content-type": "application/json", **headers}, body)
+    headers = {"content-type": "application/json"}
+    if status not in _PASSING:
+        headers["x-should-retry"] = "false"
+    return Answer(status, headers, json.dumps(content).encode())
