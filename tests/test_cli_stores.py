@@ -206,6 +206,7 @@ def test_watching_as_json_gives_one_object_a_line(
 
 
 def test_watching_a_terminal_stays_in_place(monkeypatch: pytest.MonkeyPatch, where: str, looks: list[Any]) -> None:
+    monkeypatch.setattr("token_budget.cli._run_rich.can_draw", lambda: False)  # as where rich is not installed
     sizes = [os.terminal_size((50, 6)), os.terminal_size((200, 50))]
     monkeypatch.setattr(store_status, "_size", lambda _: sizes.pop(0))
     terminal = Terminal()

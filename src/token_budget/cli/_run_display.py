@@ -94,7 +94,7 @@ class _OnRich:
             return
         with unstopped():
             if self._screen is None:
-                self._screen = RichScreen(self._terminal, lambda: self._output.size, own_thread=False)
+                self._screen = RichScreen(self._terminal, lambda: self._output.size)
             self._screen.show(run_lines(status, datetime.now(timezone.utc)))
 
     def close(self) -> None:

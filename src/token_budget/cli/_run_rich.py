@@ -1,4 +1,4 @@
-"""Lines that stay in place on a terminal, drawn by rich at most four times a second.
+"""Lines that stay in place on a terminal, drawn by rich whenever they are shown.
 
 For a terminal that nobody else writes to: rich moves the cursor over its own last lines.
 """
@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 from token_budget.cli._run_terminal import is_dumb
 
-_PER_SECOND = 4
 _BAR = re.compile(r"\[(#*)(=*)-*\] +(\d+)%")
 _SHARES = ((95, "red"), (80, "yellow"), (0, "green"))
 
@@ -20,46 +19,45 @@ _SHARES = ((95, "red"), (80, "yellow"), (0, "green"))
 class RichScreen:
     """Shows lines again and again, in place."""
 
-    def __init__(self, stream: TextIO, size: Callable[[], os.terminal_size | None], *, own_thread: bool = True) -> None:
+    def __init__(self, stream: TextIO, size: Callable[[], os.terminal_size | None]) -> None:
         """Begin to draw on this terminal.
 
         Args:
             stream: the terminal.
             size: returns its size now; None if that is not known.
-            own_thread: draw in a thread of rich's; else in the thread that calls `show`.
 
         Raises:
             ImportError: rich is not installed.
         """
         from rich.console import Console
-        from rich.live import Live
 
-        self._size = size
-        self._own_thread = own_thread
         self._console = Console(file=stream, force_terminal=True, highlight=False)
-        self._live: Any = Live(
-            console=self._console,
-            auto_refresh=own_thread,
-            refresh_per_second=_PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._fit()
-        self._live.start()
+        self._size = size
+        self._last = size()
+        self._live = self._begin()
 
     def show(self, lines: Sequence[str]) -> None:
         """Show these lines in place of the last ones. A terminal shows as many as it has."""
-        self._fit()
-        self._live.update(_text(lines), refresh=not self._own_thread)
+        size = self._size()
+        if size != self._last:  # the terminal has wrapped the last lines anew: nobody knows where they are
+            self._last = size
+            self._live.stop()
+            self._console.clear()
+            self._live = self._begin()
+        self._live.update(_text(lines), refresh=True)
 
     def close(self) -> None:
         """Leave the last lines on the screen, and the cursor below them."""
         self._live.stop()
 
-    def _fit(self) -> None:
-        size = self._size()
-        if size is not None:
-            self._console.size = (size.columns, size.lines)
+    def _begin(self) -> Any:
+        from rich.live import Live
+
+        if self._last is not None:
+            self._console.size = (self._last.columns, self._last.lines)
+        live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        live.start()
+        return live
 
 
 def can_draw() -> bool:

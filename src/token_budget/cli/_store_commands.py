@@ -32,9 +32,9 @@ class Options(argparse.Namespace):
     json: bool
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the store, and JSON."""
-    told = f"sqlite:budget.db#nightly, redis://host/0#nightly; or what ${_STORE} and ${_NAME} say"
+def add_options(parser: argparse.ArgumentParser, others: str = "") -> None:
+    """Declare the store, what else may stand in its place, and JSON."""
+    told = f"sqlite:budget.db#nightly, redis://host/0#nightly{others}; or what ${_STORE} and ${_NAME} say"
     parser.add_argument("store", nargs="?", metavar="STORE", help=told)
     parser.add_argument("--json", action="store_true", help="print JSON, with exact nanodollars")
 
@@ -74,13 +74,18 @@ def failed(options: Options, error: Exception) -> int:
     return 1
 
 
+def store_of_environment() -> str:
+    """Return the store that the environment names; "" where it names none."""
+    return os.environ.get(_STORE, "").strip()
+
+
 def _opened(options: Options) -> StorePool:
     from token_budget.stores import StorePool, open_pool
     from token_budget.stores._opening import named, place_of
 
     where, name = options.store, None
     if where is None:
-        where, name = os.environ.get(_STORE, "").strip(), os.environ.get(_NAME, "").strip() or None
+        where, name = store_of_environment(), os.environ.get(_NAME, "").strip() or None
         if not where:
             raise ValueError(f"which store? Say it, or set {_STORE}")
     where = named(where, name, _NAME)
