@@ -136,10 +136,11 @@ def gateway_error(status: int, text: str, upstream: Upstream | None = None, *, p
 
 def dialect_of(path: str, upstream: Upstream | None) -> Dialect:
     """Return which shape of error the client of a request reads."""
-    tail = path.rsplit("/", 1)[-1]
+    if path.endswith(("/chat/completions", "/responses", "/embeddings")):
+        return "openai"
     if path.endswith(("/messages", "/messages/count_tokens")):
         return "anthropic"
-    if ":" in tail and "/models/" in path:
+    if "/models/" in path and ":" in path.rsplit("/", 1)[-1]:
         return "gemini"
     return "openai" if upstream is None else upstream.dialect
 
