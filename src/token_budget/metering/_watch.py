@@ -51,6 +51,7 @@ class Watch:
         strip: Leave out the chunk that tells the usage alone, and decode for the caller.
         framed: Whether the transport can tell a cut answer from a whole one.
         counting: Whether to count the text that passes by.
+        longest: Bytes of one event or body that are kept to be read; what is longer is not read.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Watch:
         "_inflater",
         "_late",
         "_latest",
+        "_longest",
         "_mark",
         "_mode",
         "_rest",
@@ -85,7 +87,9 @@ class Watch:
         strip: bool = False,
         framed: bool = True,
         counting: bool = False,
+        longest: int = LONGEST,
     ) -> None:
+        self._longest = longest
         self._shape = shape
         self._choices = choices
         self._type = content_type
@@ -236,7 +240,7 @@ class Watch:
         """Keep bytes until the rest of them comes; return what need not wait."""
         self._rest.append(plain)
         self._size += len(plain)
-        if self._size <= LONGEST:
+        if self._size <= self._longest:
             return b""
         kept = b"".join(self._rest) if self._mode == _LINES and not self._gap else b""
         self._mode, self._told, self._gap = _OPAQUE, None, False

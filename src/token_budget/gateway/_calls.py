@@ -1,0 +1,212 @@
+"""Calls: what a request is for the meter, and how what it holds is settled.
+
+What always holds: what the meter cannot read or bound is refused, unless it was told to let it pass; a path or a body
+that it does not know is such a thing too. What a call holds is settled once, also where its handler is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+from urllib.parse import urlsplit
+
+from token_budget._pool import BudgetPool
+from token_budget.gateway._client import Body
+from token_budget.gateway._upstreams import Upstream
+from token_budget.metering import _requests, _routes
+from token_budget.metering._ask import Ask
+from token_budget.metering._meter import Meter
+from token_budget.metering._pending import Pending, bound
+from token_budget.metering._refusals import Unmetered, UnknownModel
+from token_budget.metering._routes import Route
+from token_budget.metering._run import Run
+from token_budget.metering._shapes import Reading
+from token_budget.metering._stream import unpacked
+from token_budget.metering._usage import Usage
+from token_budget.metering._watch import Watch
+
+# How a call is settled: by what its answer says, in full, not at all, or by the tokens of output that were seen.
+Outcome = Reading | Literal["charge", "release"] | int
+
+_UNTOUCHED = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+_HOSTS = {"openai": "api.openai.com", "azure": "a.openai.azure.com", "aws": "bedrock.a.amazonaws.com"}
+
+
+def host_of(upstream: Upstream) -> str:
+    """Return the host by which the requests of an upstream are read: its own, or that of the provider it stands for."""
+    host = (urlsplit(upstream.url).hostname or "").lower()
+    provider = upstream.provider
+    if provider is None or _routes.provider_of(host) == provider:
+        return host
+    known = (one for one, paid in _routes._HOSTS.items() if paid == provider)
+    return _HOSTS.get(provider) or next(known, host)
+
+
+@functools.lru_cache(maxsize=1024)
+def _route(method: str, host: str, provider: str | None, path: str) -> Route:
+    found = _routes.route(method, host, path)
+    return replace(found, provider=provider or found.provider)
+
+
+def route_of(method: str, host: str, upstream: Upstream, rest: str) -> Route:
+    """Return what a request is, by its method and path. ``host`` is what `host_of` says."""
+    path = urlsplit(upstream.url).path + rest
+    if len(path) > 512:  # a long path is not kept
+        return _routes.route(method, host, path)
+    return _route(method, host, upstream.provider, path)
+
+
+class Call:
+    """One request that is metered: what it holds, and how it leaves."""
+
+    __slots__ = ("_asked", "body", "content", "pending", "route", "status", "strip")
+
+    def __init__(self, pending: Pending, route: Route, content: bytes, asked: bytes | None) -> None:
+        self.pending = pending
+        self.route = route
+        self.content = content  # as it leaves, without the question for the usage
+        self._asked = asked  # with that question, or None
+        self.strip = asked is not None  # whether the answer's usage is left out
+        self.body = Body(content if asked is None else asked)
+        self.status = 0  # of the answer, once there is one
+
+    def ask_plainly(self) -> None:
+        """Make it the call without the question for the usage, which is sent anew."""
+        self.strip, self.status, self.body = False, 0, Body(self.content)
+
+    def watch(self, content_type: bytes, encoding: bytes, *, framed: bool, longest: int) -> Watch:
+        """Return what reads its answer."""
+        return Watch(
+            shape=self.route.shape,
+            choices=self.pending.ask.choices,
+            content_type=content_type,
+            encoding=encoding,
+            strip=self.strip,
+            framed=framed,
+            counting=self.pending.terms.broken == "seen",
+            longest=longest,
+        )
+
+    def outcome(self, watch: Watch | None) -> Outcome:
+        """Return how it is settled where its answer has not come to its end."""
+        if not self.body.leaving or (self.status and not 200 <= self.status < 300):
+            return "release"
+        if watch is None:
+            return "charge"
+        return watch.ready or watch.told or watch.seen()
+
+
+def examine(
+    meter: Meter, run: Run | None, found: Route, headers: Mapping[str, str], body: bytes, *, ask: bool, most: int
+) -> Call | None:
+    """Return the call that a request is; None if it passes unmetered. It holds nothing yet.
+
+    Args:
+        meter: the meter.
+        run: the run that its calls belong to.
+        found: its route.
+        headers: its headers.
+        body: its body.
+        ask: whether its upstream takes the question for the usage of a stream.
+        most: bytes to which a packed body is unpacked to be read.
+
+    Raises:
+        Refusal, PoolClosed: it is refused.
+    """
+    lenient = meter.unmetered == "allow"
+    if found.kind == "free":
+        return None
+    try:
+        if found.kind != "metered":
+            raise Unmetered(_UNMETERED.format(found.operation or "this request"))
+        packed = "content-encoding" in headers
+        plain = unpacked(headers, body, most) if packed else body
+        if found.vague and not lenient:
+            found = replace(found, vague=False)  # a body that is for no model is refused, and not passed on
+        request = _requests.read(
+            found, headers, plain, estimate=meter.estimate, default_output=meter.default_output
+        )
+    except Unmetered as error:
+        if lenient:
+            return None
+        empty = Ask(operation=found.operation, provider=found.provider, model=found.model, worst=Usage())
+        meter._refused(empty, run, error)
+        raise
+    if request is None or (lenient and _has_no_price(meter, request)):
+        return None
+    fixed = packed or headers.get("authorization", "").startswith("AWS4-")
+    request.limited = request.limited or fixed  # no limit can be written into a body that is packed or signed
+    pending = meter._begin(request, run)
+    try:
+        return _changed(pending, found, body, ask=ask and not fixed)
+    except Unmetered as error:
+        pending._refused(error)
+        raise
+
+
+def _has_no_price(meter: Meter, request: Ask) -> bool:
+    try:
+        bound(meter._terms, request, request.worst)
+    except UnknownModel:
+        return True
+    return False
+
+
+_UNMETERED = "what {} costs cannot be bounded before it is sent, so it is refused"
+
+
+def _changed(pending: Pending, found: Route, body: bytes, *, ask: bool) -> Call:
+    """Return the call as it leaves: with its output limited, and the usage of its stream asked for."""
+    asked = None
+    if pending.output_limit is not None:
+        body = _requests.with_output_limit(found, body, pending.output_limit)
+    if ask and pending.ask.stream:
+        asked = _requests.with_stream_usage(found, "", body)
+    return Call(pending, found, body, asked)
+
+
+class Settling:
+    """Settles calls. What has to go to a store is done in a task of its own, which nobody cancels."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def settle(self, pending: Pending, outcome: Outcome) -> None:
+        """Settle a call, unless it is settled. Raise nothing but CancelledError; then it is settled all the same."""
+        if all(isinstance(pool, BudgetPool) for pool in pending._charge.pools):  # in memory: at once
+            _settle(pending, outcome)
+            return
+        task = asyncio.get_running_loop().create_task(_asettle(pending, outcome))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def finish(self) -> None:
+        """Wait until all that was begun is done."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _settle(pending: Pending, outcome: Outcome) -> None:
+    if outcome == "charge":
+        pending.charge()
+    elif outcome == "release":
+        pending.release()
+    elif isinstance(outcome, int):
+        pending.seen(outcome)
+    else:
+        pending.settle(outcome)
+
+
+async def _asettle(pending: Pending, outcome: Outcome) -> None:
+    if outcome == "charge":
+        await pending.acharge()
+    elif outcome == "release":
+        await pending.arelease()
+    elif isinstance(outcome, int):
+        await pending.aseen(outcome)
+    else:
+        await pending.asettle(outcome)

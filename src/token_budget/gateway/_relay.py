@@ -1,0 +1,102 @@
+"""Relay: an answer on its way to the client, unbuffered, while the meter reads along.
+
+What always holds: the call is settled before the client gets the bytes that end the answer. An answer that was cut is
+cut for the client as well: it never looks whole. What the client is sent are the provider's own bytes, but for the one
+event that the gateway asked for itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from aiohttp import ClientError, ClientResponse, HttpVersion11, hdrs
+from aiohttp.web import BaseRequest, StreamResponse
+
+from token_budget.gateway._calls import Call, Settling
+from token_budget.gateway._headers import to_client
+from token_budget.metering._watch import Watch
+
+# What can happen to an answer on its way: the provider's connection, or the client's, ends.
+BROKEN = (ClientError, OSError, TimeoutError, zlib.error)
+
+
+class _Together(StreamResponse):
+    """An answer whose head leaves with its first bytes, which are there already: one packet in place of two."""
+
+    _send_headers_immediately = False
+
+
+class Relay:
+    """One answer, from the provider to the client."""
+
+    def __init__(self, request: BaseRequest, settling: Settling) -> None:
+        self._request = request
+        self._settling = settling
+        self._call: Call | None = None
+        self.watch: Watch | None = None
+
+    def watch_over(self, call: Call, answer: ClientResponse, longest: int) -> None:
+        """Read the answer for the meter."""
+        headers = answer.headers
+        self._call = call
+        self.watch = call.watch(
+            headers.get(hdrs.CONTENT_TYPE, "").lower().encode(),
+            headers.get(hdrs.CONTENT_ENCODING, "").strip().lower().encode(),
+            framed=hdrs.CONTENT_LENGTH in headers or hdrs.TRANSFER_ENCODING in headers,
+            longest=longest,
+        )
+
+    async def run(self, answer: ClientResponse, begun: bytes = b"") -> StreamResponse:
+        """Send the answer to the client, and return it.
+
+        Args:
+            answer: of the provider, whose head is there.
+            begun: bytes of it that have been read already.
+        """
+        request, watch, content = self._request, self.watch, answer.content
+        chunk = begun or content.read_nowait()
+        out = self._head(answer, together=bool(chunk) or content.at_eof())
+        try:
+            await out.prepare(request)
+            while True:
+                kept = chunk
+                if watch is not None and chunk:
+                    kept = watch.feed(chunk)
+                    await self._settle(watch)
+                if content.at_eof():
+                    if watch is not None:
+                        kept += watch.end()
+                        await self._settle(watch)
+                    await out.write_eof(kept)
+                    return out
+                if kept:
+                    await out.write(kept)
+                chunk = await content.readany()
+        except BROKEN:
+            cut(request)
+            return out
+
+    def _head(self, answer: ClientResponse, *, together: bool) -> StreamResponse:
+        """Return the answer to the client, which has a head and no body yet."""
+        watch, request = self.watch, self._request
+        rewritten = watch is not None and watch.strip
+        decoded = watch is not None and watch.decodes
+        headers = to_client(answer.raw_headers, rewritten=rewritten, decoded=decoded)
+        kind = _Together if together else StreamResponse
+        out = kind(status=answer.status, reason=answer.reason, headers=headers)
+        if request.version < HttpVersion11 and hdrs.CONTENT_LENGTH not in headers:
+            out.force_close()  # its end is the end of the connection
+        return out
+
+    async def _settle(self, watch: Watch) -> None:
+        """Settle the call as soon as its usage is known."""
+        call = self._call
+        if watch.ready is not None and call is not None and call.pending.open:
+            await self._settling.settle(call.pending, watch.ready)
+
+
+def cut(request: BaseRequest) -> None:
+    """End the connection of a client in the middle of its answer."""
+    transport = request.transport
+    if transport is not None:
+        transport.abort()
