@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("aiohttp")
+pytest.importorskip("truststore")
+
 from answering import Answering, Request
 from token_budget import BudgetPool
 from token_budget._errors import BudgetExceeded

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("aiohttp")
+pytest.importorskip("truststore")
+
 from token_budget.gateway._environment import child_environment
 from token_budget.gateway._families import FAMILIES, Family
 from token_budget.gateway._upstreams import Upstream, checked_url, upstreams

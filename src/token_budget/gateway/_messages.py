@@ -24,15 +24,10 @@ def _of_budget(error: BudgetExceeded) -> str:
     if error.axis is None:  # it was made from a text, by a pool of the user's own
         return f"{_text(error)}. Nothing was sent."
     where = "the budget" if error.pool is None else f"budget {error.pool!r}"
-    amount: Callable[[int | float | None], str] = _tokens if error.axis == "tokens" else _dollars
-    used, held, asked, cap = (
-        amount(value)
-        for value in (
-            (error.used, error.reserved, error.requested, error.cap)
-            if error.axis == "tokens"
-            else (error.used_nanos, error.reserved_nanos, error.requested_nanos, error.cap_nanos)
-        )
-    )
+    if error.cap is None:  # the axis that was asked for has no cap, but calls wait in line for another
+        return f"other calls wait for room in {where}, and they come first. Nothing was sent. Make fewer calls at once."
+    asked, cap = _amount(error, "requested"), _amount(error, "cap")
+    used, held = _amount(error, "used", unit=""), _amount(error, "reserved", unit="")
     spent = f"{used} of {cap} spent, {held} held by calls in flight, and this call can cost up to {asked}"
     if not error.exhausted:
         waited = " in time" if isinstance(error, BudgetTimeout) else ""
@@ -40,12 +35,12 @@ def _of_budget(error: BudgetExceeded) -> str:
             f"{where} has no room{waited}: {spent}. Nothing was sent. Make fewer calls at once, limit their output, "
             "wait longer (--wait) or raise the cap."
         )
-    if error.cap is not None and error.requested > error.cap:
+    if error.requested > error.cap:
         return (
             f"this call can cost up to {asked}, more than all of {where} ({cap}). Nothing was sent. Limit its output "
             "(max_tokens) or raise the cap."
         )
-    left = "is used up" if error.cap is not None and error.used >= error.cap else "has not enough left"
+    left = "is used up" if error.used >= error.cap else "has not enough left"
     resets_at = error.resets_at
     until = "" if resets_at is None else f"wait until {resets_at:%Y-%m-%d %H:%M} UTC, when it starts anew, or "
     return f"{where} {left}: {spent}. Nothing was sent. To go on, {until}raise the cap."
@@ -89,9 +84,8 @@ def _text(error: Exception) -> str:
     return str(error).rstrip(".")
 
 
-def _dollars(nanos: float | None) -> str:
-    return "any amount" if nanos is None else f"${usd_text(int(nanos))}"
-
-
-def _tokens(tokens: float | None) -> str:
-    return "any number of tokens" if tokens is None else f"{int(tokens):,} tokens"
+def _amount(error: BudgetExceeded, field: str, unit: str = " tokens") -> str:
+    """Return one number of an error as people write it: ``$0.25``, ``2,000 tokens``."""
+    if error.axis == "tokens":
+        return f"{getattr(error, field):,}{unit}"
+    return f"${usd_text(getattr(error, f'{field}_nanos'))}"
