@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import TextIO
 
 from token_budget.cli._run_line import Line
-from token_budget.cli._run_rich import RichScreen, can_draw
+from token_budget.cli._run_rich import RichScreen, is_there
 from token_budget.cli._run_status import RunStatus
 from token_budget.cli._run_terminal import Output, is_dumb, unstopped
 from token_budget.cli._run_title import Face, Plain, Title
@@ -28,6 +28,7 @@ _SHARED = (
     "elsewhere (> out.txt 2> errors.txt), or watch from another terminal: token-budget status --watch run"
 )
 _NO_RICH = "--progress rich needs rich: pip install 'token-budget-pool[cli]'"
+_DUMB = "--progress rich needs a terminal that obeys, and TERM says that this one does not; try --progress plain"
 _NO_TERMINAL = "--progress rich needs a terminal to draw on, and there is none; try --progress plain"
 
 
@@ -152,8 +153,10 @@ def _face(mode: str, output: Output) -> Face | None:
 def _rich(stderr: Output, stdout: Output) -> Callable[[], Face]:
     if stderr.is_terminal or stdout.is_terminal:
         raise ValueError(_SHARED)
-    if not can_draw():
+    if not is_there():
         raise ValueError(_NO_RICH)
+    if is_dumb():
+        raise ValueError(_DUMB)
     try:
         terminal = open(_TERMINAL, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - closed with the face
     except OSError as error:

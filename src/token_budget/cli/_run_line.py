@@ -1,7 +1,8 @@
 """Line: the terminal's last row, kept out of what scrolls. For children that only print.
 
 The rows above it are the terminal's scroll region, so the child's lines scroll there. A child that draws a screen of
-its own (vim, less) draws over the line, or sets a region of its own.
+its own (vim, less) draws over the line, or sets a region of its own. Where a child's text ends at the last column, many
+terminals forget that the next character belongs on the next line when the cursor is saved and brought back.
 """
 
 from __future__ import annotations
@@ -15,36 +16,33 @@ _DOWN, _UP = "\x1bD", "\x1b[A"  # down scrolls at the last row, and keeps the co
 _WHOLE = "\x1b[r"  # the region is the whole screen; the cursor goes home
 _PLAIN, _EMPTY = "\x1b[m", "\x1b[2K"
 _FEWEST_ROWS = 3
-_LAST = 1.0
+_LAST = 1.0  # seconds to wait for a terminal that is stuck, before it is left as it is
 
 
 class Line:
-    """The last row of a terminal. It is drawn at every look, since the child may have cleared the screen."""
+    """The last row of a terminal.
+
+    Region and row are made anew at every look: the terminal may have another size now, another program may have reset
+    the region while this job was stopped, and the child may have cleared the screen.
+    """
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._rows = 0  # of the terminal, when the region was set; 0 while there is none
+        self._drawn = False
 
     def show(self, status: RunStatus) -> None:
-        """Draw it. After a change of the terminal's size, make a new region first."""
+        """Draw it, while the terminal shows this job."""
         size = self._output.size
         if size is None or size.lines < _FEWEST_ROWS or not self._output.is_ours:
             return
-        region = "" if size.lines == self._rows else _region(size.lines, again=self._rows > 0)
+        # A cursor in the last row goes up by one, and what stands there with it. Any other stays.
+        region = f"{_SAVE}{_WHOLE}{_RESTORE}{_DOWN}{_SAVE}\x1b[1;{size.lines - 1}r{_RESTORE}{_UP}"
         text = line(status)[: size.columns - 1]
-        if self._output.write(f"{region}{_SAVE}{_PLAIN}\x1b[{size.lines};1H{_EMPTY}{text}{_RESTORE}"):
-            self._rows = size.lines
+        drawn = self._output.write(f"{region}{_SAVE}{_PLAIN}\x1b[{size.lines};1H{_EMPTY}{text}{_RESTORE}")
+        self._drawn = self._drawn or drawn
 
     def close(self) -> None:
         """Give the row back, empty. The cursor stays where the child left it."""
-        if self._rows:
-            size = self._output.size
-            row = self._rows if size is None else size.lines
-            self._output.write(f"{_SAVE}{_WHOLE}{_PLAIN}\x1b[{row};1H{_EMPTY}{_RESTORE}", _LAST)
-            self._rows = 0
-
-
-def _region(rows: int, *, again: bool) -> str:
-    """Return what makes the region all rows but the last. What stands in the last row scrolls up, with the cursor."""
-    before = f"{_SAVE}{_WHOLE}{_RESTORE}" if again else ""
-    return f"{before}{_DOWN}{_SAVE}\x1b[1;{rows - 1}r{_RESTORE}{_UP}"
+        size = self._output.size
+        if self._drawn and size is not None:
+            self._output.write(f"{_SAVE}{_WHOLE}{_PLAIN}\x1b[{size.lines};1H{_EMPTY}{_RESTORE}", _LAST)

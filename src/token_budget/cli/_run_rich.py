@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from token_budget.cli._run_terminal import is_dumb
@@ -60,14 +61,17 @@ class RichScreen:
         return live
 
 
-def can_draw() -> bool:
-    """Return whether rich is installed and the terminal obeys it."""
-    from importlib.util import find_spec
-
+def is_there() -> bool:
+    """Return whether rich is installed."""
     try:
-        return find_spec("rich") is not None and not is_dumb()
-    except ValueError:  # the module was made by hand
+        return find_spec("rich") is not None
+    except ValueError:  # something of that name was put there by hand
         return False
+
+
+def can_draw() -> bool:
+    """Return whether rich is installed, and the terminal obeys it."""
+    return is_there() and not is_dumb()
 
 
 def _text(lines: Sequence[str]) -> Any:

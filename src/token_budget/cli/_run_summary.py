@@ -16,14 +16,14 @@ from typing import Any
 
 from token_budget._money import to_usd, usd_text
 from token_budget.cli._run_status import RunStatus
-from token_budget.cli._run_text import amount, capped, dollars, made, pure, seconds
+from token_budget.cli._run_text import amount, capped, counted, dollars, made, pure, seconds
 
 
 def summary_line(status: RunStatus) -> str:
     """Return one line, without its end: what was spent, made, refused and held, the time, and a cap that is used up."""
     spent = capped(dollars(status.usd_nanos), status.usd_cap_nanos, dollars)
-    tokens = capped(f"{status.tokens:,}", status.token_cap, "{:,}".format)
-    parts = [f"{spent} and {tokens} tokens spent", made(status.calls)]
+    tokens = capped(counted(status.tokens), status.token_cap, counted)
+    parts = [f"{spent} and {tokens} spent", made(status.calls)]
     if status.refused:
         parts.append(f"{status.refused:,} refused")
     if status.held_usd_nanos or status.held_tokens:

@@ -27,7 +27,12 @@ def dollars(nanos: int) -> str:
 
 def amount(nanos: int, tokens: int) -> str:
     """Return dollars and tokens, the tokens only where there are some."""
-    return " and ".join([dollars(nanos), *([f"{tokens:,} tokens"] if tokens else [])])
+    return " and ".join([dollars(nanos), *([counted(tokens)] if tokens else [])])
+
+
+def counted(tokens: int) -> str:
+    """Return the number of tokens."""
+    return f"{tokens:,} {'token' if tokens == 1 else 'tokens'}"
 
 
 def made(calls: int) -> str:
@@ -67,7 +72,7 @@ def spent(status: RunStatus) -> str:
     for axis, used, cap in axes(status):
         if cap is None and (axis == "tokens" or status.token_cap is not None):
             continue
-        shown = dollars if axis == "usd" else "{:,} tokens".format
+        shown = dollars if axis == "usd" else counted
         share = "" if cap is None else f" ({percent(used, cap)}%)"
         parts.append(f"{capped(shown(used), cap, shown)}{share}")
     if status.in_flight:
@@ -80,7 +85,7 @@ def spent(status: RunStatus) -> str:
 def title(status: RunStatus) -> str:
     """Return the terminal's title: the program and what is spent."""
     text = spent(status)
-    return f"{pure(status.command)[: TITLE - len(text) - 2]}: {text}"[:TITLE]
+    return f"{pure(status.command)[: max(TITLE - len(text) - 2, 8)]}: {text}"[:TITLE]
 
 
 def line(status: RunStatus) -> str:
