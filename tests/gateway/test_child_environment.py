@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from urllib.request import getproxies_environment, proxy_bypass_environment
+import urllib.request
 
 import pytest
 
@@ -105,10 +105,11 @@ def test_pythons_own_client_does_not_send_what_is_for_the_gateway_to_a_proxy(
         monkeypatch.delenv(name)
     for name, value in child({"HTTP_PROXY": "http://proxy:3128", "http_proxy": "http://proxy:3128", **environ}).items():
         monkeypatch.setenv(name, value)
-    assert getproxies_environment()["http"] == "http://proxy:3128"
-    assert proxy_bypass_environment("127.0.0.1:4711")
+    proxies, bypasses = urllib.request.getproxies(), urllib.request.proxy_bypass
+    assert proxies["http"] == "http://proxy:3128"
+    assert bypasses("127.0.0.1:4711")
     if environ.get("NO_PROXY"):
-        assert proxy_bypass_environment("corp.example")
+        assert bypasses("corp.example")
 
 
 # ---------------------------------------------------------------- keys

@@ -247,9 +247,10 @@ def test_a_name_that_is_given_twice_is_refused() -> None:
     ],
 )
 def test_a_url_below_which_nothing_can_be_sent_is_refused_and_not_shown(url: str, why: str) -> None:
-    for table in (lambda: upstreams({}, [f"local={url}"]), lambda: upstreams({"GROQ_BASE_URL": url})):
+    cases: list[tuple[dict[str, str], list[str]]] = [({}, [f"local={url}"]), ({"GROQ_BASE_URL": url}, [])]
+    for environ, extra in cases:
         with pytest.raises(ValueError, match=why) as caught:
-            table()
+            upstreams(environ, extra)
         assert "hunter2" not in str(caught.value)
         assert str(caught.value).startswith(("--upstream local: ", "GROQ_BASE_URL: "))
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
