@@ -7,10 +7,11 @@ its options name, each once, or from none.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from token_budget import BudgetExceeded, BudgetPool, Window
-from token_budget.cli._run_options import MISMATCH, UNAVAILABLE
+from token_budget.cli._run_options import MISMATCH, UNAVAILABLE, USAGE, CannotStartError
 from token_budget.contract import BudgetUnavailable
 
 if TYPE_CHECKING:
@@ -19,23 +20,20 @@ if TYPE_CHECKING:
     from token_budget.metering import Meter
     from token_budget.metering._run import Run
 
-USAGE = 2
 _REFUSED_BY = "the run"  # what the summary calls a budget that no other run shares
-
-
-class NoBudgetError(Exception):
-    """The budget cannot be opened; the text says why, and ``status`` is what the command exits with."""
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class RunBudget:
     """What one run may spend, and where it is counted.
 
-    ``pool`` is the whole: a pool of a store, or one of this process. ``scopes`` are those below it that this run names:
-    its job's, its user's. ``meter`` and ``run`` are for the gateway. All methods may be called from any thread.
+    All methods may be called from any thread.
+
+    Attributes:
+        pool: the whole: a pool of a store, or one of this process.
+        scopes: those below it that this run names: its job's, its user's.
+        run: what the gateway charges; ``meter`` is its meter.
+        shared: whether other runs and programs may spend from the pool.
+        usd_cap_nanos: the cap that bounds this run and nothing else; None where others share it. So is ``token_cap``.
     """
 
     def __init__(self, options: RunOptions, pool: Any, run: Run, *, job: Any = None, user: Any = None) -> None:
@@ -48,10 +46,13 @@ class RunBudget:
         self.shared = options.pool is not None
         self._looking = threading.Lock()  # held while a thread asks the store
         self._told: dict[str, Any] | None = None
-        # Another run may spend what the pool, the job or the next period has: then these caps say nothing of this run.
-        alone = not self.shared and options.per is None
-        self.usd_cap_nanos: int | None = pool.snapshot().usd_cap_nanos if alone else None
-        self.token_cap: int | None = pool.snapshot().token_cap if alone else None
+        self.usd_cap_nanos: int | None = None
+        self.token_cap: int | None = None
+        own = job if self.shared else pool
+        if own is not None and options.per is None:  # else the caps hold for more, or for less, than this run
+            first = own.snapshot()
+            if not (first.tokens_used or first.usd_used_nanos or first.in_flight):
+                self.usd_cap_nanos, self.token_cap = first.usd_cap_nanos, first.token_cap
 
     def whole(self) -> dict[str, Any] | None:
         """Return the snapshot of the whole, ready for JSON, with this run's scopes as ``children``.
@@ -94,17 +95,24 @@ class RunBudget:
         return f"{error.axis} of {kind} {error.pool!r}"
 
     def close(self) -> None:
-        """End the run, and let go of the store. What is open is refused from now on. It blocks for the store."""
+        """End the run, and let go of the store. What begins is refused from now on. It blocks for the store."""
         self.run._end(None)
         if self.shared:
-            self.pool.close()
+            with suppress(BudgetUnavailable):  # it is let go in any case
+                self.pool.close()
+
+    def __enter__(self) -> RunBudget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_budget(options: RunOptions) -> RunBudget:
     """Open the budget that the options tell of. It blocks for the store, if there is one.
 
     Raises:
-        NoBudgetError: it cannot be opened, or nothing caps it.
+        CannotStartError: it cannot be opened, or nothing caps it.
     """
     window = None if options.per is None else Window.parse(options.per)
     if options.pool is None:
@@ -157,15 +165,15 @@ def _opened(options: RunOptions, window: Window | None) -> tuple[Any, Any, Any]:
     try:
         return _scopes(options, window, capped=capped)
     except StoreMismatch as error:
-        raise NoBudgetError(f"{error}\n{_WAYS_OUT}", MISMATCH) from None
+        raise CannotStartError(f"{error}\n{_WAYS_OUT}", MISMATCH) from None
     except (ImportError, TypeError, ValueError) as error:
-        raise NoBudgetError(f"--pool: {error}", USAGE) from None
+        raise CannotStartError(f"--pool: {error}", USAGE) from None
     except StoreLost as error:
         if capped:
-            raise NoBudgetError(str(error), UNAVAILABLE) from None
-        raise NoBudgetError(f"{error}; and there is no cap to make it with: say --usd or --tokens", USAGE) from None
+            raise CannotStartError(error, UNAVAILABLE) from None
+        raise CannotStartError(f"{error}; and there is no cap to make it with: say --usd or --tokens", USAGE) from None
     except (BudgetUnavailable, StoreError) as error:
-        raise NoBudgetError(str(error), UNAVAILABLE) from None
+        raise CannotStartError(error, UNAVAILABLE) from None
 
 
 _WAYS_OUT = "For run: give the same caps and the same --per as the other one, or none, so that the stored ones hold."

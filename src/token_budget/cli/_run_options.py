@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Price = Literal["free"] | tuple[str, ...]
 
+USAGE = 2
 REQUIRED = 65  # sysexits' EX_DATAERR: nothing was metered, and that was required
 UNAVAILABLE = 69  # EX_UNAVAILABLE: the store
 NO_GATEWAY = 71  # EX_OSERR
@@ -44,6 +45,17 @@ exit status:
   73  the file of --report cannot be written
   78  the pool is open elsewhere with other caps or another window
   After 2, 69, 71 and 78 the program was not started."""
+
+
+class CannotStartError(Exception):
+    """Nothing is started, for a reason that is not the program's: the text says which.
+
+    ``status`` is what the command exits with.
+    """
+
+    def __init__(self, text: object, status: int) -> None:
+        super().__init__(str(text))
+        self.status = status
 
 
 class RunOptions(argparse.Namespace):
