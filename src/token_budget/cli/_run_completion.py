@@ -24,12 +24,14 @@ SHELLS = ("bash", "zsh", "fish")
 _FILES = frozenset({"FILE", "PATH"})
 _HOW = """\
 where it goes:
-  bash: token-budget completion bash > ~/.local/share/bash-completion/completions/token-budget
-  zsh:  token-budget completion zsh > "${fpath[1]}/_token-budget"
-  fish: token-budget completion fish > ~/.config/fish/completions/token-budget.fish
+  bash  token-budget completion bash \\
+          > ~/.local/share/bash-completion/completions/token-budget
+  zsh   token-budget completion zsh > "${fpath[1]}/_token-budget"
+  fish  token-budget completion fish \\
+          > ~/.config/fish/completions/token-budget.fish
 
-or, for this shell alone (bash and zsh):
-  eval "$(token-budget completion bash)"
+or for this shell alone:
+  source <(token-budget completion bash)
 
 exit status: 0; 2 bad options, or click is not installed (the extra [cli])"""
 
@@ -39,7 +41,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "completion",
         help="print the script that completes commands in bash, zsh or fish",
-        description="Print a script for a shell: it completes the commands, their options and what these take.",
+        description="Print a script for a shell. It completes the commands, their\noptions and what these take.",
         epilog=_HOW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
