@@ -126,9 +126,7 @@ def examine(
         plain = unpacked(headers, body, most) if packed else body
         if found.vague and not lenient:
             found = replace(found, vague=False)  # a body that is for no model is refused, and not passed on
-        request = _requests.read(
-            found, headers, plain, estimate=meter.estimate, default_output=meter.default_output
-        )
+        request = _requests.read(found, headers, plain, estimate=meter.estimate, default_output=meter.default_output)
     except Unmetered as error:
         if lenient:
             return None

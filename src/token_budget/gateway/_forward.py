@@ -27,7 +27,7 @@ from token_budget.gateway._headers import as_headers, readable_encoding, to_upst
 from token_budget.gateway._keys import with_real_key
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import Answer, Refusals, gateway_error
-from token_budget.gateway._relay import Relay, cut
+from token_budget.gateway._relay import Relay
 from token_budget.gateway._upstreams import Upstream
 from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run
@@ -90,9 +90,7 @@ class Forward:
         found = route_of(request.method, self._hosts[upstream.name], upstream, target.rest)
         ask = upstream.name not in self._declining
         try:
-            call = examine(
-                self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body
-            )
+            call = examine(self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body)
             if call is not None:
                 await call.pending.ahold()
         except Exception as error:  # noqa: BLE001 - whatever the meter says: it is not sent
@@ -113,8 +111,7 @@ class Forward:
             Refused: it is too long, or comes too slowly.
         """
         content, limits = request.content, self._limits
-        length = request.headers.get(hdrs.CONTENT_LENGTH, "0")
-        if not length.isdecimal() or int(length) > limits.body:
+        if int(request.headers.get(hdrs.CONTENT_LENGTH, 0)) > limits.body:
             raise self._too_long(upstream, target)
         expected = request.headers.get(hdrs.EXPECT, "")
         if expected.lower() == "100-continue":
@@ -152,7 +149,7 @@ class Forward:
         except (ClientError, OSError, asyncio.TimeoutError) as error:
             raise self._failed(error, upstream, target) from error
         try:
-            return await Relay(request, self.settling).run(answer)
+            return await Relay(request, self.settling, upstream.url, target.name).run(answer)
         finally:
             answer.close()
 
@@ -160,7 +157,7 @@ class Forward:
 
     async def _meter_it(self, request: BaseRequest, upstream: Upstream, target: Target, call: Call) -> StreamResponse:
         """Forward a request whose worst case is held, and settle it."""
-        relay = Relay(request, self.settling)
+        relay = Relay(request, self.settling, upstream.url, target.name)
         answer: ClientResponse | None = None
         try:
             answer, begun = await self._exchange(request, upstream, target, call)
@@ -189,7 +186,7 @@ class Forward:
         call.status = answer.status
         if not call.strip or answer.status not in _DECLINED:
             return answer, b""
-        begun = await answer.content.read(PEEKED)
+        begun = await _beginning(answer)
         if b"stream_options" not in unpacked(answer.headers, begun, PEEKED):
             return answer, begun
         answer.close()
@@ -232,6 +229,14 @@ class Forward:
         return Refused(gateway_error(status, text, upstream, path=target.rest))
 
 
+async def _beginning(answer: ClientResponse) -> bytes:
+    """Return the first bytes of an answer, up to `PEEKED` and somewhat more."""
+    begun = b""
+    while len(begun) < PEEKED and (chunk := await answer.content.readany()):
+        begun += chunk
+    return begun
+
+
 def answered(refused: Refused) -> Response:
     """Return the answer that a client gets."""
     answer = refused.answer
@@ -239,6 +244,3 @@ def answered(refused: Refused) -> Response:
     if refused.closing:
         response.force_close()
     return response
-
-
-__all__ = ["Forward", "Refused", "answered", "cut"]

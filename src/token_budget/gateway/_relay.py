@@ -8,6 +8,7 @@ event that the gateway asked for itself.
 from __future__ import annotations
 
 import zlib
+from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientResponse, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, StreamResponse
@@ -29,8 +30,10 @@ class _Together(StreamResponse):
 class Relay:
     """One answer, from the provider to the client."""
 
-    def __init__(self, request: BaseRequest, settling: Settling) -> None:
+    def __init__(self, request: BaseRequest, settling: Settling, url: str, name: str) -> None:
         self._request = request
+        self._url = url  # of the upstream
+        self._name = name
         self._settling = settling
         self._call: Call | None = None
         self.watch: Watch | None = None
@@ -62,11 +65,12 @@ class Relay:
                 kept = chunk
                 if watch is not None and chunk:
                     kept = watch.feed(chunk)
-                    await self._settle(watch)
+                    if watch.ready is not None:
+                        await self._settle()
                 if content.at_eof():
                     if watch is not None:
                         kept += watch.end()
-                        await self._settle(watch)
+                        await self._settle()
                     await out.write_eof(kept)
                     return out
                 if kept:
@@ -82,17 +86,34 @@ class Relay:
         rewritten = watch is not None and watch.strip
         decoded = watch is not None and watch.decodes
         headers = to_client(answer.raw_headers, rewritten=rewritten, decoded=decoded)
+        if hdrs.LOCATION in headers:
+            first = request.raw_path.split("/", 2)[1]  # the secret, or what stands for it
+            headers[hdrs.LOCATION] = moved(headers[hdrs.LOCATION], self._url, f"/{first}/{self._name}")
         kind = _Together if together else StreamResponse
         out = kind(status=answer.status, reason=answer.reason, headers=headers)
         if request.version < HttpVersion11 and hdrs.CONTENT_LENGTH not in headers:
             out.force_close()  # its end is the end of the connection
         return out
 
-    async def _settle(self, watch: Watch) -> None:
-        """Settle the call as soon as its usage is known."""
+    async def _settle(self) -> None:
+        """Settle the call by what is known now: its usage, or the end of the answer."""
         call = self._call
-        if watch.ready is not None and call is not None and call.pending.open:
-            await self._settling.settle(call.pending, watch.ready)
+        if call is not None and call.pending.open:
+            await self._settling.settle(call.pending, call.outcome(self.watch))
+
+
+def moved(location: str, url: str, here: str) -> str:
+    """Return where a redirect leads: through the gateway again, if it stays at its upstream; else where it says.
+
+    Args:
+        location: what the answer says.
+        url: the upstream's.
+        here: the path of the upstream in the gateway.
+    """
+    prefix = url if "://" in location else urlsplit(url).path
+    if location.startswith("//") or not location.startswith(f"{prefix}/"):
+        return location
+    return here + location[len(prefix) :]
 
 
 def cut(request: BaseRequest) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,20 @@ from token_budget.metering._run import Run
 _SECRET_BYTES = 24
 _BACKLOG = 512
 _SHUTDOWN = 1.0  # seconds for connections that are answered and not yet closed; 0 would mean for ever
+
+
+_listening: weakref.WeakSet[Gateway] = weakref.WeakSet()  # the gateways that have a port
+
+
+def _let_go() -> None:
+    """Close the port in a forked child: else it would be held open after the gateway has ended."""
+    for gateway in [*_listening]:
+        if gateway._socket is not None:
+            gateway._socket.close()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class _Full(asyncio.Protocol):
@@ -85,6 +100,7 @@ class Gateway:
         self._thread: threading.Thread | None = None
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
+        self._failure: Exception | None = None  # what kept it from listening
         self._process = 0
         self._port = 0
         self._closing = False
@@ -143,24 +159,28 @@ class Gateway:
             OSError: there is no port to listen on.
             RuntimeError: it was started before.
         """
-        if self._thread is not None:
+        if self._thread is not None or self._closing:
             raise RuntimeError("a gateway is started once")
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
         self._port = self._socket.getsockname()[1]
         self._process = os.getpid()
+        _listening.add(self)
         listening = threading.Event()
-        self._thread = threading.Thread(
-            target=self._serve, args=(listening,), name="token-budget-gateway", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, args=(listening,), name="token-budget-gateway", daemon=True)
         self._thread.start()
         listening.wait()
+        if self._failure is not None:
+            self._thread.join()
+            self._socket.close()
+            self._closing = True
+            raise self._failure
         atexit.register(self.close, 0)
 
     def close(self, grace: float = 5.0) -> None:
         """Answer 503 to what is new, let what is open come to its end, and end.
 
         It blocks up to ``grace`` seconds for that; then it cancels what is still open, and waits until it is settled.
-        What waits for room is not sent any more. Closing twice does nothing.
+        Closing twice does nothing.
 
         Args:
             grace: seconds.
@@ -181,12 +201,16 @@ class Gateway:
         loop = self._loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._begin())
+        except Exception as error:  # noqa: BLE001 - `start` raises it
+            self._failure = error
+            loop.run_until_complete(self._forward.close())
+        else:
             loop.call_soon(listening.set)
             loop.run_forever()
         finally:
-            listening.set()
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+            listening.set()
 
     async def _begin(self) -> None:
         self._last = asyncio.Event()
