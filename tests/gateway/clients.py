@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -32,7 +33,7 @@ class Said:
 
     call: str
     text: Any
-    at: float  # seconds of the monotonic clock
+    at: float  # seconds of the program's clock; of ours, when its line came, where it tells none
     status: int | None = None
 
 
@@ -188,6 +189,6 @@ class _Stalls:
 def _said(line: str) -> Said | None:
     try:
         told = json.loads(line)
-        return Said(told["call"], told["text"], told["at"], told.get("status"))
+        return Said(told["call"], told["text"], told.get("at", time.monotonic()), told.get("status"))
     except (ValueError, TypeError, KeyError):
         return None
