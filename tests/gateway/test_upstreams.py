@@ -11,7 +11,7 @@ pytest.importorskip("truststore")
 
 from token_budget.gateway._environment import child_environment
 from token_budget.gateway._families import FAMILIES, Family
-from token_budget.gateway._upstreams import Upstream, checked_url, upstreams
+from token_budget.gateway._upstreams import Upstream, _places, checked_url, upstreams
 
 BASE = "http://127.0.0.1:4711/SECRET"
 VARIABLES = [(family, variable) for family in FAMILIES for variable, _ in family.variables]
@@ -39,7 +39,7 @@ PATHS = st.lists(
     max_size=5,
 ).map(lambda parts: "".join(f"/{part}" for part in parts))
 ORIGINS = st.sampled_from(
-    ["http://localhost:8000", "https://gw.example.com", "http://[::1]:8080", "https://v1.example"]
+    ["http://localhost:8000", "https://gw.example.com", "http://[::1]:8080", "https://v1.example", "http://v1"]
 )
 URLS = st.builds(lambda origin, path, end: origin + path + end, ORIGINS, PATHS, st.sampled_from(["", "/"]))
 TAILS = st.sampled_from(["chat/completions", "v1/messages", "v1beta/models/m:generateContent?alt=sse", "a%2Fb/c"])
@@ -112,6 +112,29 @@ def test_a_providers_other_variables_follow_the_one_that_is_set(
 ) -> None:
     table, environment = child(environ)
     assert forwarded(table, environment[variable] + "/x") == expected
+
+
+def test_of_three_variables_the_one_that_is_not_set_follows_the_first() -> None:
+    family = Family("lab", None, (), (("A", "/v1"), ("B", "/v1"), ("C", "/v1")))
+    places = _places(family, {"A": "http://one/v2", "B": "http://two/v1"})
+    assert places == {"http://one": [("A", "/v2"), ("C", "/v2")], "http://two": [("B", "/v1")]}
+
+
+@pytest.mark.parametrize(
+    ("url", "kept", "rest"),
+    [
+        ("http://h/v1/team/v1/messages", "http://h/v1/team", "/v1/messages"),
+        ("http://h/team//v1", "http://h/team", "//v1"),
+        ("http://v1/x/", "http://v1/x", "/"),
+        ("http://h//", "http://h", "//"),
+        ("http://h/v1x/v1.5", "http://h", "/v1x/v1.5"),
+    ],
+)
+def test_the_gateway_keeps_what_is_before_the_last_version_without_slashes_at_its_end(
+    url: str, kept: str, rest: str
+) -> None:
+    upstream = upstreams({"OPENAI_BASE_URL": url})["openai"]
+    assert (upstream.url, upstream.variables[0]) == (kept, ("OPENAI_BASE_URL", rest))
 
 
 def test_two_variables_with_one_address_make_one_upstream() -> None:
