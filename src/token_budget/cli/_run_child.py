@@ -2,6 +2,21 @@
 
 It is started in our process group, on our terminal, with our standard input and output and all else that we inherited.
 Nothing stands between it and the terminal, so job control, `/dev/tty` and the size of the window are its own.
+
+    with _run_signals.kept_from_threads():  # all threads that are started before the child; no processes
+        gateway.start()
+    child = Child(command, environ)
+    child.start()
+    code = child.wait()  # the child has ended, and all that it started
+    gateway.close()
+    sys.exit(child.finish(code))
+
+From `start` to `finish` no signal raises KeyboardInterrupt or ends us: the child decides. After `wait` a first signal
+changes nothing and a second ends us, so that a close that hangs can be left.
+
+If we are killed by SIGKILL, the child lives on and its calls fail, since nobody listens at the gateway's address. Linux
+could end the child then (PR_SET_PDEATHSIG), but not what the child started, and it would end an editor with unsaved
+work; so we do not ask for that.
 """
 
 from __future__ import annotations
@@ -76,7 +91,6 @@ class Child:
         self._status: int | None = None  # as Popen's returncode
         self._wake: tuple[int, int] | None = None
         self._end_asked = False
-        self._late = False  # a signal asked us to end after the child had ended
         self.left = Ended()
 
     def __repr__(self) -> str:
@@ -111,8 +125,9 @@ class Child:
             self._watcher.start()
         except BaseException:
             if self._popen is not None:  # no thread could be started
-                self._tree.end(hurry=lambda: True)
+                self._popen.kill()
                 self._popen.wait()
+                self._tree.end(hurry=lambda: True)
             self.close()
             raise
 
@@ -130,10 +145,10 @@ class Child:
             self._tree.reap()
             if self._end_asked:
                 self._end_asked = False
-                self._tree.end(hurry=self._is_late)
+                self._tree.end(hurry=self._impatient)
         if self._watcher is not None:
             self._watcher.join()
-            self.left = self._tree.end(wait=OWN_END, hurry=self._is_late)
+            self.left = self._tree.end(wait=OWN_END, hurry=self._impatient)
         self._signals.stop()
         return self._status if self._status >= 0 else KILLED - self._status
 
@@ -170,8 +185,8 @@ class Child:
         for end in wake or ():
             os.close(end)
 
-    def _is_late(self) -> bool:
-        return self._late
+    def _impatient(self) -> bool:
+        return self._signals is not None and self._signals.impatient
 
     def _rouse(self) -> None:
         with self._lock:
@@ -186,15 +201,16 @@ class Child:
                     PermissionError
                 ):  # a program of another user, as sudo's: the terminal reaches it, we do not
                     os.kill(self._popen.pid, number)
-            elif number in _run_signals.ENDING:
-                self._late = True
+            elif self._signals is not None and number in _run_signals.ENDING:
+                self._signals.impatient = True
 
     def _watch(self) -> None:
         """Wait for the child's end in a thread. The lock is held as it is reaped: no signal meets another process."""
         assert self._popen is not None  # noqa: S101 - `start` started it
-        if hasattr(os, "waitid"):  # not on macOS before 3.13
-            wait_for_end(self._popen.pid)
-        else:
+        if hasattr(os, "waitid"):
+            with suppress(ChildProcessError):  # somebody reaped it; Popen then says 0
+                wait_for_end(self._popen.pid)
+        else:  # Windows, and macOS before 3.13
             self._popen.wait()
         with self._lock:
             self._status = self._popen.wait()
@@ -216,9 +232,14 @@ def wait_for_end(pid: int, *, pause: Callable[[float], object] = time.sleep) -> 
             pause(SETTLED)
             if time.monotonic() - begun < PAUSED:
                 break
-        alone = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
-        if alone and _run_signals.in_foreground() and _run_signals.started_by_a_shell_with_jobs():
-            os.kill(os.getpid(), signal.SIGSTOP)
+        alone = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        with suppress(ProcessLookupError):  # killed while it was stopped
+            groups = os.getpgrp(), os.getpgid(pid)
+            if alone and _run_signals.in_foreground(*groups) and _run_signals.started_by_a_shell_with_jobs():
+                os.kill(os.getpid(), signal.SIGSTOP)  # until the shell continues our group
+                if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+                    os.kill(pid, signal.SIGCONT)  # it is in a group of its own
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)  # this stop is done with
 
 
 def start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:

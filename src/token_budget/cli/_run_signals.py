@@ -1,15 +1,15 @@
 """Signals of `token-budget run`: what is sent to us alone reaches the child once, what it has already does not.
 
 Ctrl-C goes to every process of the terminal's foreground group, so the child has it without us. `kill PID`, a
-service manager and a CI runner signal us alone, and the child learns of it only from us. The kernel tells the two apart:
-a signal that the terminal sent has ``si_code == SI_KERNEL``. A handler of Python does not get that number; `sigwaitinfo`
-does. It needs the signals blocked in every thread, and a process that is started inherits what is blocked. So the order
+service manager and a CI runner signal us alone, and the child learns of it only from us. The kernel tells the two
+apart: a signal that the terminal sent has ``si_code == SI_KERNEL``. A handler of Python does not get that number;
+`sigwaitinfo` does. It needs the signals blocked in every thread, and a process that is started inherits what is blocked. So the order
 is:
 
 1. `Signals.install`: handlers. A handler is not inherited; an ignored signal is, and stays as we found it (`nohup`).
 2. The child is started.
 3. `Signals.listen`: the signals are blocked, and a thread waits for them.
-4. `Signals.stop`, when the child has ended: the handlers again. The first signal changes nothing, a second ends us.
+4. `Signals.stop`, when the child has ended: the handlers again. A first signal changes nothing, a second ends us.
 5. `Signals.restore`: all as before step 1.
 
 Threads that exist before step 3 are started within `kept_from_threads()`. A signal that one of them gets all the same
@@ -61,14 +61,17 @@ def kept_from_threads() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def in_foreground() -> bool:
-    """Return whether our process group is the one that the terminal's keys signal. False without a terminal."""
+def in_foreground(*groups: int) -> bool:
+    """Return whether the terminal's keys signal one of these process groups: ours, if none is given.
+
+    False without a terminal.
+    """
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:
         return False
     try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
+        return os.tcgetpgrp(terminal) in (groups or (os.getpgrp(),))
     except OSError:  # hung up in between
         return False
     finally:
@@ -110,6 +113,9 @@ class Signals:
         forward: called with each signal that the child must be sent; by the listening thread or the main thread.
         wake: the non-blocking end of a pipe, to which a byte is written for each signal.
         waiting: `signal.sigwaitinfo`, or None where there is none.
+
+    Attributes:
+        impatient: a signal asked us to end after the child had ended; the next one will end us.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class Signals:
         self._former_mask: set[int] | None = None
         self._thread: threading.Thread | None = None
         self._over = False
-        self._impatient = False
+        self.impatient = False
 
     def install(self) -> None:
         """Handle the signals, except those that are ignored. The child must be started after this."""
@@ -137,8 +143,8 @@ class Signals:
         self._former_wake = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in sorted(FORWARDED | CHILD):
             former = signal.getsignal(number)
-            # With SIGCHLD ignored, the kernel would throw the child's exit status away.
-            if former is not signal.SIG_IGN or number in CHILD:
+            # With SIGCHLD ignored, the kernel would throw the child's exit status away. None: a handler in C.
+            if former is not None and (former is not signal.SIG_IGN or number in CHILD):
                 self._former[number] = former
                 signal.signal(number, self._handle)
 
@@ -149,7 +155,7 @@ class Signals:
     def listen(self) -> None:
         """Wait for signals in a thread, now that the child runs; forward those that came before.
 
-        A child of that age has no handler yet. Either the signal has ended it, or it came before there was a child.
+        A child of that age hardly has a handler: either the signal has ended it, or it came before there was a child.
         """
         if self._waiting is not None and self._former:
             self._former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._former)
@@ -159,7 +165,7 @@ class Signals:
             self._pass_on(self._heard.popleft())
 
     def take(self) -> None:
-        """Forward what handlers heard: all signals where `sigwaitinfo` is missing, else those of threads that block none."""
+        """Forward what handlers heard: all signals without `sigwaitinfo`, else those of threads that block none."""
         while self._heard:
             number = self._heard.popleft()
             if not sent_by_terminal(number, code=None):
@@ -167,11 +173,11 @@ class Signals:
 
     def stop(self) -> None:
         """End the thread: the child has ended. From now on the first signal is only noted, and the second ends us."""
-        self._over = True
         if self._thread is not None and self._thread.ident is not None:
-            signal.pthread_kill(self._thread.ident, signal.SIGCHLD)
+            signal.pthread_kill(self._thread.ident, signal.SIGCHLD)  # nothing else ends it
             self._thread.join()
             self._thread = None
+        self._over = True
         if self._former_mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._former_mask)
             self._former_mask = None
@@ -181,7 +187,7 @@ class Signals:
         self.stop()
         if self._former:
             for number, former in self._former.items():
-                signal.signal(number, signal.SIG_DFL if former is None else former)
+                signal.signal(number, former)
             self._former = {}
             signal.set_wakeup_fd(self._former_wake)
 
@@ -189,23 +195,23 @@ class Signals:
         assert self._waiting is not None  # noqa: S101 - `listen` looked
         while True:
             info = self._waiting(self._former)
-            if self._over:
-                return
             if info.si_signo in CHILD:
+                if info.si_code <= 0 and info.si_pid == os.getpid():  # not the kernel, but `stop`
+                    return
                 with suppress(BlockingIOError):  # full: then it wakes as well
                     os.write(self._wake, b"\0")
             elif not sent_by_terminal(info.si_signo, code=info.si_code):
                 self._pass_on(info.si_signo)
 
     def _pass_on(self, number: int) -> None:
-        if number not in CHILD:
+        if number not in CHILD and not WINDOWS:  # `os.kill` ends a program there, whatever the signal
             self._forward(number)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._over:
             self._heard.append(number)
-        elif number in ENDING and self._impatient:
+        elif number in ENDING and self.impatient:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif number in ENDING:
-            self._impatient = True
+            self.impatient = True

@@ -134,21 +134,21 @@ class Tree:
         """
         begun = self._clock()
         told: dict[Any, int] = {}  # process: the last signal it was sent
-        while members := self._members(told):
+        while members := self._living(told):
             seconds = self._clock() - begun - wait
-            if seconds >= PATIENCE + GIVEN_UP or (told and all(number < 0 for number in told.values())):
+            if seconds >= PATIENCE + GIVEN_UP or all(told.get(process, 0) < 0 for process in members):
                 break
             if seconds >= 0 or hurry():
                 kill = seconds >= PATIENCE or hurry()
                 for process in members:
                     self._tell(process, told, kill=kill)
             self._pause(STEP)
-            self.reap()
-        left = tuple(sorted(process.pid for process in members))
-        return Ended(len(told) - len(left) if told else 0, left)
+        ended = sum(number > 0 and process not in members for process, number in told.items())
+        return Ended(ended, tuple(sorted(process.pid for process in members)))
 
-    def _members(self, told: dict[Any, int]) -> list[Any]:
+    def _living(self, told: dict[Any, int]) -> list[Any]:
         """Return the living processes of the tree, and those of `told` that still live."""
+        self.reap()
         if self._adopts and not told and not self._others and _next_zombie() is None:
             return []  # the usual end; psutil is not even imported
         import psutil
@@ -182,8 +182,8 @@ class Tree:
             told[process] = number
         except psutil.AccessDenied:
             told[process] = -number
-        except psutil.Error:  # it has ended
-            told.setdefault(process, number)
+        except psutil.Error:  # it has ended by itself
+            pass
 
     def close(self) -> None:
         """Adopt no more, if we did not before. Idempotent."""
@@ -211,6 +211,9 @@ def _lives(process: Any) -> bool:
     import psutil
 
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        if not process.is_running():
+            return False
+        # What we can reap is reaped before. A zombie that is ours still has threads, without its main thread.
+        return process.status() != psutil.STATUS_ZOMBIE or process.ppid() == os.getpid()
     except psutil.Error:
         return False
