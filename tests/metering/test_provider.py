@@ -216,6 +216,12 @@ def test_a_streamed_call_of_a_tool_is_the_whole_one_in_pieces(provider: Provider
     ]
 
 
+def test_groq_says_its_service_tier_and_others_do_not(provider: Provider) -> None:
+    for path, tier in (("/openai/v1/chat/completions", "on_demand"), (CHAT, None)):
+        assert json.loads(ask(provider, path)[1]).get("service_tier") == tier
+        assert {event.get("service_tier") for event in events(ask(provider, path, STREAMED)[1])} == {tier}
+
+
 def test_output_keeps_to_the_limit_and_has_none_without_one() -> None:
     assert count({**ASKED, "max_tokens": 1}, made=True).output_tokens == 1
     assert count({"prompt": "hello"}, made=True).output_tokens >= 2

@@ -164,7 +164,9 @@ def _openai_usage(asked: Asked) -> dict[str, Any]:
 def chat(asked: Asked) -> Answer:
     """Answer ``chat/completions``. A stream tells its usage in a chunk of its own, and only if that is asked for."""
     usage, base = _openai_usage(asked), {"id": "chat-1", "created": 1, "model": asked.model}
-    tool = asked.tool
+    groq, tool = asked.path.startswith("/openai/"), asked.tool
+    if groq:
+        base["service_tier"] = "on_demand"
     reason = "tool_calls" if tool else "stop"
     if not asked.body.get("stream"):
         said: dict[str, Any] = {"content": None, "tool_calls": [chat_call(tool)]} if tool else {"content": TEXT}
@@ -176,7 +178,7 @@ def chat(asked: Asked) -> Answer:
     deltas = chat_deltas(tool) if tool else [{"role": "assistant", "content": word} for word in WORDS]
     words = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     end: dict[str, Any] = {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}], **null}
-    if asked.path.startswith("/openai/"):  # Groq's
+    if groq:
         end["x_groq"] = {"id": "1", **asked.told(usage)}
     if "mistral" in asked.user_agent:  # which tells it unasked
         end |= asked.told(usage)
