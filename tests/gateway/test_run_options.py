@@ -150,7 +150,7 @@ def test_all_that_is_said_arrives() -> None:
 def test_what_is_not_said_is_safe() -> None:
     options = parsed("--tokens", "0", "x")
     assert (options.wait, options.cap_output, options.broken, options.on_exceeded) == (20, "no", "full", "continue")
-    assert not (options.require_metered or options.allow_unmetered or options.hold_keys)
+    assert [options.require_metered, options.allow_unmetered, options.hold_keys] == [False, False, False]
     assert (options.progress, options.default_output, options.tokens, options.per) == ("auto", 4096, 0, None)
 
 
@@ -272,5 +272,4 @@ def _subparser(command: str) -> Any:
 def test_the_modes_of_progress_are_those_of_the_display() -> None:
     from token_budget.cli._run_display import MODES
 
-    choices = next(action.choices for action in _subparser("run")._actions if action.dest == "progress")
-    assert tuple(choices) == MODES
+    assert [tuple(one.choices) for one in _subparser("run")._actions if one.dest == "progress"] == [MODES]
