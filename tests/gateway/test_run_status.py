@@ -706,6 +706,19 @@ def test_many_models_are_cut(going_on: Answering) -> None:
     assert lines[-1] == "  ... and 4 more models"
 
 
+def test_a_pool_that_says_what_the_run_says_is_not_shown_again() -> None:
+    with BudgetPool(usd_cap=5, name="run") as pool:
+        pool.record(usd=2)
+        status = a_status(usd_nanos=2 * 10**9, pool=pool.snapshot().to_dict())
+        assert "pool" not in run_lines(status, NOW)
+        pool.record(usd=1)
+        other = a_status(usd_nanos=2 * 10**9, pool=pool.snapshot().to_dict())
+        assert "pool" in run_lines(other, NOW)
+        with pool.child(name="job"):
+            parted = a_status(usd_nanos=3 * 10**9, pool=pool.snapshot(tree=True).to_dict())
+            assert "pool" in run_lines(parted, NOW)
+
+
 def test_a_snapshot_comes_back_from_json_as_it_was() -> None:
     pool = BudgetPool(token_cap=100, usd_cap=0.1, name="all", window=Window.daily("UTC"))
     first, second = pool.child(name="a", usd_cap=3), pool.child(name="b")

@@ -19,7 +19,8 @@ _MODELS = 10  # the dearest are shown
 
 def run_lines(status: RunStatus, now: datetime, depth: int | None = None) -> list[str]:
     """Return the lines of a run: its bars, its calls, its models, and the budgets of the pool it spends from."""
-    lines = [*tree_lines(_own(status), now)]
+    own = _own(status)
+    lines = [*tree_lines(own, now)]
     calls = ", ".join([made(status.calls), f"{status.refused:,} refused", seconds(status.seconds)])
     lines.append(f"  calls  {calls}")
     if status.cap_reached is not None:
@@ -27,14 +28,22 @@ def run_lines(status: RunStatus, now: datetime, depth: int | None = None) -> lis
     models = sorted(status.by_model.items(), key=lambda item: -_number(item[1], "usd_nanos"))
     for model, sums in models[:_MODELS]:
         spent = amount(_number(sums, "usd_nanos"), _number(sums, "tokens"))
-        lines += filled(f"{pure(model)}: {made(_number(sums, 'call_count'))}, {spent}", first="  ", then="    ").split(
-            "\n"
-        )
+        text = f"{pure(model)}: {made(_number(sums, 'call_count'))}, {spent}"
+        lines += filled(text, first="  ", then="    ").split("\n")
     if len(models) > _MODELS:
         lines.append(f"  ... and {len(models) - _MODELS:,} more models")
     if status.pool is not None:
-        lines += ["pool", *tree_lines(snapshot_of(status.pool), now, depth)]
+        whole = snapshot_of(status.pool)
+        if whole.children or _numbers(whole) != _numbers(own):  # else it is the run's own, and says the same again
+            lines += ["pool", *tree_lines(whole, now, depth)]
     return lines
+
+
+def _numbers(one: BudgetSnapshot) -> tuple[int | None, ...]:
+    return (
+        *(one.tokens_used, one.tokens_reserved, one.token_cap),
+        *(one.usd_used_nanos, one.usd_reserved_nanos, one.usd_cap_nanos),
+    )
 
 
 def _number(sums: Any, key: str) -> int:
