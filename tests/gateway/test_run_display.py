@@ -711,6 +711,21 @@ def test_the_threads_signals_are_as_before_the_writing(pipe: Pipe) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+def test_the_displays_thread_takes_no_signal_of_the_run() -> None:
+    masks: list[set[Any]] = []
+
+    def look() -> RunStatus:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return a_status()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    one, _ = a_display(Recording(), look)
+    one.start()
+    one.close()
+    assert masks[0] >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
 def test_windows_has_no_such_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.delattr(signal, "SIGTTOU")

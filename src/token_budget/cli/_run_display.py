@@ -16,6 +16,7 @@ from typing import TextIO
 
 from token_budget.cli._run_line import Line
 from token_budget.cli._run_rich import RichScreen, is_there
+from token_budget.cli._run_signals import kept_from_threads
 from token_budget.cli._run_status import RunStatus
 from token_budget.cli._run_terminal import Output, is_dumb, unstopped
 from token_budget.cli._run_title import Face, Plain, Title
@@ -53,7 +54,8 @@ class Display:
         """Begin to show the run. Call it when the child is started; its thread is a daemon."""
         if self._thread is None and not self._ended.is_set():
             thread = threading.Thread(target=self._run, name="token-budget display", daemon=True)
-            with suppress(RuntimeError):  # the system gives no thread: the run goes on unseen
+            # Without a thread of the system's the run goes on unseen. Signals are for the thread that waits for them.
+            with suppress(RuntimeError), kept_from_threads():
                 thread.start()
                 self._thread = thread
 

@@ -72,9 +72,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "status",
         help="what is used, held and left of a budget in a store, or by a run",
         description="Show a budget in a store with all budgets below it: what is used, what calls in flight hold, and "
-        "when it resets. Or show a run of yours that is going on (token-budget run), told by run, or by run:PID where "
-        "there are several; it is also shown if no store is named and it is the only one. It changes nothing, and "
-        f"makes no budget. {STATUSES}",
+        "when it resets. Or show a run of yours that is going on: run, or run:PID where there are several. Where no "
+        f"store is named, the only run is shown. The command changes nothing, and makes no budget. {STATUSES}",
     )
     add_options(parser, ", run, run:PID")
     add = parser.add_argument
