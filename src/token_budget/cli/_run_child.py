@@ -217,29 +217,36 @@ class Child:
         self._rouse()
 
 
-def wait_for_end(pid: int, *, pause: Callable[[float], object] = time.sleep) -> None:
+def wait_for_end(
+    pid: int, *, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], object] = time.sleep
+) -> None:
     """Block until the child has ended, and leave it to be reaped. Where it alone stops, as a shell's job, stop as well.
 
     A program may stop itself and not its group. Its shell then waits for us, who go on, and the terminal hangs.
     """
     while True:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
-        assert found is not None  # noqa: S101 - only with WNOHANG
-        if found.si_code != os.CLD_STOPPED:
+        if found is None or found.si_code != os.CLD_STOPPED:
             return
-        while True:  # Ctrl-Z and `fg` reach us and it one after the other
-            begun = time.monotonic()
+        begun = clock() - PAUSED
+        while clock() - begun >= PAUSED:  # Ctrl-Z and `fg` reach us and it one after the other
+            begun = clock()
             pause(SETTLED)
-            if time.monotonic() - begun < PAUSED:
-                break
-        alone = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
-        with suppress(ProcessLookupError):  # killed while it was stopped
-            groups = os.getpgrp(), os.getpgid(pid)
-            if alone and _run_signals.in_foreground(*groups) and _run_signals.started_by_a_shell_with_jobs():
-                os.kill(os.getpid(), signal.SIGSTOP)  # until the shell continues our group
-                if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
-                    os.kill(pid, signal.SIGCONT)  # it is in a group of its own
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)  # this stop is done with
+        if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None:
+            _stop_with(pid)
+
+
+def _stop_with(pid: int) -> None:
+    """Stop as well, if our shell then takes the terminal back; return when it has continued us."""
+    ours = os.getpgrp()
+    try:
+        its = os.getpgid(pid)
+    except ProcessLookupError:  # killed meanwhile
+        return
+    if _run_signals.in_foreground(ours, its) and _run_signals.started_by_a_shell_with_jobs():
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread goes no further; `os.kill` would let it
+        if its != ours:  # as a shell that is the child: ours continued our group alone
+            os.kill(pid, signal.SIGCONT)
 
 
 def start(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
