@@ -272,4 +272,4 @@ def _subparser(command: str) -> Any:
 def test_the_modes_of_progress_are_those_of_the_display() -> None:
     from token_budget.cli._run_display import MODES
 
-    assert [tuple(one.choices) for one in _subparser("run")._actions if one.dest == "progress"] == [MODES]
+    assert [tuple(one.choices or ()) for one in _subparser("run")._actions if one.dest == "progress"] == [MODES]

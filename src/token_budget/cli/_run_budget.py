@@ -77,14 +77,17 @@ class RunBudget:
             self._looking.release()
 
     def _look(self) -> dict[str, Any] | None:
+        if not self.shared:
+            return self._shown()
         from token_budget.stores import StoreError
 
-        try:
-            told: dict[str, Any] = self.pool.snapshot().to_dict()
-            told["children"] = [scope.snapshot().to_dict() for scope in self.scopes]
-        except (BudgetUnavailable, StoreError):
-            return self._told
-        self._told = told
+        with suppress(BudgetUnavailable, StoreError):
+            self._told = self._shown()
+        return self._told
+
+    def _shown(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.pool.snapshot().to_dict()
+        told["children"] = [scope.snapshot().to_dict() for scope in self.scopes]
         return told
 
     def cap_of(self, error: BudgetExceeded) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'token-budget-pool[cli]'"
 PROGRAM = "token-budget"
 LIBRARIES = ("aiohttp", "psutil", "truststore")
+_SHORT = 0.1  # seconds: a program that ends sooner needs no prices
 _UNSEEN = (
     "warning: no call to a model came through the gateway, so nothing was capped. Does the program call one? Does it "
     "take its provider's base URL from the environment (OPENAI_BASE_URL, ANTHROPIC_BASE_URL, ...), and is that "
@@ -96,6 +97,7 @@ class OneRun:
         self.child: Child | None = None
         self.budget: RunBudget | None = None
         self.started = False
+        self.ended = threading.Event()
         self.cap_reached: str | None = None
 
     def go(self) -> int:
@@ -186,9 +188,11 @@ class OneRun:
         file = publish(gateway.base, self.command)
         try:
             display.start()
-            threading.Thread(target=_load_prices, args=(budget.meter,), name="token-budget prices", daemon=True).start()
+            loads = threading.Thread(target=_load_prices, args=(budget.meter, self.ended), daemon=True)
+            loads.start()
             code = child.wait()
         finally:
+            self.ended.set()
             if file is not None:
                 file.remove()
         self.notes.close()
@@ -254,7 +258,9 @@ class OneRun:
         return code
 
 
-def _load_prices(meter: Meter) -> None:
+def _load_prices(meter: Meter, ended: threading.Event) -> None:
     """Load the list of prices while the program starts: else its first call waits for that, up to a second."""
+    if ended.wait(_SHORT):
+        return
     with suppress(Exception):  # the call that needs a price says what is wrong
         meter.prices.data_date  # noqa: B018
