@@ -232,6 +232,12 @@ def test_plain_writes_a_line_at_each_mark_of_a_cap_once(axis: str) -> None:
     assert [used for used in spent if later(1, **{axis: used}, **caps[axis])] == [50, 80, 95]
 
 
+def test_a_mark_that_is_passed_again_is_not_told_again() -> None:
+    _, later = plain(io.StringIO())
+    cap = {"usd_cap_nanos": 100}
+    assert [later(1, usd_nanos=95, **cap), later(30, usd_nanos=10, **cap), later(1, usd_nanos=81, **cap)] == [1, 1, 0]
+
+
 def test_plain_writes_one_line_where_several_marks_are_passed_at_once() -> None:
     _, later = plain(io.StringIO())
     assert [later(1, usd_nanos=used, usd_cap_nanos=100) for used in (10, 99, 99)] == [0, 1, 0]
