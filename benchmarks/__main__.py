@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("single", "threads", "scopes", "growth", "waiting", "memory", "import_time", "metering", "stores")
+NAMES = ("single", "threads", "scopes", "growth", "waiting", "memory", "import_time", "metering", "stores", "gateway")
 
 
 def main() -> None:

@@ -1,0 +1,260 @@
+"""What `token-budget run` costs: calls through its gateway, chunks of a stream, its start, its memory.
+
+The gateway is the command itself, in a process of its own, and so are the provider and a plain proxy: aiohttp with the
+gateway's own settings, which meters nothing. The provider answers at once, so that no share is flattered by the time
+that a model takes. Contenders alternate; a figure is the median over the repeats. On a machine that is not quiet
+believe ratios, and the CPU's time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks._gateway_clients import AT_ONCE, Connection, async_rate, threads_rate
+from benchmarks._measure import Options, Table, number, percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+SERVERS = str(Path(__file__).with_name("_gateway_servers.py"))
+SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+LIBRARIES = ("aiohttp", "click", "psutil", "truststore")
+INSTALL = "python -m pip install 'token-budget-pool[cli]' openai"
+DIRECT, PROXY, GATEWAY = "direct", "plain proxy", "gateway"
+RUN = ("-m", "token_budget", "run", "--progress", "off", "--usd", "1000000", "--")
+CHILD = ("-c", "pass")
+MEASURED = ("measure", GATEWAY, PROXY, "gateway / plain proxy", "quartiles of that", "must / aim")
+FOUND = ("measure", "found", "quartiles", "must")
+
+
+class Place(NamedTuple):
+    """Where a contender is reached, and which process it is."""
+
+    base: str
+    pid: int
+
+
+def run(options: Options) -> Iterator[Table]:
+    """Measure the gateway."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        print(f"Without the gateway, since {' and '.join(missing)} are not installed here: {INSTALL}\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="gateway-") as folder, ExitStack() as stack:
+        environ = _environment(folder)
+        provider = stack.enter_context(_process((SERVERS, "provider"), environ))
+        proxy = stack.enter_context(_process((SERVERS, "proxy", provider.base), environ))
+        told = {**environ, "OPENAI_BASE_URL": provider.base}
+        gateway = stack.enter_context(_process((*RUN, sys.executable, SERVERS, "child"), told))
+        places = {DIRECT: provider, PROXY: proxy, GATEWAY: gateway}
+        if find_spec("openai") is None:
+            print(f"Without openai, which is not installed here: {INSTALL}\n")
+        else:
+            yield _rates(options, places)
+        yield _one_call(options, places)
+        yield _chunks(options, places)
+        yield _memory(options, places)
+        yield _start(options, environ)
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """Return the environment of the processes: modules are compiled once, also where this process compiles none."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    path = [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONPYCACHEPREFIX": folder, "XDG_RUNTIME_DIR": folder}
+
+
+@contextmanager
+def _process(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[Place]:
+    """Run a process that says where it is reached, and let it end."""
+    started = subprocess.Popen(
+        [sys.executable, *command], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert started.stdout is not None
+        base = started.stdout.readline().strip()
+        if not base:
+            raise RuntimeError(f"{command} does not start")
+        yield Place(base, started.pid)
+        started.communicate(timeout=60)
+    finally:
+        if started.poll() is None:
+            started.kill()
+            started.communicate()
+
+
+# ---------------------------------------------------------------------- calls
+
+
+def _rates(options: Options, places: Mapping[str, Place]) -> Table:
+    """Measure the share of the direct rate that a client keeps."""
+    openai: Any = importlib.import_module("openai")
+    calls = AT_ONCE if options.tiny else 10 * AT_ONCE
+    kinds: dict[str, tuple[Callable[..., float], int, str]] = {
+        "AsyncOpenAI": (async_rate, 0, "0.70"),
+        "OpenAI in 32 threads": (threads_rate, 0, ""),
+        "AsyncOpenAI, the provider takes 50 ms": (async_rate, 50, ""),
+    }
+    rows = []
+    for kind, (rate, delay, must) in kinds.items():
+        found: dict[str, list[float]] = {name: [] for name in places}
+        order = list(places)
+        for _ in range(options.repeats):
+            for name in order:
+                found[name].append(rate(openai, places[name].base, calls, delay))
+            order.append(order.pop(0))
+        direct = found[DIRECT]
+        for name in (GATEWAY, PROXY):
+            shares = [ours / theirs for ours, theirs in zip(found[name], direct, strict=True)]
+            goal = must if name == GATEWAY else ""
+            rows.append([kind, f"{name} / direct", *_cells(shares), goal, f"{statistics.median(direct):,.0f}"])
+    header = ("client", "compared", "share of the rate", "quartiles", "must", "direct, calls a second")
+    return Table(f"Gateway: {AT_ONCE} calls at once, 4 KB, by openai; larger is better", header, rows)
+
+
+def _one_call(options: Options, places: Mapping[str, Place]) -> Table:
+    """Measure what a call takes more than a direct one, and the CPU's time of whoever passes it on."""
+    calls = 8 if options.tiny else 50
+    more: dict[str, dict[int, list[float]]] = {name: {50: [], 99: []} for name in (GATEWAY, PROXY)}
+    cpu: dict[str, list[float]] = {name: [] for name in (GATEWAY, PROXY)}
+    with ExitStack() as stack:
+        connections = {name: stack.enter_context(Connection(place.base)) for name, place in places.items()}
+        for connection in connections.values():
+            for _ in range(calls):
+                connection.call()
+        for _ in range(options.repeats):
+            took: dict[str, list[int]] = {name: [] for name in places}
+            spent = dict.fromkeys(places, 0.0)
+            for _ in range(4):
+                for name, connection in connections.items():
+                    before = _cpu(places[name].pid)
+                    took[name] += [connection.call() for _ in range(calls)]
+                    spent[name] += _cpu(places[name].pid) - before
+            for name, found in more.items():
+                for percent, values in found.items():
+                    values.append((percentile(took[name], percent) - percentile(took[DIRECT], percent)) / 1e6)
+                cpu[name].append(spent[name] * 1e3 / len(took[name]))
+    rows = [
+        ["ms more, p50", *_against(more[GATEWAY][50], more[PROXY][50]), "1.5 ms, 3 times / 2 times"],
+        ["ms more, p99", *_against(more[GATEWAY][99], more[PROXY][99]), "5 ms"],
+        ["ms of the CPU", *_against(cpu[GATEWAY], cpu[PROXY]), ""],
+    ]
+    return Table("Gateway: a call of 4 KB on one keep-alive connection, smaller is better", MEASURED, rows)
+
+
+def _chunks(options: Options, places: Mapping[str, Place]) -> Table:
+    """Measure how much older a chunk of a stream is when it comes."""
+    streams = 1 if options.tiny else 3
+    gap = 1 if options.tiny else None
+    more: dict[str, dict[int, list[float]]] = {name: {50: [], 99: []} for name in (GATEWAY, PROXY)}
+    for _ in range(options.repeats):
+        ages: dict[str, list[int]] = {name: [] for name in places}
+        for _ in range(streams):
+            for name, place in places.items():
+                with Connection(place.base, stream=True, gap=gap) as connection:
+                    connection.ask()
+                    ages[name] += connection.late()
+        for name, found in more.items():
+            for percent, values in found.items():
+                values.append((percentile(ages[name], percent) - percentile(ages[DIRECT], percent)) / 1e6)
+    rows = [
+        ["ms later, p50", *_against(more[GATEWAY][50], more[PROXY][50]), "1 ms"],
+        ["ms later, p99", *_against(more[GATEWAY][99], more[PROXY][99]), ""],
+    ]
+    return Table("Gateway: a chunk of a stream of 100, 10 ms apart, smaller is better", MEASURED, rows)
+
+
+# ---------------------------------------------------------------------- memory and start
+
+
+def _memory(options: Options, places: Mapping[str, Place]) -> Table:
+    """Measure what the processes keep while 32 streams are open."""
+    gap = 1 if options.tiny else None
+    kept: dict[str, list[float]] = {GATEWAY: [], PROXY: []}
+    for _ in range(2 if options.tiny else 3):
+        for name, found in kept.items():
+            with ExitStack() as stack:
+                base = places[name].base
+                open_ones = [stack.enter_context(Connection(base, stream=True, gap=gap)) for _ in range(AT_ONCE)]
+                for one in open_ones:
+                    one.ask()
+                open_ones[0].late()  # the first has come to its end, the others are near it
+                found.append(_process_of(places[name].pid).memory_info().rss / 1e6)
+                for one in open_ones[1:]:
+                    one.late()
+    rows = [["MB of memory (RSS)", *_against(kept[GATEWAY], kept[PROXY]), "80 MB"]]
+    return Table(f"Gateway: {AT_ONCE} streams are open, after all calls above; smaller is better", MEASURED, rows)
+
+
+def _start(options: Options, environ: Mapping[str, str]) -> Table:
+    """Measure how much longer a program takes with `run` in front of it."""
+    child = [sys.executable, *CHILD]
+    commands = {
+        "alone": child,
+        "run": [sys.executable, *RUN, *child],
+        "aiohttp": [sys.executable, "-c", "import aiohttp.web"],
+    }
+    took: dict[str, list[float]] = {name: [] for name in commands}
+    spent: dict[str, list[float]] = {name: [] for name in commands}
+    for repeat in range(options.repeats + 1):
+        for name, command in commands.items():
+            seconds, cpu = _timed(command, environ)
+            if repeat:  # the first compiles the modules
+                took[name].append(seconds)
+                spent[name].append(cpu)
+    rows = []
+    for what, goal, costs in (("s", "0.6 s", took), ("s of the CPU", "", spent)):
+        ours = [a - b for a, b in zip(costs["run"], costs["alone"], strict=True)]
+        theirs = [a - b for a, b in zip(costs["aiohttp"], costs["alone"], strict=True)]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b > 0]
+        rows.append([f"{what} more than the program alone", *_cells(ours), goal])
+        rows.append(["the same / what `import aiohttp.web` takes", *_cells(ratios), ""])
+    return Table("Gateway: start and end of `token-budget run -- python -c pass`, smaller is better", FOUND, rows)
+
+
+def _timed(command: Sequence[str], environ: Mapping[str, str]) -> tuple[float, float]:
+    """Run a command; return its seconds, and those of the CPU for it and its children."""
+    before, begun = os.times(), time.perf_counter()
+    done = subprocess.run(
+        command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    seconds, after = time.perf_counter() - begun, os.times()
+    if done.returncode:
+        raise RuntimeError(f"{json.dumps(list(command))} ended with {done.returncode}: {done.stderr!r}")
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, spent
+
+
+def _process_of(pid: int) -> Any:
+    return importlib.import_module("psutil").Process(pid)
+
+
+def _cpu(pid: int) -> float:
+    times = _process_of(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+# ---------------------------------------------------------------------- cells
+
+
+def _cells(values: Sequence[float]) -> list[str]:
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [number(median), f"{number(first)}..{number(third)}"]
+
+
+def _against(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
+    """Return the cells of both, and of the ratio in each repeat."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
+    both = [number(statistics.median(values)) for values in (ours, theirs)]
+    return [*both, *(_cells(ratios) if len(ratios) > 1 else ("", ""))]
