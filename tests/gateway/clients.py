@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -23,7 +24,19 @@ from token_budget.cli._provider import RATES, Provider
 PROGRAMS = Path(__file__).parent / "programs"
 PATIENCE = 100.0  # seconds until a client that hangs is ended
 # What a client gets of this machine. No key of the user's and no address of a real provider is among it.
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "COMSPEC", "PATHEXT", "TEMP", "TMP")
+_KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "SYSTEMROOT",
+    "COMSPEC",
+    "PATHEXT",
+    "TEMP",
+    "TMP",
+    "PYTHONDONTWRITEBYTECODE",
+)
 _KEYS = ("OPENAI", "ANTHROPIC", "GEMINI", "GROQ", "MISTRAL")
 
 
@@ -43,9 +56,14 @@ class Ran:
 
     code: int
     said: tuple[Said, ...]
-    output: str  # its standard output that is no line of JSON
-    errors: str  # its standard error, and that of `token-budget run`
+    pieces: tuple[tuple[float, str], ...]  # its standard output as it came, with our clock
+    errors: str  # its standard error, and that of `token-budget run`; "" where they are among the pieces
     report: Mapping[str, Any]
+
+    @property
+    def output(self) -> str:
+        """Its whole standard output."""
+        return "".join(text for _, text in self.pieces)
 
     def calls(self, beginning: str = "") -> dict[str, list[Said]]:
         """Return what was said, by the name of the call."""
@@ -80,11 +98,17 @@ def environment(provider: Provider, **more: str) -> dict[str, str]:
     """Return the environment in which a client is run."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     path = str(Path(token_budget.__file__).parent.parent)
-    return {**kept, **addresses(provider.url), "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
+    return {**kept, **addresses(provider.url), "PYTHONPATH": path, **more}
 
 
 def run_client(
-    command: Sequence[str], provider: Provider, *options: str, usd: str = "1", environ: Mapping[str, str] | None = None
+    command: Sequence[str],
+    provider: Provider,
+    *options: str,
+    usd: str = "1",
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    one_output: bool = False,
 ) -> Ran:
     """Run a command under ``token-budget run`` with a budget, until it ends.
 
@@ -97,41 +121,53 @@ def run_client(
         options: more options of ``token-budget run``.
         usd: the budget.
         environ: the whole environment; None for `environment`.
+        folder: where it runs; None: here.
+        one_output: whether its standard error goes where its standard output goes.
     """
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "errors").open("w+b") as errors:
-        report = Path(folder, "report.json")
+    with tempfile.TemporaryDirectory() as beside, Path(beside, "errors").open("w+b") as errors:
+        report = Path(beside, "report.json")
         run = [sys.executable, "-m", "token_budget", "run", "--usd", usd, *prices(), "--progress", "off"]
         run += ["--report", str(report), *options, "--", *command]
         said: list[Said] = []
-        output: list[str] = []
-        with started(run, environment(provider) if environ is None else dict(environ), errors) as process:
-            assert process.stdout is not None
-            stalls = _Stalls(provider)
-            with stalls:
-                for line in process.stdout:
-                    if (told := _said(line)) is None:
-                        output.append(line)
-                    else:
-                        said.append(told)
-                        stalls.saw(told.call)
+        pieces: list[tuple[float, str]] = []
+        to = subprocess.STDOUT if one_output else errors
+        stalls = _Stalls(provider)
+        given = environment(provider) if environ is None else dict(environ)
+        with started(run, given, to, folder) as process, stalls:
+            for line in _lines(process, pieces):
+                if (told := _said(line)) is not None:
+                    said.append(told)
+                    stalls.saw(told.call)
         errors.seek(0)
         text = errors.read().decode(errors="replace")
         found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-        return Ran(process.returncode, tuple(said), "".join(output), text, found)
+        return Ran(process.returncode, tuple(said), tuple(pieces), text, found)
+
+
+def _lines(process: subprocess.Popen[bytes], pieces: list[tuple[float, str]]) -> Iterator[str]:
+    """Go through the lines of a process's output as they come, and note each piece when it comes."""
+    assert process.stdout is not None
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rest = ""
+    while piece := os.read(process.stdout.fileno(), 65_536):
+        text = decoder.decode(piece)
+        pieces.append((time.monotonic(), text))
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], environ: Mapping[str, str], errors: Any) -> Iterator[subprocess.Popen[str]]:
+def started(
+    command: Sequence[str], environ: Mapping[str, str], errors: Any, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process in a session of its own, and end all of it where it outlasts `PATIENCE` or the block fails."""
     process = subprocess.Popen(
         command,
         env=environ,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
         start_new_session=os.name == "posix",
     )
 
