@@ -193,7 +193,7 @@ LAYER = {
     "cli/_run_options.py": 41,
     "cli/_run_budget.py": 42,
     "cli/_run_notes.py": 40,
-    "cli/run.py": 46,
+    "cli/run.py": 47,
     "cli/_run_status.py": 40,
     "cli/_run_terminal.py": 40,
     "cli/_run_files.py": 41,
