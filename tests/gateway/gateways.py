@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_budget import BudgetPool
-from token_budget.gateway import Gateway, Limits, Upstream
+from token_budget.gateway import Gateway, Upstream
 from token_budget.metering import Meter, Prices
 
 # USD for a million tokens: one of input costs 1,000 nanodollars, one of output 4,000. The provider's own are cheaper.

@@ -110,6 +110,13 @@ def test_a_client_that_expects_100_continue_is_told_to_go_on() -> None:
         assert wire.seen[0].header("expect") == []
 
 
+def test_a_client_of_http_1_0_is_not_told_to_go_on() -> None:
+    body = json.dumps(chat()).encode()
+    with wired(whole) as (gateway, _):
+        start = head(gateway, "POST", CHAT, *sized(body, "Expect: 100-continue")).replace(b"HTTP/1.1", b"HTTP/1.0")
+        assert raw(gateway, start + body).startswith(b"HTTP/1.0 200")
+
+
 def test_what_else_is_expected_is_a_417() -> None:
     with wired(whole) as (gateway, _):
         got = raw(gateway, head(gateway, "POST", CHAT, "Expect: a wonder", "Connection: close", "Content-Length: 0"))
@@ -140,15 +147,17 @@ def test_a_body_over_the_limit_is_a_413_in_the_words_of_the_provider_and_no_rese
     body = b"x" * (2 * MEBIBYTE)
     table = {name: upstream("http://127.0.0.1:9", name, dialect=name)}
     limits = Limits(body=MEBIBYTE)
-    with gateway_to("", upstreams=table, limits=limits) as gateway:
-        with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=SECONDS)) as connection:
-            content: Any = iter([body[: MEBIBYTE // 2]] * 4) if chunked else body
-            connection.request("POST", f"/{gateway.secret}/{name}/v1/x", content, encode_chunked=chunked)
-            answer = connection.getresponse()
-            assert answer.status == 413
-            told = json.loads(answer.read())
-            assert told.get("type") == kind
-            assert "1,048,576" in told["error"]["message"]
+    with (
+        gateway_to("", upstreams=table, limits=limits) as gateway,
+        closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=SECONDS)) as connection,
+    ):
+        content: Any = iter([body[: MEBIBYTE // 2]] * 4) if chunked else body
+        connection.request("POST", f"/{gateway.secret}/{name}/v1/x", content, encode_chunked=chunked)
+        answer = connection.getresponse()
+        assert answer.status == 413
+        told = json.loads(answer.read())
+        assert told.get("type") == kind
+        assert "1,048,576" in told["error"]["message"]
 
 
 def test_a_body_of_the_very_limit_passes() -> None:
@@ -268,10 +277,9 @@ def test_a_redirect_within_its_upstream_leads_through_the_gateway_again(*, absol
         where = (wire.url if absolute else "") + "/prefix/v1/there?x=1"
         connection.answer(b"moved", "308 Permanent Redirect", f"Location: {where}")
 
-    with wired(respond) as (_, wire):
-        with gateway_to(wire.url + "/prefix") as gateway:
-            got = ask(gateway, body=chat())
-            assert got.header("location") == [f"/{gateway.secret}/openai/v1/there?x=1"]
+    with wired(respond) as (_, wire), gateway_to(wire.url + "/prefix") as gateway:
+        got = ask(gateway, body=chat())
+        assert got.header("location") == [f"/{gateway.secret}/openai/v1/there?x=1"]
 
 
 @pytest.mark.parametrize("where", ["//elsewhere/v1", "/other/v1", "there", "http://elsewhere/prefix/v1"])
@@ -364,7 +372,8 @@ def test_a_stream_reaches_the_client_chunk_by_chunk() -> None:
             step.wait(SECONDS)
         connection.end()
 
-    for more in ({}, {"stream_options": {"include_usage": True}}):  # rewritten, and as it is
+    rewritten: dict[str, Any] = {}
+    for more in (rewritten, {"stream_options": {"include_usage": True}}):  # rewritten, and as it is
         for step in steps:
             step.clear()
         with (
@@ -455,12 +464,14 @@ def test_a_client_that_leaves_after_the_end_of_the_text_pays_what_it_cost() -> N
         connection.left()
 
     meter = meter_of()
-    with wired(respond, meter) as (gateway, _):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain:
-            body = json.dumps(chat(stream=True)).encode()
-            plain.sendall(head(gateway, "POST", CHAT, *sized(body)) + body)
-            received(plain, b"[DONE]")
-            assert used(meter) == EXACT  # before the provider ends its answer
+    with (
+        wired(respond, meter) as (gateway, _),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain,
+    ):
+        body = json.dumps(chat(stream=True)).encode()
+        plain.sendall(head(gateway, "POST", CHAT, *sized(body)) + body)
+        received(plain, b"[DONE]")
+        assert used(meter) == EXACT  # before the provider ends its answer
 
 
 def test_a_client_that_leaves_while_it_waits_for_room_leaves_the_line() -> None:

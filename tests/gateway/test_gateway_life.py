@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,12 +28,9 @@ from gateways import (
     chat,
     completion,
     eventually,
-    gateway_to,
     head,
     meter_of,
-    raw,
     received,
-    upstream,
     used,
     wired,
 )
@@ -47,6 +44,11 @@ EXACT = (108, 8 * 1000 + 100 * 4000, 0)
 
 def whole(connection: Connection, _: Asked) -> None:
     connection.answer(completion(), "200 OK", "Content-Type: application/json")
+
+
+def descriptors() -> int:
+    folder = Path("/proc/self/fd")
+    return len([*folder.iterdir()]) if folder.exists() else 0
 
 
 def threads() -> list[str]:
@@ -150,7 +152,7 @@ def test_what_keeps_it_from_listening_is_raised_and_leaves_nothing(monkeypatch: 
         raise OSError("no port")
 
     gateway = Gateway(meter_of(), {})
-    monkeypatch.setattr(server_module.socket, "create_server", fails)
+    monkeypatch.setattr(socket, "create_server", fails)
     with pytest.raises(OSError, match="no port"):
         gateway.start()
     monkeypatch.undo()
@@ -174,22 +176,24 @@ def test_closing_lets_an_open_call_come_to_its_end_and_refuses_new_ones() -> Non
         connection.end()
 
     meter = meter_of()
-    with wired(respond, meter) as (gateway, _):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain:
-            body = json.dumps(chat(stream=True)).encode()
-            plain.sendall(head(gateway, "POST", CHAT, f"Content-Length: {len(body)}") + body)
-            received(plain, b"data: {}")
-            closing = threading.Thread(target=gateway.close, args=(SECONDS,))
-            closing.start()
-            eventually(lambda: gateway._closing)
-            refused = ask(gateway, body=chat())
-            assert refused.status == 503
-            assert refused.header("connection") == ["close"]
-            go_on.set()
-            assert received(plain, b"0\r\n\r\n").endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-            closing.join(SECONDS)
-            assert used(meter) == EXACT
-            assert not threads()
+    with (
+        wired(respond, meter) as (gateway, _),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain,
+    ):
+        body = json.dumps(chat(stream=True)).encode()
+        plain.sendall(head(gateway, "POST", CHAT, f"Content-Length: {len(body)}") + body)
+        received(plain, b"data: {}")
+        closing = threading.Thread(target=gateway.close, args=(SECONDS,))
+        closing.start()
+        eventually(lambda: gateway._closing)
+        refused = ask(gateway, body=chat())
+        assert refused.status == 503
+        assert refused.header("connection") == ["close"]
+        go_on.set()
+        assert received(plain, b"0\r\n\r\n").endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        closing.join(SECONDS)
+        assert used(meter) == EXACT
+        assert not threads()
 
 
 @pytest.mark.parametrize("where", ["thinking", "streaming", "waiting"])
@@ -224,31 +228,34 @@ def test_closing_ends_what_does_not_end_by_itself_and_all_is_settled(where: str)
 
 
 def test_closing_ends_connections_that_are_idle() -> None:
-    with wired(whole) as (gateway, _):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain:
-            plain.sendall(head(gateway, "GET", "/v1/models"))
-            received(plain, b"}}")
-            gateway.close()
-            assert received(plain) == b""
+    with (
+        wired(whole) as (gateway, _),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain,
+    ):
+        plain.sendall(head(gateway, "GET", "/v1/models"))
+        received(plain, b"}}")
+        gateway.close()
+        assert received(plain) == b""
 
 
 def test_a_request_whose_body_is_on_its_way_does_not_hold_up_the_end() -> None:
-    with wired(whole) as (gateway, _):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain:
-            plain.sendall(head(gateway, "POST", CHAT, "Content-Length: 100"))
-            eventually(lambda: bool(gateway._open))
-            gateway.close(0.01)
-            assert not threads()
+    with (
+        wired(whole) as (gateway, _),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS) as plain,
+    ):
+        plain.sendall(head(gateway, "POST", CHAT, "Content-Length: 100"))
+        eventually(lambda: bool(gateway._open))
+        gateway.close(0.01)
+        assert not threads()
 
 
 def test_nothing_is_left_of_many_gateways() -> None:
-    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    before = descriptors()
     for _ in range(5):
         with wired(whole) as (gateway, _):
             ask(gateway, body=chat())
     gc.collect()
-    after = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-    assert after <= before
+    assert descriptors() <= before
     assert not threads()
 
 
@@ -306,7 +313,7 @@ threading.Thread(target=raw, args=(gateway, request), daemon=True).start()
 eventually(lambda: bool(provider.bills))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program.format(tests=os.path.dirname(__file__))],
+        [sys.executable, "-c", program.format(tests=str(Path(__file__).parent))],
         capture_output=True,
         text=True,
         timeout=SECONDS * 2,

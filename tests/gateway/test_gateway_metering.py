@@ -406,6 +406,8 @@ def never(connection: Connection, asked: Asked) -> None:
         ("POST", "/v1/messages", {"text": "hello"}, 400),
         ("POST", CHAT, chat(max_tokens="many"), 403),
         ("POST", CHAT, chat("no-such-model"), 400),
+        ("PUT", CHAT, chat(), 403),
+        ("POST", "/v1/" + "x" * 600, chat(), 403),
         ("POST", "/V1/Chat/Completions", chat(), 403),
     ],
 )
@@ -647,7 +649,7 @@ class SlowStore:
 
     async def wait(self) -> None:
         self.settling.set()
-        while not self.go_on.is_set():
+        while not self.go_on.is_set():  # noqa: ASYNC110 - a test's thread sets it
             await asyncio.sleep(0.001)
 
     def snapshot(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import threading
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ from gateways import (
 )
 from token_budget.gateway import Gateway, Limits
 from token_budget.gateway._address import climbs, is_loopback, target_of
-from token_budget.gateway._client import Client, proxy_for
+from token_budget.gateway._client import Body, Client, proxy_for
 
 
 def whole(connection: Connection, _: Asked) -> None:
@@ -84,7 +83,12 @@ def test_without_the_secret_there_is_nothing(change: Any) -> None:
 
 def test_the_secret_is_compared_in_a_time_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
-    monkeypatch.setattr("secrets.compare_digest", lambda one, other: compared.append((one, other)) or one == other)
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("secrets.compare_digest", compare)
     assert target_of("/wrong/openai/v1", "right", None) is None
     assert target_of("/right/openai/v1", "right", None) == ("openai", "/v1", "")
     assert compared == [(b"wrong", b"right"), (b"right", b"right")]
@@ -321,6 +325,19 @@ def test_passwords_out_of_netrc_reach_nobody(monkeypatch: pytest.MonkeyPatch, tm
         assert [one.header("authorization") for one in wire.seen] == [["Bearer mine"], []]
 
 
+def test_an_upstream_without_a_proxy_goes_there_alone_and_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[str] = []
+    monkeypatch.setattr("token_budget.gateway._client.proxy_for", lambda url: asked_for.append(url))
+    with wired(whole) as (gateway, wire):
+        for _ in range(3):
+            assert ask(gateway, body=chat()).status == 200
+        assert asked_for == [wire.url]
+
+
+def test_a_body_is_text_for_whoever_asks() -> None:
+    assert Body("ü".encode()).decode() == "ü"
+
+
 def test_certificates_are_those_that_the_system_trusts() -> None:
     import truststore
 
@@ -330,11 +347,10 @@ def test_certificates_are_those_that_the_system_trusts() -> None:
         connection.close()
 
     with wired(respond) as (_, wire), gateway_to(wire.url.replace("http:", "https:")) as gateway:
-        wire._read = lambda plain, file: made.append(1)  # type: ignore[method-assign]
+        wire._read = lambda *_: made.append(1)  # type: ignore[method-assign]
         for _ in range(2):
             assert ask(gateway, body=chat()).status == 502
         client: Client | None = gateway._forward._client
         assert client is not None
         assert type(client._tls) is truststore.SSLContext
-        assert threading.active_count() > 0
     assert len(made) == 2

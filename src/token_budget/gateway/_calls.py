@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from token_budget._pool import BudgetPool
@@ -18,9 +18,10 @@ from token_budget.gateway._client import Body
 from token_budget.gateway._upstreams import Upstream
 from token_budget.metering import _requests, _routes
 from token_budget.metering._ask import Ask
+from token_budget.metering._body import parsed
 from token_budget.metering._meter import Meter
 from token_budget.metering._pending import Pending, bound
-from token_budget.metering._refusals import Unmetered, UnknownModel
+from token_budget.metering._refusals import UnknownModel, Unmetered
 from token_budget.metering._routes import Route
 from token_budget.metering._run import Run
 from token_budget.metering._shapes import Reading
@@ -45,18 +46,22 @@ def host_of(upstream: Upstream) -> str:
     return _HOSTS.get(provider) or next(known, host)
 
 
-@functools.lru_cache(maxsize=1024)
-def _route(method: str, host: str, provider: str | None, path: str) -> Route:
+def _find(method: str, host: str, provider: str | None, path: str) -> Route:
     found = _routes.route(method, host, path)
+    if found.kind == "metered" and method != "POST":
+        return _routes.UNKNOWN  # a PUT may be sent twice by those on its way, and no provider takes one
     return replace(found, provider=provider or found.provider)
+
+
+_route = functools.lru_cache(maxsize=1024)(_find)
+_LONGEST_KEPT = 512  # bytes of a path that is remembered
 
 
 def route_of(method: str, host: str, upstream: Upstream, rest: str) -> Route:
     """Return what a request is, by its method and path. ``host`` is what `host_of` says."""
     path = urlsplit(upstream.url).path + rest
-    if len(path) > 512:  # a long path is not kept
-        return _routes.route(method, host, path)
-    return _route(method, host, upstream.provider, path)
+    find = _route if len(path) <= _LONGEST_KEPT else _find
+    return find(method, host, upstream.provider, path)
 
 
 class Call:
@@ -120,13 +125,7 @@ def examine(
     if found.kind == "free":
         return None
     try:
-        if found.kind != "metered":
-            raise Unmetered(_UNMETERED.format(found.operation or "this request"))
-        packed = "content-encoding" in headers
-        plain = unpacked(headers, body, most) if packed else body
-        if found.vague and not lenient:
-            found = replace(found, vague=False)  # a body that is for no model is refused, and not passed on
-        request = _requests.read(found, headers, plain, estimate=meter.estimate, default_output=meter.default_output)
+        request, fields = _asked(meter, found, headers, body, most)
     except Unmetered as error:
         if lenient:
             return None
@@ -135,14 +134,34 @@ def examine(
         raise
     if request is None or (lenient and _has_no_price(meter, request)):
         return None
-    fixed = packed or headers.get("authorization", "").startswith("AWS4-")
+    fixed = "content-encoding" in headers or headers.get("authorization", "").startswith("AWS4-")
     request.limited = request.limited or fixed  # no limit can be written into a body that is packed or signed
     pending = meter._begin(request, run)
     try:
-        return _changed(pending, found, body, ask=ask and not fixed)
+        return _changed(pending, found, body, fields, ask=ask and not fixed)
     except Unmetered as error:
         pending._refused(error)
         raise
+
+
+def _asked(
+    meter: Meter, found: Route, headers: Mapping[str, str], body: bytes, most: int
+) -> tuple[Ask | None, dict[str, Any] | None]:
+    """Return what a request asks for, None if that is nothing of a model; and the object that its body is.
+
+    Raises:
+        Unmetered: nobody can tell what it costs.
+    """
+    if found.kind != "metered":
+        raise Unmetered(_UNMETERED.format(found.operation or "this request"))
+    plain = unpacked(headers, body, most) if "content-encoding" in headers else body
+    if found.vague and meter.unmetered != "allow":
+        found = replace(found, vague=False)  # a body that is for no model is refused, and not passed on
+    fields = parsed(plain) if _requests.is_json(found, plain) else None
+    request = _requests.read(
+        found, headers, plain, estimate=meter.estimate, default_output=meter.default_output, fields=fields
+    )
+    return request, fields
 
 
 def _has_no_price(meter: Meter, request: Ask) -> bool:
@@ -156,13 +175,13 @@ def _has_no_price(meter: Meter, request: Ask) -> bool:
 _UNMETERED = "what {} costs cannot be bounded before it is sent, so it is refused"
 
 
-def _changed(pending: Pending, found: Route, body: bytes, *, ask: bool) -> Call:
+def _changed(pending: Pending, found: Route, body: bytes, fields: dict[str, Any] | None, *, ask: bool) -> Call:
     """Return the call as it leaves: with its output limited, and the usage of its stream asked for."""
     asked = None
     if pending.output_limit is not None:
-        body = _requests.with_output_limit(found, body, pending.output_limit)
+        body = _requests.with_output_limit(found, body, pending.output_limit, fields)
     if ask and pending.ask.stream:
-        asked = _requests.with_stream_usage(found, "", body)
+        asked = _requests.with_stream_usage(found, "", body, fields=fields)
     return Call(pending, found, body, asked)
 
 

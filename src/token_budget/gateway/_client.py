@@ -14,7 +14,6 @@ from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs
 from aiohttp.payload import Payload
-from multidict import CIMultiDict
 from yarl import URL
 
 from token_budget.gateway._limits import Limits
@@ -22,6 +21,7 @@ from token_budget.gateway._upstreams import Upstream
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
+    from multidict import CIMultiDict
 
 _PIECE = 1 << 18  # bytes of a long body that are written at once
 _AUTOMATIC = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)

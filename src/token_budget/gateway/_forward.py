@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from aiohttp import ClientError, ClientResponse, SocketTimeoutError, hdrs
+from aiohttp import ClientError, ClientResponse, HttpVersion11, SocketTimeoutError, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
 
 from token_budget.gateway._address import Target
@@ -36,7 +36,7 @@ from token_budget.metering._stream import PEEKED, unpacked
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer
+class Refused(Exception):
     """The gateway answers a request itself."""
 
     def __init__(self, answer: Answer, *, closing: bool = False) -> None:
@@ -93,7 +93,7 @@ class Forward:
             call = examine(self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body)
             if call is not None:
                 await call.pending.ahold()
-        except Exception as error:  # noqa: BLE001 - whatever the meter says: it is not sent
+        except Exception as error:
             agent = request.headers.get(hdrs.USER_AGENT, "")
             answer = self._refusals.answer(error, upstream, agent=agent, body=body, path=target.rest)
             raise Refused(answer) from error
@@ -113,22 +113,24 @@ class Forward:
         content, limits = request.content, self._limits
         if int(request.headers.get(hdrs.CONTENT_LENGTH, 0)) > limits.body:
             raise self._too_long(upstream, target)
-        expected = request.headers.get(hdrs.EXPECT, "")
-        if expected.lower() == "100-continue":
+        if hdrs.EXPECT in request.headers and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
-        chunks, size, timer = [content.read_nowait()], 0, None
+        chunk = content.read_nowait()
+        chunks, size, timer = [], 0, None
         try:
             while True:
-                size += len(chunks[-1])
+                if chunk:
+                    chunks.append(chunk)
+                    size += len(chunk)
                 if size > limits.body:
                     raise self._too_long(upstream, target)
                 if content.at_eof():
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                    return b"".join(chunks)
                 if timer is None:
                     late = asyncio.TimeoutError()
                     timer = asyncio.get_running_loop().call_later(limits.body_seconds, content.set_exception, late)
-                chunks.append(await content.readany())
+                chunk = await content.readany()
         except asyncio.TimeoutError:
             text = f"the body of the request did not come within {limits.body_seconds:g} seconds"
             raise Refused(gateway_error(408, text, upstream, path=target.rest), closing=True) from None

@@ -1,7 +1,7 @@
 """The gateway: an HTTP server on loopback, in a thread and an event loop of its own.
 
 What always holds: it listens on 127.0.0.1 alone, and answers 404 to all that has not its secret. It logs nothing:
-neither a key, nor its secret, nor a body. When `Gateway.close` returns, every call is settled, and the thread has ended.
+neither a key, nor its secret, nor a body. When `Gateway.close` returns, every call is settled and the thread has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiohttp import HttpVersion11, hdrs
+from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, Server, StreamResponse
 
 from token_budget.gateway._address import STATUS, Target, is_loopback, target_of
@@ -99,7 +99,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._server: Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.AbstractServer | None = None
         self._failure: Exception | None = None  # what kept it from listening
         self._process = 0
         self._port = 0
@@ -185,13 +185,14 @@ class Gateway:
         Args:
             grace: seconds.
         """
+        if self._process not in {0, os.getpid()}:
+            return
         atexit.unregister(self.close)
+        self._closing = True
         with self._ending:
             loop, thread = self._loop, self._thread
-            if self._closing or loop is None or thread is None or self._process != os.getpid():
-                self._closing = True
+            if loop is None or thread is None or not thread.is_alive():
                 return
-            self._closing = True
             asyncio.run_coroutine_threadsafe(self._end(grace), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
@@ -230,6 +231,7 @@ class Gateway:
             max_headers=limits.headers,
         )
         loop = asyncio.get_running_loop()
+        assert self._socket is not None  # noqa: S101 - `start` made it
         self._listener = await loop.create_server(self._connect, sock=self._socket, backlog=_BACKLOG)
 
     async def _end(self, grace: float) -> None:
@@ -298,7 +300,7 @@ class Gateway:
             text = "a websocket cannot be metered; use HTTP"
             raise Refused(gateway_error(426, text, upstream, path=target.rest))
         expected = request.headers.get(hdrs.EXPECT, "100-continue")
-        if expected.lower() != "100-continue" or (hdrs.EXPECT in request.headers and request.version < HttpVersion11):
+        if expected.lower() != "100-continue":
             text = f"Expect: {expected[:64]} cannot be met"
             raise Refused(gateway_error(417, text, upstream, path=target.rest))
 
@@ -310,6 +312,6 @@ class Gateway:
 
 def _silent() -> logging.Logger:
     """Return a logger that logs nothing: aiohttp's would show the headers of a request that it cannot read."""
-    logger = logging.Logger("token_budget.gateway")
+    logger = logging.getLogger("token_budget.gateway")
     logger.disabled = True
     return logger

@@ -89,6 +89,7 @@ def read(
     *,
     estimate: Literal["typical", "bytes"] = "typical",
     default_output: int = 4096,
+    fields: dict[str, Any] | None = None,
 ) -> Ask | None:
     """Return what a metered request asks for and the most that it can cost.
 
@@ -99,6 +100,7 @@ def read(
         estimate: ``"bytes"`` holds a token for each byte of the body, which no tokenizer of bytes can pass. Media, and
             what the provider adds, are estimates with both.
         default_output: tokens held for each answer where the request sets no limit.
+        fields: the object that the body is, if it is parsed already.
 
     Returns:
         None if the path is one that other web services have too and the body is for none of the models: pass it on.
@@ -111,7 +113,7 @@ def read(
         return _recording(route, headers, body, retried=retried)
     if route.vague and body.lstrip()[:1] != b"{":
         return None
-    fields = parsed(body)
+    fields = parsed(body) if fields is None else fields
     if route.vague and not any(mark <= fields.keys() for mark in _MARKS.get(route.shape, _MODEL_ONLY)):
         return None
     named = fields.get("model")
@@ -150,8 +152,15 @@ def read(
     )
 
 
-def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
+def is_json(route: Route, body: bytes) -> bool:
+    """Return whether `read` parses such a body: a form is none, and no body that is for other web services."""
+    return route.shape != "transcription" and not (route.vague and body.lstrip()[:1] != b"{")
+
+
+def with_output_limit(route: Route, body: bytes, limit: int, fields: dict[str, Any] | None = None) -> bytes:
     """Return the body with at most ``limit`` tokens of output an answer; a smaller limit that it has already stays.
+
+    ``fields`` is the object that the body is, if it is parsed already; it is changed with it.
 
     A shape without such a field (embeddings, transcriptions, Bedrock's ``invoke`` of other models than Claude) comes
     back as it is.
@@ -161,7 +170,7 @@ def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
     """
     if route.shape not in _LIMITS or route.shape in _UNCAPPED:
         return body
-    fields = parsed(body)
+    fields = parsed(body) if fields is None else fields
     paths = _LIMITS[route.shape]
     there = [path for path in paths if value_at(fields, path) is not None]
     if not there:
@@ -178,8 +187,17 @@ def with_output_limit(route: Route, body: bytes, limit: int) -> bytes:
     return written(fields) if above else body
 
 
-def with_stream_usage(route: Route, _host: str, body: bytes, *, api_version: str | None = None) -> bytes | None:
+def with_stream_usage(
+    route: Route,
+    _host: str,
+    body: bytes,
+    *,
+    api_version: str | None = None,
+    fields: dict[str, Any] | None = None,
+) -> bytes | None:
     """Return the body asking for the usage at the end of a stream; None if there is nothing to ask for.
+
+    ``fields`` is the object that the body is, if it is parsed already; it is changed with it.
 
     Who reads the answer must take the extra chunk out again. Providers that send usage unasked are left alone, and so
     is Azure where the URL says an ``api_version`` that refuses the question.
@@ -191,7 +209,7 @@ def with_stream_usage(route: Route, _host: str, body: bytes, *, api_version: str
         return None
     if route.provider == "azure" and api_version is not None and api_version < "2024-09-01":
         return None
-    fields = parsed(body)
+    fields = parsed(body) if fields is None else fields
     options = fields.get("stream_options")
     if not _streams(route, fields) or not isinstance(options, dict | None):
         return None

@@ -51,7 +51,7 @@ class Watch:
         strip: Leave out the chunk that tells the usage alone, and decode for the caller.
         framed: Whether the transport can tell a cut answer from a whole one.
         counting: Whether to count the text that passes by.
-        longest: Bytes of one event or body that are kept to be read; what is longer is not read.
+        longest: Bytes of one event or body that are kept to be read; what is longer is not read. None: `LONGEST`.
     """
 
     __slots__ = (
@@ -87,9 +87,9 @@ class Watch:
         strip: bool = False,
         framed: bool = True,
         counting: bool = False,
-        longest: int = LONGEST,
+        longest: int | None = None,
     ) -> None:
-        self._longest = longest
+        self._longest = LONGEST if longest is None else longest
         self._shape = shape
         self._choices = choices
         self._type = content_type
