@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import psutil  # type: ignore[import-untyped]
 
 LINUX = sys.platform == "linux"
 
-# A shell ignores signals for what it starts in the background, and all of that is inherited. The programs need defaults.
+# A shell ignores signals for what it starts in the background, and that is inherited. The programs need defaults.
 DEFAULTS = """
 import os, signal, sys
 for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"):
@@ -129,9 +128,4 @@ def state(pid: int) -> str:
 
 def pids_in(folder: Path) -> list[int]:
     """Return the process ids that are the names of the files in a folder."""
-    return sorted(int(name) for name in os.listdir(folder))
-
-
-def noted(folder: Path) -> str:
-    """Return shell code that notes the shell's process id as a file in the folder."""
-    return f': > "{folder}/$$"'
+    return sorted(int(path.name) for path in folder.iterdir())

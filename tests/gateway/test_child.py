@@ -18,7 +18,6 @@ if sys.platform == "win32":
     pytest.skip("these programs are of a POSIX system", allow_module_level=True)
 
 from ran_programs import LISTENER, line_of, outcome, python, ready, running, state, under, until
-
 from token_budget.cli import _run_child, _run_signals
 from token_budget.cli._run_child import Child, exit_code_of, left_behind
 from token_budget.cli._run_tree import Ended, Tree
@@ -32,6 +31,10 @@ def code_of(*command: str, environ: dict[str, str] | None = None) -> int:
         return child.wait()
     finally:
         child.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 # ---------------------------------------------------------------- exit status
@@ -144,12 +147,12 @@ def test_the_end_is_seen_where_waitid_is_missing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_program_that_is_not_found_is_127_and_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGTERM), len(os.listdir("/dev/fd")), threading.active_count()
+    before = signal.getsignal(signal.SIGTERM), open_files(), threading.active_count()
     child = Child(["no-such-program-anywhere"], os.environ)
     with pytest.raises(FileNotFoundError) as caught:
         child.start()
     assert exit_code_of(caught.value) == 127
-    assert (signal.getsignal(signal.SIGTERM), len(os.listdir("/dev/fd")), threading.active_count()) == before
+    assert (signal.getsignal(signal.SIGTERM), open_files(), threading.active_count()) == before
     assert child.pid is None
 
 
@@ -266,9 +269,9 @@ def test_a_run_whose_own_standard_files_are_closed_works() -> None:
 
 def test_a_hundred_children_one_after_the_other_leave_no_file_and_no_thread() -> None:
     code_of("true")
-    before = len(os.listdir("/dev/fd")), threading.active_count(), signal.getsignal(signal.SIGINT)
+    before = open_files(), threading.active_count(), signal.getsignal(signal.SIGINT)
     assert [code_of("/bin/sh", "-c", f"exit {number}") for number in range(100)] == list(range(100))
-    assert (len(os.listdir("/dev/fd")), threading.active_count(), signal.getsignal(signal.SIGINT)) == before
+    assert (open_files(), threading.active_count(), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_child_runs_also_in_a_thread_that_can_have_no_handlers() -> None:

@@ -19,7 +19,6 @@ if sys.platform == "win32":
     pytest.skip("these programs are of a POSIX system", allow_module_level=True)
 
 from ran_programs import DEFAULTS, LINUX, LISTENER, UNDER, ended, line_of, python, ready, running, state, under, until
-
 from token_budget.cli import _run_child, _run_signals
 from token_budget.cli._run_child import Child
 from token_budget.cli._run_signals import SI_KERNEL, Signals, kept_from_threads, sent_by_terminal

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-psutil = pytest.importorskip("psutil")
+pytest.importorskip("psutil")
 if sys.platform == "win32":
     pytest.skip("these programs are of a POSIX system", allow_module_level=True)
 
-from ran_programs import LINUX, line_of, outcome, pids_in, python, running, state, under, until
+import psutil  # type: ignore[import-untyped]
 
+from ran_programs import LINUX, line_of, outcome, pids_in, python, running, state, under, until
 from token_budget.cli import _run_tree
 from token_budget.cli._run_child import Child
 from token_budget.cli._run_tree import GIVEN_UP, PATIENCE, Ended, Tree, subreaper
@@ -203,9 +204,8 @@ def test_children_that_were_there_before_are_not_touched_and_not_reaped(tmp_path
         code = '(sh -c "$NOTE" &); until [ -n "$(ls "$FOLDER")" ]; do sleep 0.01; done; exit 5'
         with started(code, ours) as child:
             assert child.wait() == 5
-            assert LINUX != (child.left == Ended())
-        assert state(alive.pid) != "gone"
-        assert state(pids_in(other)[0]) != "gone"
+            assert (child.left == Ended()) is not LINUX
+        assert not {state(alive.pid), state(pids_in(other)[0])} & {"gone", "zombie"}
         assert ended.wait() == 3
     finally:
         ended.wait()
@@ -214,7 +214,8 @@ def test_children_that_were_there_before_are_not_touched_and_not_reaped(tmp_path
 
 
 def test_the_other_commands_of_a_pipeline_and_of_our_group_are_not_touched() -> None:
-    script = 'sleep 1000 >/dev/null 2>&1 & other=$!; "$@" | { cat; echo sibling; }; kill -0 $other && echo alive; kill $other'
+    script = 'sleep 1000 >/dev/null 2>&1 & other=$!; "$@" | { cat; echo sibling; }\n'
+    script += "kill -0 $other && echo alive; kill $other"
     command = ["/bin/sh", "-c", script, "sh", *under("/bin/sh", "-c", "echo out; kill -TERM $$")]
     assert subprocess.run(command, capture_output=True, check=False, timeout=60).stdout == b"out\nsibling\nalive\n"
 
@@ -224,7 +225,7 @@ def test_children_of_a_shell_that_we_replaced_are_not_touched() -> None:
     with running(["/bin/sh", "-c", script, "sh", *under("true")]) as process:
         pid = int(line_of(process.stdout))
         assert process.wait(60) == 0
-        assert state(pid) != "gone"
+        assert state(pid) not in {"gone", "zombie"}
         os.kill(pid, signal.SIGKILL)
 
 
@@ -242,7 +243,7 @@ def test_a_process_that_got_the_id_of_one_that_ended_is_not_signalled(
     tree._adopts = True
     try:
         assert tree.end() == Ended()
-        assert state(stranger.pid) == "sleeping"
+        assert state(stranger.pid) not in {"gone", "zombie"}
     finally:
         stranger.kill()
         stranger.wait()
@@ -373,7 +374,7 @@ def test_where_nobody_can_adopt_a_double_fork_escapes(tmp_path: Path, monkeypatc
     with started(code, tmp_path) as child:
         assert child.wait() == 5
         assert child.left == Ended()
-        assert state(pids_in(tmp_path)[0]) == "sleeping"
+        assert state(pids_in(tmp_path)[0]) not in {"gone", "zombie"}
 
 
 def test_where_nobody_can_adopt_a_child_that_has_ended_has_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,9 @@ def _stop_with(pid: int) -> None:
     except ProcessLookupError:  # killed meanwhile
         return
     if _run_signals.in_foreground(ours, its) and _run_signals.started_by_a_shell_with_jobs():
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread goes no further; `os.kill` would let it
+        signal.pthread_kill(
+            threading.get_ident(), signal.SIGSTOP
+        )  # this thread goes no further; `os.kill` would let it
         if its != ours:  # as a shell that is the child: ours continued our group alone
             os.kill(pid, signal.SIGCONT)
 

@@ -3,8 +3,8 @@
 Ctrl-C goes to every process of the terminal's foreground group, so the child has it without us. `kill PID`, a
 service manager and a CI runner signal us alone, and the child learns of it only from us. The kernel tells the two
 apart: a signal that the terminal sent has ``si_code == SI_KERNEL``. A handler of Python does not get that number;
-`sigwaitinfo` does. It needs the signals blocked in every thread, and a process that is started inherits what is blocked. So the order
-is:
+`sigwaitinfo` does. It needs the signals blocked in every thread, and a process that is started inherits what is
+blocked. So the order is:
 
 1. `Signals.install`: handlers. A handler is not inherited; an ignored signal is, and stays as we found it (`nohup`).
 2. The child is started.
