@@ -703,7 +703,8 @@ def test_a_background_job_that_writes_is_not_stopped() -> None:
     assert run_program(BACKGROUND).stdout == "7 b'hello\\r\\n'\n"
 
 
-def test_the_threads_signals_are_as_before_the_writing(pipe: Pipe) -> None:
+def test_the_threads_signals_are_as_before_the_writing() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTTOU])  # whatever the tests before have left
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     inside: list[set[Any]] = []
 
@@ -737,6 +738,37 @@ def test_windows_has_no_such_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "SIGTTOU")
     assert say(stream, "text")
     assert stream.getvalue() == "text\n"
+
+
+UNCLOSED = """
+import threading
+from runs import a_status
+from token_budget.cli._run_display import Display
+
+class Face:
+    def show(self, status):
+        print("shown", flush=True)
+
+    def close(self):
+        print("closed", flush=True)
+
+looked = threading.Event()
+
+def look():
+    looked.set()
+    return a_status()
+
+one = Display(Face, look)
+one.start()
+looked.wait(30)
+raise SystemExit("an error")
+"""
+
+
+def test_a_run_that_ends_by_an_error_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    done = run_program(UNCLOSED, check=False)
+    assert (done.stdout, done.stderr) == ("shown\nclosed\n", "an error\n")
 
 
 def test_every_mode_is_known() -> None:

@@ -7,6 +7,7 @@ Standard output is the child's alone. No mode but ``line`` and ``rich`` moves th
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import Callable
@@ -58,12 +59,14 @@ class Display:
             with suppress(RuntimeError), kept_from_threads():
                 thread.start()
                 self._thread = thread
+                atexit.register(self.close)  # an error in the run must not leave the terminal with a region
 
     def close(self, wait: float = 2.0) -> None:
         """Stop, and leave the terminal as it was. It blocks for ``wait`` seconds at most: the terminal may be stuck."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(wait)
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         with suppress(Exception):

@@ -2,7 +2,8 @@
 
 The rows above it are the terminal's scroll region, so the child's lines scroll there. A child that draws a screen of
 its own (vim, less) draws over the line, or sets a region of its own. Where a child's text ends at the last column, many
-terminals forget that the next character belongs on the next line when the cursor is saved and brought back.
+terminals forget that the next character belongs on the next line when the cursor is saved and brought back. A job that
+is stopped (Ctrl-Z) or killed (SIGKILL) leaves the region to the shell; ``tput reset`` or ``fg`` mends it.
 """
 
 from __future__ import annotations
