@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from capped import CALL, HELD, PRICES, Runner, cap_for, outcome, python
 from token_budget.cli import main, run
 from token_budget.cli._provider import Provider
 from token_budget.cli._run_options import MISMATCH, NO_GATEWAY, NO_REPORT, REQUIRED, UNAVAILABLE
+from token_budget.metering import Meter
+from token_budget.metering._prices import Prices
 
 for _library in ("aiohttp", "psutil", "truststore"):
     pytest.importorskip(_library)
@@ -372,6 +375,37 @@ def test_the_file_of_a_run_is_there_while_it_goes_on(runner: Runner) -> None:
     ran = runner.here("--usd", "1", program=f"import os\nprint(len(os.listdir({str(folder)!r})), call()[0])")
     assert ran.out == "1 200\n"
     assert list(folder.iterdir()) == []
+
+
+def test_a_run_that_has_no_place_for_its_file_goes_on(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_budget.cli._run_files.publish", lambda *_: None)
+    assert runner.here("--usd", "1", program="print(call()[0])").out == "200\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what its parent left is found where we adopt it")
+def test_what_a_program_leaves_behind_is_ended_and_told(runner: Runner) -> None:
+    ran = runner.here("--usd", "1", program=["sh", "-c", "sleep 600 > /dev/null & echo $!"])
+    assert ran.code == 0
+    assert "token-budget: ended 1 process that the program left behind\n" in ran.err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ran.out), 0)
+
+
+def test_the_list_of_prices_is_loaded_while_the_program_starts(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(Prices, "data_date", property(lambda _: loaded.set()))
+    monkeypatch.setattr(run, "_SHORT", 0)
+    run._load_prices(Meter(), ended)
+    assert loaded.is_set()
+    loaded.clear()
+    ended.set()
+    run._load_prices(Meter(), ended)  # there is nobody left who needs it
+    assert not loaded.is_set()
+    os.mkfifo(runner.folder / "fifo")
+    opener = threading.Thread(target=lambda: loaded.wait(30) and (runner.folder / "fifo").write_text("on"))
+    opener.start()
+    assert runner.here("--usd", "1", program="print(open('fifo').read())").out == "on\n"
+    opener.join()
 
 
 def test_a_run_without_a_metered_call_is_warned_of(runner: Runner, provider: Provider) -> None:

@@ -266,7 +266,8 @@ def test_the_help_of_run_names_every_option_and_every_exit_status(capsys: pytest
 
 
 def _subparser(command: str) -> Any:
-    return next(action.choices[command] for action in _parser(command)._actions if action.dest == "command")
+    actions: list[Any] = _parser(command)._actions
+    return next(action.choices[command] for action in actions if action.dest == "command")
 
 
 def test_the_modes_of_progress_are_those_of_the_display() -> None:
