@@ -35,6 +35,7 @@ from gateways import (
 )
 from token_budget import BudgetPool
 from token_budget.gateway import Limits
+from token_budget.gateway._relay import cut
 
 EXACT = (108, 8 * 1000 + 100 * 4000, 0)
 MEBIBYTE = 1 << 20
@@ -518,3 +519,11 @@ def test_a_call_whose_client_leaves_before_anything_was_sent_costs_nothing(monke
             assert entered.wait(SECONDS)
         eventually(lambda: not gateway._open)
         assert used(meter) == (0, 0, 0)
+
+
+def test_a_client_that_has_left_already_cannot_be_cut_off() -> None:
+    class Left:
+        transport = None
+
+    request: Any = Left()
+    cut(request)

@@ -37,7 +37,9 @@ from gateways import (
 from token_budget import BudgetPool
 from token_budget.gateway import Gateway
 from token_budget.gateway import _server as server_module
-from token_budget.metering import budget_run
+from token_budget.metering import Meter
+from token_budget.metering._guards import Guards
+from token_budget.metering._run import Run
 
 EXACT = (108, 8 * 1000 + 100 * 4000, 0)
 
@@ -49,6 +51,11 @@ def whole(connection: Connection, _: Asked) -> None:
 def descriptors() -> int:
     folder = Path("/proc/self/fd")
     return len([*folder.iterdir()]) if folder.exists() else 0
+
+
+def run_of(meter: Meter, usd: float) -> Run:
+    """Return what `budget_run` makes; that would load every SDK that is installed."""
+    return Run("job", BudgetPool(usd_cap=usd), outer=None, meter=meter, guards=Guards())
 
 
 def threads() -> list[str]:
@@ -86,7 +93,8 @@ def test_an_error_of_the_meter_is_a_refusal_that_shows_nothing(monkeypatch: pyte
 
 def test_calls_belong_to_the_run() -> None:
     meter = meter_of()
-    with budget_run("job", usd_cap=0.01, meter=meter) as run, wired(whole, meter, run=run) as (gateway, _):
+    run = run_of(meter, 0.01)
+    with wired(whole, meter, run=run) as (gateway, _):
         assert ask(gateway, body=chat()).status == 200
         assert run.report()["call_count"] == 1
         run.stop("enough")
@@ -103,8 +111,8 @@ def test_a_call_that_waits_ends_when_its_run_is_stopped() -> None:
         go_on.wait(SECONDS)
         whole(connection, asked)
 
+    run = run_of(meter, 0.006)
     with (
-        budget_run("job", usd_cap=0.006, meter=meter) as run,
         wired(respond, meter, run=run) as (gateway, wire),
         ThreadPoolExecutor(2) as pool,
     ):
@@ -283,6 +291,31 @@ def test_a_forked_child_lets_go_of_the_port_and_cannot_close_the_gateway() -> No
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert ask(gateway, body=chat()).status == 200
         assert used(meter) == EXACT
+
+
+def test_closing_that_was_interrupted_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway(meter_of(), {})
+    gateway.start()
+    with monkeypatch.context() as patch:
+
+        def interrupted(coroutine: Any, _: Any) -> Any:
+            coroutine.close()
+            raise KeyboardInterrupt
+
+        patch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            gateway.close()
+    assert threads()
+    gateway.close()
+    assert not threads()
+
+
+def test_in_a_forked_child_closing_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with wired(whole) as (gateway, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            gateway.close()
+        assert ask(gateway, body=chat()).status == 200
 
 
 def test_the_port_is_let_go_of_by_what_is_called_in_a_forked_child() -> None:

@@ -77,8 +77,8 @@ class Forward:
     async def close(self) -> None:
         """Wait for what is being settled, and end all connections to providers."""
         await self.settling.finish()
-        if self._client is not None:
-            await self._client.close()
+        assert self._client is not None  # noqa: S101 - whoever closes it has opened it
+        await self._client.close()
 
     async def handle(self, request: BaseRequest, upstream: Upstream, target: Target) -> StreamResponse:
         """Answer a request.

@@ -16,7 +16,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, Server, StreamResponse
@@ -53,9 +53,10 @@ class _Full(asyncio.Protocol):
     """A connection too many: it is told so, and closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        transport.close()
+        """Say so."""
+        plain = cast("asyncio.Transport", transport)
+        plain.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        plain.close()
 
 
 class Gateway:
@@ -243,8 +244,8 @@ class Gateway:
             for task in [*self._open]:
                 task.cancel()
             await self._last.wait()
-        if self._listener is not None:
-            self._listener.close()
+        assert self._listener is not None  # noqa: S101
+        self._listener.close()
         await self._forward.settling.finish()
         self._server.pre_shutdown()  # ends connections that are idle
         await self._server.shutdown(_SHUTDOWN)
