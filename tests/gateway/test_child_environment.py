@@ -175,6 +175,7 @@ def test_two_variables_of_one_provider_with_different_keys_are_refused_and_neith
         (b"authorization", b"Bearer own", b"Bearer own"),
         (b"authorization", b"own", b"own"),
         (b"x-api-key", b" own ", b" own "),
+        (b"x-api-key", b"TBx", b"TBx"),
         (b"x-other", b"TB", b"TB"),
         (b"authorization", b"", b""),
     ],

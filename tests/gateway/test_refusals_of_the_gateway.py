@@ -313,6 +313,12 @@ TEXTS = [
         "MODEL=INPUT,OUTPUT, in dollars for a million tokens.",
     ),
     (PoolClosed("pool 'job' is closed"), "pool 'job' is closed. Nothing was sent: the run is ending."),
+    (PoolForked("pool 'job' is a copy"), "pool 'job' is a copy. Nothing was sent: the run is ending."),
+    (
+        BudgetExceeded("usd", 6, 5, requested=5),
+        "the budget has not enough left: $1 of $5 spent, $0 held by calls in flight, and this call can cost up to $5. "
+        "Nothing was sent. To go on, raise the cap.",
+    ),
     (RunStopped("run 'job' has ended"), "run 'job' has ended. Nothing was sent."),
     (
         BudgetUnavailable("redis://h does not answer"),
