@@ -105,7 +105,8 @@ class Tmux:
         assert TMUX is not None
         self._folder = folder
         self._command = [TMUX, "-u", "-L", "test", "-f", os.devnull]
-        path = os.pathsep.join([str(Path(token_budget.__file__).parent.parent), str(_HERE), str(_HERE.parent)])
+        ours = [str(Path(token_budget.__file__).parent.parent), str(_HERE), str(_HERE.parent)]
+        path = os.pathsep.join([*ours, *filter(None, [os.environ.get("PYTHONPATH")])])
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self._environ = {**kept, "LC_ALL": "C.UTF-8", "SHELL": "/bin/sh", "TMUX_TMPDIR": str(folder)}
         self._environ |= {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "TERM": "screen"}
