@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,8 +184,8 @@ def test_a_script_without_an_interpreter_line_is_run_by_sh(tmp_path: Path) -> No
 def test_windows_finds_programs_by_their_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(_run_child, "WINDOWS", True)
-    monkeypatch.setattr(_run_child.shutil, "which", lambda name, path: f"{path}/{name}.cmd")
-    monkeypatch.setattr(_run_child.subprocess, "Popen", lambda command, **options: started.append(command))
+    monkeypatch.setattr(shutil, "which", lambda name, path: f"{path}/{name}.cmd")
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
     _run_child.start(["claude", "-p"], {"PATH": "folder"})
     assert started == [["folder/claude.cmd", "-p"]]
 
@@ -211,12 +212,24 @@ def test_an_error_before_the_child_is_started_leaves_all_as_it_was(monkeypatch: 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.E2BIG, "Argument list too long")
 
-    monkeypatch.setattr(_run_child.subprocess, "Popen", fail)
+    monkeypatch.setattr(subprocess, "Popen", fail)
     child = Child(["sleep", "1000"], os.environ)
     with pytest.raises(OSError, match="Argument list too long") as caught:
         child.start()
     assert exit_code_of(caught.value) == 126
     child.close()
+
+
+def test_on_windows_a_run_has_no_masks_and_no_death_by_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_run_child, "WINDOWS", True)
+    monkeypatch.setattr(_run_child, "start", lambda *arguments: subprocess.Popen(["/bin/sh", "-c", "kill -INT $$"]))
+    child = Child(["claude"], os.environ)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # this system's `set_wakeup_fd` asks for it
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pipe", lambda: (reading, writing))
+        child.start()
+    assert child.finish(child.wait()) == 130
 
 
 # ---------------------------------------------------------------- what it inherits

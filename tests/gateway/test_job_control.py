@@ -32,12 +32,13 @@ from ran_programs import LISTENER, UNDER, state, until
 from token_budget.cli import _run_signals
 from token_budget.cli._run_child import PAUSED, SETTLED, wait_for_end
 
+INTERACTIVE = {"sh": [], "dash": [], "bash": ["--norc", "--noprofile", "--noediting"]}
+# Those that are installed, each once: `sh` is often one of the others.
 SHELLS = {
-    "bash": ["bash", "--norc", "--noprofile", "--noediting", "-i"],
-    "dash": ["dash", "-i"],
-    "sh": ["sh", "-i"],
+    os.path.realpath(path): [name, *options, "-i"]
+    for name, options in INTERACTIVE.items()
+    if (path := shutil.which(name))
 }
-SHELLS = {name: command for name, command in SHELLS.items() if shutil.which(name)}
 
 # Stops itself alone when it is told to, in its own group if it has an argument; says when it was continued.
 STOPPER = """
@@ -112,9 +113,9 @@ def terminal(command: list[str], folder: Path) -> Iterator[Terminal]:
         made.close()
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=SHELLS.values(), ids=[command[0] for command in SHELLS.values()])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
-    with terminal(SHELLS[request.param], tmp_path) as made:
+    with terminal(request.param, tmp_path) as made:
         yield made
 
 
@@ -248,11 +249,12 @@ def test_keys_and_jobs_in_tmux(tmp_path: Path) -> None:
         return subprocess.run(command, check=True, capture_output=True, text=True, env=environ, cwd=tmp_path).stdout
 
     def shows(*words: str) -> Callable[[], bool]:
+        expected.extend(words)
         said = re.compile(r"ready|SIG\w+|Stopped|back|read word|status \d+")
-        return lambda: said.findall(tmux("capture-pane", "-p")) == [*seen, *words] and not seen.extend(words)
+        return lambda: said.findall(tmux("capture-pane", "-p")) == expected
 
     environ = {**os.environ, "PS1": "", "TERM": "xterm"}
-    seen: list[str] = []
+    expected: list[str] = []
     with terminal(["true"], tmp_path):
         pass  # for its programs
     tmux("new-session", "-d", "-x", "80", "-y", "24", "bash --norc --noprofile")

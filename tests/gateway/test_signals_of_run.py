@@ -353,6 +353,24 @@ def test_on_windows_nothing_is_forwarded_since_the_console_tells_all(
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_the_listening_thread_forwards_all_but_what_the_terminal_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [(signal.SIGINT, SI_KERNEL), (signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGWINCH, SI_KERNEL)]
+    infos = iter([SimpleNamespace(si_signo=number, si_code=code) for number, code in sent])
+    done = threading.Event()
+
+    def waiting(numbers: Any) -> Any:
+        for info in infos:
+            return info
+        done.set()
+        return signal.sigwaitinfo(numbers)
+
+    one = _Run(waiting)
+    one.signals.listen()
+    assert done.wait(60)
+    assert one.got == [signal.SIGINT, signal.SIGTERM]
+    one.close()
+
+
 def test_a_full_pipe_does_not_stop_the_listening_thread() -> None:
     infos = iter([SimpleNamespace(si_signo=signal.SIGCHLD, si_code=1, si_pid=0)])
     ready_to_end = threading.Event()

@@ -258,13 +258,26 @@ def test_processes_of_another_user_are_left_at_once_and_named(tmp_path: Path, mo
         raise psutil.AccessDenied(process.pid)
 
     paused: list[float] = []
-    tree = Tree(clock=lambda: 100.0 if paused else 0.0, pause=paused.append)
+    tree = Tree(clock=lambda: 0.3 * len(paused), pause=paused.append)
     code = 'sh -c "$NOTE" & until [ -n "$(ls "$FOLDER")" ]; do sleep 0.01; done; exit 5'
     with started(code, tmp_path, tree) as child:
         with monkeypatch.context() as patch:
             patch.setattr(psutil.Process, "send_signal", refuse)
             assert child.wait() == 5
         assert child.left == Ended(0, tuple(pids_in(tmp_path)))
+        assert len(paused) == 2  # it was told once
+
+
+@ADOPTING
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give up its rights")
+def test_a_process_that_we_have_no_right_to_end_is_named_on_standard_error() -> None:
+    program = under()[2].replace("code =", "import psutil; os.setuid(65534); code =")
+    command = [sys.executable, "-c", program, "/bin/sh", "-c", "sleep 1000 >&- 2>&- & echo $!; exit 3"]
+    with running(command) as process:
+        pid = int(line_of(process.stdout))
+        assert line_of(process.stderr) == f"could not end 1 process (pid {pid})"
+        os.kill(pid, signal.SIGKILL)
+        assert process.wait(60) == 3
 
 
 @ADOPTING
