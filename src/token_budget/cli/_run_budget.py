@@ -7,7 +7,8 @@ its options name, each once, or from none.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from token_budget import BudgetExceeded, BudgetPool, Window
@@ -121,13 +122,14 @@ def open_budget(options: RunOptions) -> RunBudget:
     if options.pool is None:
         pool: Any = BudgetPool(options.tokens, options.usd, name=options.job or "run", window=window)
         return RunBudget(options, pool, _run_of(options, pool, options.user))
-    pool, job, user = _opened(options, window)
-    try:
-        run = _run_of(options, pool if job is None else job, user)
-        return RunBudget(options, pool, run, job=job, user=user)
-    except BaseException:
-        pool.close()
-        raise
+    with _told():
+        pool, job, user = _scopes(options, window)
+        try:
+            run = _run_of(options, pool if job is None else job, user)
+            return RunBudget(options, pool, run, job=job, user=user)
+        except BaseException:
+            pool.close()
+            raise
 
 
 def _run_of(options: RunOptions, pool: Any, user: Any) -> Run:
@@ -160,21 +162,17 @@ def _run_of(options: RunOptions, pool: Any, user: Any) -> Run:
 # ---------------------------------------------------------------- of a store
 
 
-def _opened(options: RunOptions, window: Window | None) -> tuple[Any, Any, Any]:
-    """Return the pool, the job's and the user's, each None where there is none."""
-    from token_budget.stores import StoreError, StoreLost, StoreMismatch
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise CannotStartError in place of what a store raises."""
+    from token_budget.stores import StoreError, StoreMismatch
 
-    capped = any(cap is not None for cap in (options.usd, options.tokens, options.user_usd))
     try:
-        return _scopes(options, window, capped=capped)
+        yield
     except StoreMismatch as error:
         raise CannotStartError(f"{error}\n{_WAYS_OUT}", MISMATCH) from None
     except (ImportError, TypeError, ValueError) as error:
         raise CannotStartError(f"--pool: {error}", USAGE) from None
-    except StoreLost as error:
-        if capped:
-            raise CannotStartError(error, UNAVAILABLE) from None
-        raise CannotStartError(f"{error}; and there is no cap to make it with: say --usd or --tokens", USAGE) from None
     except (BudgetUnavailable, StoreError) as error:
         raise CannotStartError(error, UNAVAILABLE) from None
 
@@ -182,12 +180,12 @@ def _opened(options: RunOptions, window: Window | None) -> tuple[Any, Any, Any]:
 _WAYS_OUT = "For run: give the same caps and the same --per as the other one, or none, so that the stored ones hold."
 
 
-def _scopes(options: RunOptions, window: Window | None, *, capped: bool) -> tuple[Any, Any, Any]:
-    """Open them.
+def _scopes(options: RunOptions, window: Window | None) -> tuple[Any, Any, Any]:
+    """Open the pool, the job's budget and the user's, and return them; None where there is none.
 
     ``--per`` belongs to whatever the caps of this command line belong to: the job, else the pool, and the user's.
     """
-    from token_budget.stores import open_pool
+    from token_budget.stores import StoreLost, open_pool
     from token_budget.stores._opening import place_of
 
     where = options.pool or ""
@@ -200,7 +198,13 @@ def _scopes(options: RunOptions, window: Window | None, *, capped: bool) -> tupl
     of_users: dict[str, Any] = {} if options.user_usd is None else {"usd_cap": options.user_usd, "window": window}
     if options.job is None and of_users and options.usd is None and options.tokens is None:
         own["window"] = None  # the users' caps are the only ones of this command line
-    pool: Any = open_pool(where, create=capped, **(own if options.job is None else {}))
+    capped = any(cap is not None for cap in (options.usd, options.tokens, options.user_usd))
+    try:
+        pool: Any = open_pool(where, create=capped, **(own if options.job is None else {}))
+    except StoreLost as error:
+        if capped:
+            raise
+        raise ValueError(f"{error}; and there is no cap to make it with: say --usd or --tokens") from None
     try:
         job = None if options.job is None else pool.child(name=options.job, **own)
         user = None if options.user is None else pool.keyed(name="user", **of_users)[options.user]
