@@ -196,24 +196,31 @@ def test_what_takes_the_folders_place_later_gets_nothing(runtime: Path, tmp_path
     assert list(kept.iterdir()) == []
 
 
+@pytest.fixture
+def anybodys(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder for temporary files that every user may write, as /tmp is."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
 @posix
-def test_another_user_can_neither_read_the_file_nor_plant_a_folder(runtime: Path, tmp_path: Path) -> None:
+def test_another_user_can_neither_read_the_file_nor_plant_a_folder(anybodys: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may act as another user")
-    for above in (tmp_path, *tmp_path.parents[:-2]):
-        above.chmod(above.stat().st_mode | 0o011)
-    (tmp_path / "tmp").chmod(0o1777)
-    runtime.rmdir()
-    planted = tmp_path / "tmp" / "token-budget-0"
-    subprocess.run(["mkdir", "-m", "700", str(planted)], user=65534, group=65534, extra_groups=[], check=True)
+
+    def as_another(*command: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(command, user=65534, group=65534, extra_groups=[], check=False, capture_output=True)
+
+    planted = anybodys / "token-budget-0"
+    assert as_another("mkdir", "-m", "700", str(planted)).returncode == 0
     assert publish(URL, "claude") is None
     planted.rmdir()
     assert publish(URL, "claude") is not None
     (path,) = planted.iterdir()
-    read = subprocess.run(
-        ["cat", str(path)], user=65534, group=65534, extra_groups=[], check=False, capture_output=True
-    )
-    assert (read.returncode != 0, read.stdout) == (True, b"")
+    assert as_another("cat", str(path)).stdout == as_another("ls", str(planted)).stdout == b""
     assert SECRET in path.read_text(encoding="utf-8")
 
 
