@@ -290,6 +290,14 @@ def test_a_cap_for_a_period_begins_anew_with_it(runner: Runner) -> None:
     assert ran.report["pool"]["resets_at"] is not None
 
 
+def test_a_run_in_a_run_spends_from_both(runner: Runner, provider: Provider) -> None:
+    inner = [sys.executable, "-m", "token_budget", "run", "--usd", cap_for(1), *PRICES, "--progress", "off", "--"]
+    ran = runner.here("--usd", cap_for(2), program=[*inner, *python("print(call()[0], call('Who?')[0])")])
+    assert (ran.code, ran.out) == (0, "200 402\n")
+    assert (ran.report["calls"], ran.report["refused"], len(provider.bills)) == (1, 0, 1)
+    books_agree(ran.report, provider)
+
+
 # ---------------------------------------------------------------- guards and the end
 
 
