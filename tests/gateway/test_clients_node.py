@@ -66,6 +66,21 @@ def test_a_refusal_ends_in_one_request_and_the_provider_sees_none(proof: Proof) 
     proof.refused_in_one_request()
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_budget_that_is_kept_in_a_file_counts_what_the_provider_billed_in_two_runs(tmp_path: Path) -> None:
+    pool = f"sqlite:{tmp_path / 'budget.db'}#team"
+    with Provider(pace=PACE) as provider:
+        for _ in range(2):
+            ran = run_client(["node", str(PROGRAMS / "fetch_program.cjs")], provider, "--pool", pool)
+            assert ran.code == 0, ran.errors
+            assert ran.report["refused"] == 1
+        bills = [bill.nanos for bill in provider.bills]
+        half = len(bills) // 2
+        assert ran.report["spent"]["usd_nanos"] == sum(bills[half:]) == sum(bills[:half]) > 0
+        assert ran.report["pool"]["usd_used_nanos"] == sum(bills)
+        assert ran.report["pool"]["usd_reserved_nanos"] == 0
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.skipif(sys.platform == "win32", reason="the script is one of sh")
 def test_a_script_with_curl_streams_and_spends_until_it_is_told_that_there_is_no_more() -> None:
