@@ -8,12 +8,14 @@ import json
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 pytest.importorskip("aiohttp")
+
+from aiohttp import ClientTimeout
 
 from gateways import (
     CHAT,
@@ -145,14 +147,14 @@ def test_a_request_of_16_megabytes_reaches_the_provider_whole() -> None:
 def test_a_body_over_the_limit_is_a_413_in_the_words_of_the_provider_and_no_reset(
     name: Any, kind: str | None, *, chunked: bool
 ) -> None:
-    body = b"x" * (2 * MEBIBYTE)
+    body = b"x" * (32 * MEBIBYTE)  # more than lies between the two: who does not read it on resets the connection
     table = {name: upstream("http://127.0.0.1:9", name, dialect=name)}
     limits = Limits(body=MEBIBYTE)
     with (
         gateway_to("", upstreams=table, limits=limits) as gateway,
         closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=SECONDS)) as connection,
     ):
-        content: Any = iter([body[: MEBIBYTE // 2]] * 4) if chunked else body
+        content: Any = iter([body[:MEBIBYTE]] * 32) if chunked else body
         connection.request("POST", f"/{gateway.secret}/{name}/v1/x", content, encode_chunked=chunked)
         answer = connection.getresponse()
         assert answer.status == 413
@@ -424,10 +426,35 @@ def test_cookies_of_one_client_reach_no_other() -> None:
     def respond(connection: Connection, asked: Asked) -> None:
         connection.answer(completion(), "200 OK", "Set-Cookie: who=first; Path=/")
 
-    with wired(respond) as (gateway, wire):
+    with wired(respond) as (_, wire), gateway_to(wire.url.replace("127.0.0.1", "localhost")) as gateway:
         for _ in range(2):
-            ask(gateway, body=chat())
+            assert ask(gateway, body=chat()).header("set-cookie") == ["who=first; Path=/"]
         assert [asked.header("cookie") for asked in wire.seen] == [[], []]
+
+
+def test_no_stream_is_cut_for_its_length_in_time() -> None:
+    with wired(whole) as (gateway, _):
+        client = gateway._forward._client
+        assert client is not None
+        assert client._session.timeout == ClientTimeout(total=None, sock_connect=30, sock_read=900)
+
+
+def test_more_calls_than_a_hundred_reach_a_provider_at_once() -> None:
+    calls = 105
+    all_there = threading.Barrier(calls)
+
+    def respond(connection: Connection, asked: Asked) -> None:
+        all_there.wait(SECONDS)
+        connection.answer()
+
+    with wired(respond) as (gateway, _), ExitStack() as stack:
+        plain = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS))
+            for _ in range(calls)
+        ]
+        for one in plain:
+            one.sendall(head(gateway, "GET", "/v1/models"))
+        assert {received(one, b"{}")[:15] for one in plain} == {b"HTTP/1.1 200 OK"}
 
 
 # ---------------------------------------------------------------- clients that leave
