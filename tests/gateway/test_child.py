@@ -227,9 +227,17 @@ def test_on_windows_a_run_has_no_masks_and_no_death_by_a_signal(monkeypatch: pyt
     reading, writing = os.pipe()
     os.set_blocking(writing, False)  # this system's `set_wakeup_fd` asks for it
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pipe", lambda: (reading, writing))
+        pipes = iter([(reading, writing)])
+        patch.setattr(os, "pipe", lambda real=os.pipe: next(pipes, None) or real())
         child.start()
     assert child.finish(child.wait()) == 130
+
+
+def test_a_child_that_was_never_started_can_be_ended_and_closed() -> None:
+    child = Child(["sleep", "1000"], os.environ)
+    child.end()
+    child.close()
+    assert child.finish(0) == 0
 
 
 # ---------------------------------------------------------------- what it inherits
