@@ -1,4 +1,4 @@
-"""The clients of the benchmark of the gateway: real SDKs for the rate, bare sockets for what one call or chunk takes."""
+"""The clients of the benchmark of the gateway: real SDKs for the rate, bare sockets for one call or chunk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from benchmarks._gateway_servers import DELAY, MODEL, request_body
 if TYPE_CHECKING:
     from types import TracebackType
 
-AT_ONCE = 32
 _SENT = re.compile(rb'"sent": ?(\d+)}')  # the last of its event: so it is whole
 _PROMPT = "The harbour master counted the boats again, wrote 27 into the book and closed the window. " * 42
 _CALL: dict[str, Any] = {
@@ -25,8 +24,8 @@ _CALL: dict[str, Any] = {
 }
 
 
-def async_rate(openai: Any, base: str, calls: int, delay: int) -> float:
-    """Return the calls a second of 32 tasks of AsyncOpenAI. ``delay``: ms that the provider takes."""
+def async_rate(openai: Any, base: str, calls: int, at_once: int, delay: int) -> float:
+    """Return the calls a second of so many tasks of AsyncOpenAI. ``delay``: ms that the provider takes."""
 
     async def work() -> float:
         headers = {DELAY: str(delay)}
@@ -36,30 +35,30 @@ def async_rate(openai: Any, base: str, calls: int, delay: int) -> float:
                 for _ in range(count):
                     await client.chat.completions.create(**_CALL)
 
-            await asyncio.gather(*(task(1) for _ in range(AT_ONCE)))  # connections are made, modules imported
+            await asyncio.gather(*(task(1) for _ in range(at_once)))  # connections are made, modules imported
             begun = time.perf_counter()
-            await asyncio.gather(*(task(calls // AT_ONCE) for _ in range(AT_ONCE)))
-            return calls // AT_ONCE * AT_ONCE / (time.perf_counter() - begun)
+            await asyncio.gather(*(task(calls // at_once) for _ in range(at_once)))
+            return calls // at_once * at_once / (time.perf_counter() - begun)
 
     return asyncio.run(work())
 
 
-def threads_rate(openai: Any, base: str, calls: int, delay: int) -> float:
-    """Return the calls a second of OpenAI in 32 threads."""
+def threads_rate(openai: Any, base: str, calls: int, at_once: int, delay: int) -> float:
+    """Return the calls a second of OpenAI in so many threads."""
     headers = {DELAY: str(delay)}
     with (
         openai.OpenAI(base_url=base, api_key="none", max_retries=0, default_headers=headers) as client,
-        ThreadPoolExecutor(AT_ONCE) as threads,
+        ThreadPoolExecutor(at_once) as threads,
     ):
 
         def work(count: int) -> None:
             for _ in range(count):
                 client.chat.completions.create(**_CALL)
 
-        list(threads.map(work, [1] * AT_ONCE))
+        list(threads.map(work, [1] * at_once))
         begun = time.perf_counter()
-        list(threads.map(work, [calls // AT_ONCE] * AT_ONCE))
-        return calls // AT_ONCE * AT_ONCE / (time.perf_counter() - begun)
+        list(threads.map(work, [calls // at_once] * at_once))
+        return calls // at_once * at_once / (time.perf_counter() - begun)
 
 
 class Connection:

@@ -1,7 +1,7 @@
-"""The other processes of the benchmark of the gateway: the provider, a proxy that meters nothing, and the gateway's child.
+"""The other processes of the benchmark of the gateway: the provider, a proxy that meters nothing, the gateway's child.
 
-``python _gateway_servers.py provider`` and ``… proxy URL`` print their base URL and serve; ``… child`` is the program that
-`token-budget run` starts: it prints the base URL that it was given. Each ends when its standard input does.
+``python _gateway_servers.py provider`` and ``… proxy URL`` print their base URL and serve; ``… child`` is the program
+that `token-budget run` starts: it prints the base URL that it was given. Each ends when its standard input does.
 """
 
 from __future__ import annotations

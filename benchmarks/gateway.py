@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks._gateway_clients import AT_ONCE, Connection, async_rate, threads_rate
+from benchmarks._gateway_clients import Connection, async_rate, threads_rate
 from benchmarks._measure import Options, Table, number, percentile
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 SERVERS = str(Path(__file__).with_name("_gateway_servers.py"))
 SOURCE = str(Path(__file__).resolve().parent.parent / "src")
+AT_ONCE = 32
 LIBRARIES = ("aiohttp", "click", "psutil", "truststore")
 INSTALL = "python -m pip install 'token-budget-pool[cli]' openai"
 DIRECT, PROXY, GATEWAY = "direct", "plain proxy", "gateway"
-RUN = ("-m", "token_budget", "run", "--progress", "off", "--usd", "1000000", "--")
+RUN = ("-m", "token_budget", "run", "--progress", "off", "--usd", "1000000")
 CHILD = ("-c", "pass")
 MEASURED = ("measure", GATEWAY, PROXY, "gateway / plain proxy", "quartiles of that", "must / aim")
 FOUND = ("measure", "found", "quartiles", "must")
@@ -49,14 +50,17 @@ def run(options: Options) -> Iterator[Table]:
     """Measure the gateway."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
-        print(f"Without the gateway, since {' and '.join(missing)} are not installed here: {INSTALL}\n")
+        are = "is" if len(missing) == 1 else "are"
+        print(f"Without the gateway, since {' and '.join(missing)} {are} not installed here: {INSTALL}\n")
         return
     with tempfile.TemporaryDirectory(prefix="gateway-") as folder, ExitStack() as stack:
-        environ = _environment(folder)
+        environ = _environment(folder, tiny=options.tiny)
         provider = stack.enter_context(_process((SERVERS, "provider"), environ))
         proxy = stack.enter_context(_process((SERVERS, "proxy", provider.base), environ))
         told = {**environ, "OPENAI_BASE_URL": provider.base}
-        gateway = stack.enter_context(_process((*RUN, sys.executable, SERVERS, "child"), told))
+        gateway = stack.enter_context(
+            _process((*RUN, "--require-metered", "--", sys.executable, SERVERS, "child"), told)
+        )
         places = {DIRECT: provider, PROXY: proxy, GATEWAY: gateway}
         if find_spec("openai") is None:
             print(f"Without openai, which is not installed here: {INSTALL}\n")
@@ -68,11 +72,14 @@ def run(options: Options) -> Iterator[Table]:
         yield _start(options, environ)
 
 
-def _environment(folder: str) -> dict[str, str]:
-    """Return the environment of the processes: modules are compiled once, also where this process compiles none."""
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+def _environment(folder: str, *, tiny: bool) -> dict[str, str]:
+    """Return the environment of the processes: modules are compiled once, also where this process keeps none."""
     path = [SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONPYCACHEPREFIX": folder, "XDG_RUNTIME_DIR": folder}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "XDG_RUNTIME_DIR": folder}
+    if not tiny:
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        environ["PYTHONPYCACHEPREFIX"] = folder
+    return environ
 
 
 @contextmanager
@@ -88,6 +95,8 @@ def _process(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[Pla
             raise RuntimeError(f"{command} does not start")
         yield Place(base, started.pid)
         started.communicate(timeout=60)
+        if started.returncode:
+            raise RuntimeError(f"{command} ended with {started.returncode}")
     finally:
         if started.poll() is None:
             started.kill()
@@ -100,7 +109,8 @@ def _process(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[Pla
 def _rates(options: Options, places: Mapping[str, Place]) -> Table:
     """Measure the share of the direct rate that a client keeps."""
     openai: Any = importlib.import_module("openai")
-    calls = AT_ONCE if options.tiny else 10 * AT_ONCE
+    at_once = 4 if options.tiny else AT_ONCE
+    calls = at_once if options.tiny else 10 * at_once
     kinds: dict[str, tuple[Callable[..., float], int, str]] = {
         "AsyncOpenAI": (async_rate, 0, "0.70"),
         "OpenAI in 32 threads": (threads_rate, 0, ""),
@@ -112,7 +122,7 @@ def _rates(options: Options, places: Mapping[str, Place]) -> Table:
         order = list(places)
         for _ in range(options.repeats):
             for name in order:
-                found[name].append(rate(openai, places[name].base, calls, delay))
+                found[name].append(rate(openai, places[name].base, calls, at_once, delay))
             order.append(order.pop(0))
         direct = found[DIRECT]
         for name in (GATEWAY, PROXY):
@@ -182,7 +192,7 @@ def _memory(options: Options, places: Mapping[str, Place]) -> Table:
     """Measure what the processes keep while 32 streams are open."""
     gap = 1 if options.tiny else None
     kept: dict[str, list[float]] = {GATEWAY: [], PROXY: []}
-    for _ in range(2 if options.tiny else 3):
+    for _ in range(1 if options.tiny else 3):
         for name, found in kept.items():
             with ExitStack() as stack:
                 base = places[name].base
@@ -202,24 +212,25 @@ def _start(options: Options, environ: Mapping[str, str]) -> Table:
     child = [sys.executable, *CHILD]
     commands = {
         "alone": child,
-        "run": [sys.executable, *RUN, *child],
+        "run": [sys.executable, *RUN, "--", *child],
         "aiohttp": [sys.executable, "-c", "import aiohttp.web"],
     }
     took: dict[str, list[float]] = {name: [] for name in commands}
     spent: dict[str, list[float]] = {name: [] for name in commands}
-    for repeat in range(options.repeats + 1):
+    warm_up = 0 if options.tiny else 1  # compiles the modules
+    for repeat in range(options.repeats + warm_up):
         for name, command in commands.items():
             seconds, cpu = _timed(command, environ)
-            if repeat:  # the first compiles the modules
+            if repeat >= warm_up:
                 took[name].append(seconds)
                 spent[name].append(cpu)
     rows = []
-    for what, goal, costs in (("s", "0.6 s", took), ("s of the CPU", "", spent)):
+    for what, goal, costs in (("", "0.6", took), (" of the CPU", "", spent)):
         ours = [a - b for a, b in zip(costs["run"], costs["alone"], strict=True)]
         theirs = [a - b for a, b in zip(costs["aiohttp"], costs["alone"], strict=True)]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b > 0]
-        rows.append([f"{what} more than the program alone", *_cells(ours), goal])
-        rows.append(["the same / what `import aiohttp.web` takes", *_cells(ratios), ""])
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
+        rows.append([f"s{what} more than the program alone", *_cells(ours), goal])
+        rows.append([f"the same{what}, / what `import aiohttp.web` takes", *_cells(ratios), ""])
     return Table("Gateway: start and end of `token-budget run -- python -c pass`, smaller is better", FOUND, rows)
 
 
@@ -249,12 +260,11 @@ def _cpu(pid: int) -> float:
 
 
 def _cells(values: Sequence[float]) -> list[str]:
-    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    first, median, third = statistics.quantiles(values if len(values) > 1 else [*values] * 2, n=4, method="inclusive")
     return [number(median), f"{number(first)}..{number(third)}"]
 
 
 def _against(ours: Sequence[float], theirs: Sequence[float]) -> list[str]:
     """Return the cells of both, and of the ratio in each repeat."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
     both = [number(statistics.median(values)) for values in (ours, theirs)]
-    return [*both, *(_cells(ratios) if len(ratios) > 1 else ("", ""))]
+    return [*both, *_cells([a / b for a, b in zip(ours, theirs, strict=True) if b])]

@@ -249,6 +249,58 @@ def test_metering_compares_calls_chunks_and_requests_with_and_without_us(tmp_pat
     assert results["modules outside the standard library"] == "none"
 
 
+GATEWAY_LIBRARIES = ["aiohttp", "click", "psutil", "truststore"]
+
+
+def test_gateway_measures_the_command_beside_a_plain_proxy_and_beside_no_proxy(tmp_path: Path) -> None:
+    for name in [*GATEWAY_LIBRARIES, "openai"]:
+        pytest.importorskip(name)
+    rates, calls, chunks, memory, start = tables("gateway", tmp_path)
+    clients = ["AsyncOpenAI", "OpenAI in 32 threads", "AsyncOpenAI, the provider takes 50 ms"]
+    assert keys(rates, "client", "compared", "must") == {
+        (client, f"{name} / direct", "0.70" if (client, name) == (clients[0], "gateway") else "")
+        for client in clients
+        for name in ("gateway", "plain proxy")
+    }
+    assert all(is_positive(row["share of the rate"]) for row in rates)
+    measured = [keys(rows, "measure", "must / aim") for rows in (calls, chunks, memory)]
+    assert measured == [
+        {
+            ("ms more, p50", "1.5 ms, 3 times / 2 times"),
+            ("ms more, p99", "5 ms"),
+            ("ms of the CPU", ""),
+        },
+        {("ms later, p50", "1 ms"), ("ms later, p99", "")},
+        {("MB of memory (RSS)", "80 MB")},
+    ]
+    for row in (*calls, *chunks, *memory):  # what one takes more than another can be less than nothing, in a few calls
+        assert all(math.isfinite(float(row[each])) for each in ("gateway", "plain proxy", "gateway / plain proxy"))
+    assert all(is_positive(row[each]) for row in memory for each in ("gateway", "plain proxy"))
+    against = "what `import aiohttp.web` takes"
+    assert keys(start, "measure", "must") == {
+        ("s more than the program alone", "0.6"),
+        (f"the same, / {against}", ""),
+        ("s of the CPU more than the program alone", ""),
+        (f"the same of the CPU, / {against}", ""),
+    }
+    assert all(is_positive(row["found"]) for row in start)
+
+
+@pytest.mark.parametrize("missing", GATEWAY_LIBRARIES)
+def test_gateway_says_which_library_is_missing_and_measures_nothing(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in GATEWAY_LIBRARIES:
+        pytest.importorskip(name)
+    hidden = f"import sys\nsys.modules[{missing!r}] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(hidden, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    output = printed("gateway", tmp_path)
+    assert f"Without the gateway, since {missing} is not installed here" in output
+    assert "token-budget-pool[cli]" in output
+    assert tables_in(output) == []
+
+
 def test_without_the_reference_it_says_how_to_install_it(tmp_path: Path) -> None:
     assert f"pip install --no-deps --target benchmarks/.reference {REFERENCE.replace(' ', '==')}" in printed(
         "memory", tmp_path
