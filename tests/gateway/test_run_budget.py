@@ -251,6 +251,8 @@ def test_a_pool_that_is_not_there_is_made_only_with_a_cap(store: str) -> None:
     with pytest.raises(CannotStartError, match="say --usd or --tokens") as told:
         opened("--pool", store)
     assert told.value.status == USAGE
+    with pytest.raises(StoreLost):
+        open_pool(store, create=False)
     opened("--pool", store, "--tokens", "5").close()
     with opened("--pool", store) as budget:
         assert budget.pool.snapshot().token_cap == 5

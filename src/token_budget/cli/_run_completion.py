@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         from click.shell_completion import get_completion_class
     except ImportError:
-        options.parser.error(f"click is not installed: {INSTALL}")
+        parser: argparse.ArgumentParser = options.parser
+        parser.error(f"click is not installed: {INSTALL}")
     kind: Any = get_completion_class(options.shell)
     sys.stdout.write(f"{kind(None, {}, PROGRAM, ASKED).source().strip()}\n")
     return 0
