@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / ".venvs" / "node"
 PACKAGES = ("openai@6", "@anthropic-ai/sdk@1")  # the generations that the tests know
+# A folder for each choice of packages: what is there is whole, and never changes.
+FOLDER = Path(__file__).parents[2] / ".venvs" / "node" / "+".join(PACKAGES).replace("/", "_")
 
 
 class NotToBeHad(Exception):
@@ -21,7 +21,7 @@ class NotToBeHad(Exception):
 def node_packages() -> Path:
     """Return the folder ``node_modules`` with `PACKAGES` in it. Installing them takes some seconds, once.
 
-    Several processes may ask at once: each installs beside the place, and the first one moves its folder there.
+    Several processes may ask at once: each installs beside the place, and the first one's folder is moved there.
 
     Raises:
         NotToBeHad: node or npm is not on this machine, or the registry does not answer.
@@ -29,12 +29,10 @@ def node_packages() -> Path:
     for name in ("node", "npm"):
         if shutil.which(name) is None:
             raise NotToBeHad(f"{name} is not installed")
-    ready = FOLDER / "ready.json"
-    if not ready.exists() or json.loads(ready.read_text(encoding="utf-8")) != list(PACKAGES):
-        FOLDER.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER.parent, prefix="node-") as beside:
+    if not FOLDER.exists():
+        FOLDER.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER.parent, prefix="new-") as beside:
             _install(Path(beside))
-            shutil.rmtree(FOLDER, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was faster
                 Path(beside, "packages").rename(FOLDER)
     return FOLDER / "node_modules"
@@ -51,4 +49,3 @@ def _install(beside: Path) -> None:
         raise NotToBeHad("npm install took more than 100 seconds") from None
     if done.returncode:
         raise NotToBeHad(f"npm install failed: {done.stderr.strip()[-400:]}")
-    (packages / "ready.json").write_text(json.dumps(PACKAGES), encoding="utf-8")

@@ -25,20 +25,25 @@ CLIENTS = {
 }
 
 
-@pytest.fixture(scope="session")
-def packages() -> Path:
-    """The packages from npm; the tests are skipped where they are not to be had."""
+PACKAGED = ("openai", "@anthropic-ai/sdk")
+
+
+def packages() -> str:
+    """Return where the packages from npm are, or skip the test where they are not to be had."""
     try:
-        return node_packages()
+        return str(node_packages())
     except NotToBeHad as missing:
         pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module", params=CLIENTS)
-def proof(request: pytest.FixtureRequest, packages: Path) -> Iterator[Proof]:
+def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
     program, expected = CLIENTS[request.param]
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    path = packages() if request.param in PACKAGED else ""
     with Provider(pace=PACE) as provider:
-        environ = environment(provider, NODE_PATH=str(packages))
+        environ = environment(provider, NODE_PATH=path)
         ran = run_client(["node", str(PROGRAMS / program)], provider, environ=environ)
         assert ran.code == 0, ran.errors
         provider.close()
