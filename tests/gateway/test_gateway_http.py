@@ -264,6 +264,16 @@ def test_a_header_that_is_no_utf_8_does_no_harm() -> None:
         assert wire.seen
 
 
+def test_a_header_with_what_may_not_be_written_costs_nobody_the_answer() -> None:
+    def respond(connection: Connection, asked: Asked) -> None:
+        connection.send(b"HTTP/1.1 200 OK\r\nX-Odd: a\x01b\tc\x7f\r\nContent-Length: 2\r\n\r\n{}")
+
+    with wired(respond) as (gateway, _):
+        got = ask(gateway, "GET", "/v1/models")
+        assert (got.status, got.body) == (200, b"{}")
+        assert got.header("x-odd") == ["ab\tc"]
+
+
 def test_no_redirect_is_followed() -> None:
     def respond(connection: Connection, asked: Asked) -> None:
         connection.answer(b"moved", "307 Temporary Redirect", "Location: http://127.0.0.1:9/elsewhere")

@@ -35,6 +35,7 @@ _OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-
 _ENCODING = b"accept-encoding"
 # Of an answer: `alt-svc` names another port of the provider's host, which the child takes for ours.
 _OF_ANSWERS = _HOP_BY_HOP | {b"alt-svc"}
+_CONTROLS = bytes({*range(32), 127} - {9})
 _READABLE = frozenset({b"gzip", b"deflate", b"identity"})
 
 
@@ -90,8 +91,13 @@ def to_client(raw: Raw, *, rewritten: bool = False, decoded: bool = False) -> CI
 
 
 def as_headers(raw: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-    """Return headers as aiohttp takes them. A byte that is no UTF-8 is replaced: aiohttp cannot write it."""
-    return CIMultiDict([(name.decode("ascii", "replace"), value.decode("utf-8", "replace")) for name, value in raw])
+    """Return headers as aiohttp takes them: it cannot write a byte that is no UTF-8, nor one that controls a terminal."""
+    return CIMultiDict(
+        [
+            (name.decode("ascii", "replace"), value.translate(None, _CONTROLS).decode("utf-8", "replace"))
+            for name, value in raw
+        ]
+    )
 
 
 def _named(raw: Raw) -> frozenset[bytes]:
