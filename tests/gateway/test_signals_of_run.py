@@ -106,7 +106,7 @@ def _children_of(pid: int) -> list[int]:
 def test_stopping_us_alone_and_continuing_us_leaves_the_child_untouched() -> None:
     with running(under(*python(LISTENER))) as process:
         pid = ready(process)
-        process.send_signal(signal.SIGTSTP)
+        process.send_signal(signal.SIGSTOP)  # SIGTSTP is lost on a group that no shell looks after
         until(lambda: state(process.pid) == "stopped")
         assert state(pid) != "stopped"
         process.send_signal(signal.SIGCONT)
