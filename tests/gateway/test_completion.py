@@ -71,7 +71,13 @@ def test_values_and_programs_are_completed(
 
 
 @pytest.mark.parametrize(
-    "words", [["run", "--report", "r"], ["run", "--usd", "5", "claude", "a.t"], ["run", "--usd", "5", "./bin/x"]]
+    "words",
+    [
+        ["run", "--report", "r"],
+        ["run", "--usd", "5", "claude", "a.t"],
+        ["run", "--usd", "5", "./bin/x"],
+        ["run", "--usd", "5", "claude", "--progress", ""],  # the program's own option
+    ],
 )
 def test_files_are_left_to_the_shell(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
