@@ -126,13 +126,22 @@ def _shown(action: argparse.Action) -> bool:
 
 def _option(action: argparse.Action) -> click.Option:
     import click
+    from click.shell_completion import CompletionItem
+
+    class Option(click.Option):
+        """Completes its value, unless it stands behind the program and is that one's own."""
+
+        def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+            if ctx.params.get("program"):
+                return [CompletionItem(incomplete, type="file")]
+            return super().shell_complete(ctx, incomplete)
 
     flag = action.nargs == 0
     told = (action.help or "") % {"prog": PROGRAM, "default": action.default}
     names = [*action.option_strings, action.dest.replace("-", "_")]
     if flag:
-        return click.Option(names, is_flag=True, help=told)
-    return click.Option(names, type=_type(action), multiple=isinstance(action, argparse._AppendAction), help=told)
+        return Option(names, is_flag=True, help=told)
+    return Option(names, type=_type(action), multiple=isinstance(action, argparse._AppendAction), help=told)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[click.Parameter]:
