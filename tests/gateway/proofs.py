@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clients import Ran
 from token_budget.cli._provider import Bill
@@ -20,6 +21,7 @@ class Expected:
     stalls: int  # streams that stall
     refused: int  # calls that no budget pays for
     tool: bool = True
+    unbounded: Mapping[str, int] = field(default_factory=dict)  # calls whose cost nobody can bound, and their status
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Proof:
 
     def answers_unchanged(self) -> None:
         """Check what the program was told, tools and vectors too."""
-        texts = [said.text for said in self.ran.said if not said.call.startswith(("slow", "stall", "refused"))]
+        texts = [
+            said.text for said in self.ran.said if not said.call.startswith(("slow", "stall", "refused", "unbounded"))
+        ]
         assert len(texts) >= 8
         assert {text for text in texts if isinstance(text, str)} == {TEXT}
         assert all(vector == [0.5, 0.25] for text in texts if isinstance(text, list) for vector in text)
@@ -71,8 +75,17 @@ class Proof:
         """Check that each refused call was one request, which the provider did not see."""
         refusals = self.ran.calls("refused")
         assert len(refusals) == self.expected.refused
-        assert self.ran.report["refused"] == self.expected.refused
+        assert self.ran.report["refused"] == self.expected.refused + len(self.expected.unbounded)
         assert len(self.requests) - len(self.bills) == sum(path.endswith(FREE) for path in self.requests)
         for call, (said,) in refusals.items():
             assert said.status == 402, call
             assert "budget" in said.text, call
+
+    def unbounded_in_one_request(self) -> None:
+        """Check that what cannot be bounded was refused, each in one request, which the provider did not see."""
+        statuses = {
+            call.removeprefix("unbounded "): said.status for call, (said,) in self.ran.calls("unbounded").items()
+        }
+        assert statuses == self.expected.unbounded
+        known = ("/completions", "/responses", "/embeddings", "/messages", "Content", "alt=sse", *FREE)
+        assert [path for path in self.requests if not path.endswith(known)] == []

@@ -19,9 +19,11 @@ from token_budget.cli._provider import Provider
 for library in ("aiohttp", "psutil", "truststore"):
     pytest.importorskip(library)
 
+OPENAI = {"images": 403, "speech": 403, "batches": 403, "fine-tuning": 403, "unknown path": 403, "unknown model": 400}
+ANTHROPIC = {"batches": 403, "unknown model": 400}
 CLIENTS = {  # the module, its program, and what that does
-    "openai": ("openai", "openai_program.py", Expected(slow=4, stalls=3, refused=2)),
-    "anthropic": ("anthropic", "anthropic_program.py", Expected(slow=2, stalls=2, refused=2)),
+    "openai": ("openai", "openai_program.py", Expected(slow=4, stalls=3, refused=2, unbounded=OPENAI)),
+    "anthropic": ("anthropic", "anthropic_program.py", Expected(slow=2, stalls=2, refused=2, unbounded=ANTHROPIC)),
     "google-genai": ("google.genai", "google_program.py", Expected(slow=2, stalls=2, refused=2)),
     "groq": ("groq", "groq_program.py", Expected(slow=2, stalls=2, refused=2)),
     "mistralai": ("mistralai.client", "mistral_program.py", Expected(slow=2, stalls=2, refused=2)),
@@ -44,7 +46,8 @@ def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
     module, program, expected = CLIENTS[request.param]
     needed(module)
     with Provider(pace=PACE) as provider:
-        ran = run_client([sys.executable, str(PROGRAMS / program), "sync", "async", "refused"], provider)
+        ways = ["sync", "async", "refused", *(["unbounded"] if expected.unbounded else [])]
+        ran = run_client([sys.executable, str(PROGRAMS / program), *ways], provider)
         assert ran.code == 0, ran.errors
         provider.close()
         assert provider.errors == []
@@ -69,6 +72,10 @@ def test_the_first_chunk_is_there_before_the_provider_sends_the_last(proof: Proo
 
 def test_a_refusal_ends_in_one_request_and_the_provider_sees_none(proof: Proof) -> None:
     proof.refused_in_one_request()
+
+
+def test_what_cannot_be_bounded_is_refused_in_one_request_so_that_the_cap_has_no_hole(proof: Proof) -> None:
+    proof.unbounded_in_one_request()
 
 
 def test_what_tells_no_usage_is_charged_at_least_as_it_is_billed() -> None:

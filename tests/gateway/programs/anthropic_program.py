@@ -1,4 +1,4 @@
-"""A program with anthropic, as anyone writes it: ``python anthropic_program.py [sync] [async] [refused]``."""
+"""A program with anthropic, as anyone writes it: ``python anthropic_program.py sync async refused unbounded``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,21 @@ def refused() -> None:
             say(f"refused {call}", str(error), status=error.status_code)
 
 
+def unbounded() -> None:
+    client = Anthropic()
+    request: Any = {"custom_id": "1", "params": asked(QUESTION)}
+    calls: dict[str, Any] = {
+        "batches": lambda: client.messages.batches.create(requests=[request]),
+        "unknown model": lambda: client.messages.create(**asked(QUESTION, model="model-of-nobody")),
+    }
+    for call, make in calls.items():
+        try:
+            make()
+        except APIStatusError as error:
+            say(f"unbounded {call}", str(error), status=error.status_code)
+
+
 if __name__ == "__main__":
-    ways = {"sync": sync, "async": lambda: asyncio.run(a_sync()), "refused": refused}
+    ways = {"sync": sync, "async": lambda: asyncio.run(a_sync()), "refused": refused, "unbounded": unbounded}
     for way in sys.argv[1:]:
         ways[way]()

@@ -1,4 +1,4 @@
-"""A program with openai, as anyone writes it: ``python openai_program.py [sync] [async] [refused]``."""
+"""A program with openai, as anyone writes it: ``python openai_program.py sync async refused unbounded``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,26 @@ def refused() -> None:
             say(f"refused {call}", str(error), status=error.status_code)
 
 
+def unbounded() -> None:
+    client = OpenAI()
+    calls: dict[str, Any] = {
+        "images": lambda: client.images.generate(model="house-large", prompt=QUESTION),
+        "speech": lambda: client.audio.speech.create(model="house-large", voice="alloy", input=QUESTION),
+        "batches": lambda: client.batches.create(
+            input_file_id="file-1", endpoint="/v1/chat/completions", completion_window="24h"
+        ),
+        "fine-tuning": lambda: client.fine_tuning.jobs.create(model="house-large", training_file="file-1"),
+        "unknown model": lambda: client.chat.completions.create(**asked(QUESTION, model="model-of-nobody")),
+        "unknown path": lambda: client.post("/chat/new-thing", body=asked(QUESTION), cast_to=object),
+    }
+    for call, make in calls.items():
+        try:
+            make()
+        except APIStatusError as error:
+            say(f"unbounded {call}", str(error), status=error.status_code)
+
+
 if __name__ == "__main__":
-    ways = {"sync": sync, "async": lambda: asyncio.run(a_sync()), "refused": refused}
+    ways = {"sync": sync, "async": lambda: asyncio.run(a_sync()), "refused": refused, "unbounded": unbounded}
     for way in sys.argv[1:]:
         ways[way]()
