@@ -173,6 +173,7 @@ def test_a_body_that_does_not_come_is_a_408() -> None:
     with wired(whole, limits=Limits(body_seconds=0.1)) as (gateway, wire):
         got = raw(gateway, head(gateway, "POST", CHAT, "Content-Length: 100") + b'{"model"')
         assert got.startswith(b"HTTP/1.1 408")
+        assert b"\r\nConnection: close\r\n" in got
         assert wire.seen == []
 
 
@@ -203,6 +204,12 @@ def test_a_request_that_can_be_read_in_two_ways_or_has_too_much_of_a_head_is_a_4
         got = raw(gateway, head(gateway, "POST", CHAT, *lines) + b"0\r\n\r\n")
         assert got.split(b" ")[1] == b"400"
         assert wire.seen == []
+
+
+def test_two_hundred_headers_pass() -> None:
+    with wired(whole) as (gateway, wire):
+        assert ask(gateway, "GET", "/v1/models", headers={f"X-{number}": "1" for number in range(200)}).status == 200
+        assert len(wire.seen[0].headers) > 200
 
 
 def test_a_header_of_15_kilobytes_passes() -> None:

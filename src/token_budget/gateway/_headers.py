@@ -6,6 +6,7 @@ stays on its side. All else crosses as it came, each line of its own, in its ord
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from multidict import CIMultiDict
@@ -32,9 +33,11 @@ _HOP_BY_HOP = frozenset(
 _OF_REQUESTS = _HOP_BY_HOP | {b"host", b"content-length", b"expect", SECRET_HEADER.encode()}
 # With these, some servers take a GET for another method, that would spend.
 _OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+_OF_REQUESTS_THAT_GET = _OF_REQUESTS | _OVERRIDES
 _ENCODING = b"accept-encoding"
 # Of an answer: `alt-svc` names another port of the provider's host, which the child takes for ours.
 _OF_ANSWERS = _HOP_BY_HOP | {b"alt-svc"}
+_USUAL = [b"keep-alive"]  # of ``Connection``: nothing but what stays here in any case
 _CONTROLS = bytes({*range(32), 127} - {9})
 _READABLE = frozenset({b"gzip", b"deflate", b"identity"})
 
@@ -48,11 +51,12 @@ def to_upstream(raw: Raw, secret: str, encoding: bytes | None, *, post: bool) ->
         encoding: what `readable_encoding` says, to stand in place of the client's own; None keeps that.
         post: whether it is a POST; else headers that make a POST of it stay here.
     """
-    dropped = _OF_REQUESTS | _named(raw)
-    if not post:
-        dropped |= _OVERRIDES
+    dropped = _OF_REQUESTS if post else _OF_REQUESTS_THAT_GET
+    named = _named(raw)
+    if named:
+        dropped |= named
     hidden = secret.encode()
-    kept = [(name, value) for name, value in raw if name.lower() not in dropped and hidden not in value]
+    kept = [line for line in raw if line[0].lower() not in dropped and hidden not in line[1]]
     if encoding is not None:
         kept = [(name, value) for name, value in kept if name.lower() != _ENCODING]
         kept.append((b"Accept-Encoding", encoding))
@@ -68,7 +72,11 @@ def readable_encoding(raw: Raw, *, plain: bool = False) -> bytes | None:
     """
     if plain:
         return b"identity"
-    asked = [value for name, value in raw if name.lower() == _ENCODING]
+    return _readable(tuple(_values(raw, _ENCODING)))
+
+
+@functools.lru_cache(maxsize=64)  # there are few clients, and each asks for the same
+def _readable(asked: tuple[bytes, ...]) -> bytes | None:
     codings = [one.strip() for value in asked for one in value.split(b",")]
     readable = [one for one in codings if one.partition(b";")[0].strip().lower() in _READABLE]
     return None if len(readable) == len(codings) else b", ".join(readable) or b"identity"
@@ -82,16 +90,18 @@ def to_client(raw: Raw, *, rewritten: bool = False, decoded: bool = False) -> CI
         rewritten: whether its bytes are changed, so that its length is not known.
         decoded: whether it is unpacked.
     """
-    dropped = _OF_ANSWERS | _named(raw)
+    dropped, named = _OF_ANSWERS, _named(raw)
+    if named:
+        dropped |= named
     if rewritten:
         dropped |= {b"content-length"}
     if decoded:
         dropped |= {b"content-encoding"}
-    return as_headers((name, value) for name, value in raw if name.lower() not in dropped)
+    return as_headers([line for line in raw if line[0].lower() not in dropped])
 
 
 def as_headers(raw: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-    """Return headers as aiohttp takes them: it cannot write a byte that is no UTF-8, nor one that controls a terminal."""
+    """Return headers as aiohttp takes them: it writes no byte that is no UTF-8, and no control character."""
     return CIMultiDict(
         [
             (name.decode("ascii", "replace"), value.translate(None, _CONTROLS).decode("utf-8", "replace"))
@@ -102,5 +112,13 @@ def as_headers(raw: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
 
 def _named(raw: Raw) -> frozenset[bytes]:
     """Return the headers that ``Connection`` says belong to this connection alone."""
-    named = [value for name, value in raw if name.lower() == b"connection"]
-    return frozenset(one.strip().lower() for value in named for one in value.split(b","))
+    named = _values(raw, b"connection")
+    if not named or named == _USUAL:
+        return frozenset()
+    return frozenset([one.strip().lower() for value in named for one in value.split(b",")])
+
+
+def _values(raw: Raw, header: bytes) -> list[bytes]:
+    """Return what each line of a header says."""
+    size = len(header)  # nearly all other names have another: those are not put into small letters
+    return [value for name, value in raw if len(name) == size and name.lower() == header]

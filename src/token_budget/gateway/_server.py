@@ -246,7 +246,6 @@ class Gateway:
             await self._last.wait()
         assert self._listener is not None  # noqa: S101
         self._listener.close()
-        await self._forward.settling.finish()
         self._server.pre_shutdown()  # ends connections that are idle
         await self._server.shutdown(_SHUTDOWN)
         await self._forward.close()
