@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from capped import CALL, HELD, PRICES, Runner, cap_for, outcome, python
+from support import run_program
 from token_budget.cli import main, run
 from token_budget.cli._provider import Provider
 from token_budget.cli._run_options import MISMATCH, NO_GATEWAY, NO_REPORT, REQUIRED, UNAVAILABLE
@@ -270,6 +271,16 @@ def test_a_job_is_a_budget_of_its_own_inside_the_pool(runner: Runner, provider: 
     assert "of $0.0000174 and" not in again.err
 
 
+def test_a_pool_may_be_in_redis(runner: Runner, provider: Provider) -> None:
+    from redis_server import new_name, shared
+
+    store = f"redis://127.0.0.1:{shared().port}/0#{new_name()}"
+    ran = runner.here("--pool", store, "--usd", cap_for(3), program="print(*at_once(8))")
+    assert ran.out.split().count("200") == len(provider.bills) == 3
+    assert runner.here("--pool", store, program="print(call()[0])").out == "402\n"
+    books_agree(ran.report, provider)
+
+
 def test_each_user_has_a_budget_beside_the_pools(runner: Runner, provider: Provider) -> None:
     pool = ("--pool", f"sqlite:{runner.folder / 'b.db'}#team", "--usd", "1", "--user-usd", cap_for(1))
     program = "print(call()[0], call('Who?')[0])"
@@ -434,6 +445,17 @@ def test_required_metering_is_an_exit_status_of_its_own(runner: Runner) -> None:
     assert runner.here("--usd", "0", "--require-metered", program="call()").code == 0
     ran = runner.here("--usd", "1", "--require-metered", program="pass")
     assert ran.report["exit_code"] == REQUIRED
+
+
+def test_a_run_loads_no_library_that_it_does_not_use() -> None:
+    program = (
+        "import sys\nfrom token_budget.cli import main\n"
+        "main(['run', '--usd', '1', '--progress', 'off', '--', sys.executable, '-S', '-c', 'pass'])\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, *sys.modules)"
+    )
+    loaded = set(run_program(program).stdout.split())
+    assert "aiohttp" in loaded
+    assert not loaded & {"click", "rich", "redis", "valkey", "sqlite3", "token_budget.stores", "token_budget.cli.demo"}
 
 
 def test_progress_off_says_nothing(runner: Runner) -> None:
