@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SERVERS = str(Path(__file__).with_name("_gateway_servers.py"))
 SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 AT_ONCE = 32
-LIBRARIES = ("aiohttp", "click", "psutil", "truststore")
+LIBRARIES = ("aiohttp", "click", "genai_prices", "psutil", "truststore")
 INSTALL = "python -m pip install 'token-budget-pool[cli]' openai"
 DIRECT, PROXY, GATEWAY = "direct", "plain proxy", "gateway"
 RUN = ("-m", "token_budget", "run", "--progress", "off", "--usd", "1000000")
