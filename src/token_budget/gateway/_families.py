@@ -7,8 +7,8 @@ What stands after the base in a variable was read in the clients' own sources (2
 - bare: anthropic 2.14, its npm package and Claude Code 2.1 (they add ``/v1/messages``); groq 1.7 (``/openai/v1/...``);
   google-genai 3.6 and gemini-cli 0.61 (``/v1/...``, ``/v1beta/...``); together 3.1, cerebras-cloud-sdk 1.91 and
   fireworks-ai 1.2 (``/v1/...``); perplexityai 0.46, cohere; openai's ``AzureOpenAI`` (``/openai/...``).
-- LiteLLM's ``*_API_BASE`` stand for the whole address before ``/chat/completions``, and of Gemini before ``/models``. For
-  chats with Mistral it reads ``MISTRAL_AZURE_API_BASE``, on Azure or not.
+- LiteLLM's ``*_API_BASE`` stand for the whole address before ``/chat/completions``, and of Gemini before ``/models``.
+  For chats with Mistral it reads ``MISTRAL_AZURE_API_BASE``, on Azure or not.
 
 What reaches its provider without us, since no variable moves it: mistralai's and OpenRouter's own SDKs, xai-sdk (gRPC),
 @ai-sdk/google, -groq and -mistral, LiteLLM's Cohere; and Bedrock and Vertex, whose requests are signed for their host.
