@@ -47,6 +47,10 @@ def whole(connection: Connection, _: Asked) -> None:
     connection.answer(completion(), "200 OK", "Content-Type: application/json")
 
 
+def never(connection: Connection, _: Asked) -> None:
+    connection.answer(b"nothing may reach the provider")
+
+
 def sized(body: bytes, *headers: str) -> tuple[str, ...]:
     return (f"Content-Length: {len(body)}", *headers)
 
@@ -204,6 +208,12 @@ def test_a_request_that_can_be_read_in_two_ways_or_has_too_much_of_a_head_is_a_4
         got = raw(gateway, head(gateway, "POST", CHAT, *lines) + b"0\r\n\r\n")
         assert got.split(b" ")[1] == b"400"
         assert wire.seen == []
+
+
+def test_three_hundred_headers_are_too_many() -> None:
+    with wired(never) as (gateway, _):
+        got = raw(gateway, head(gateway, "GET", "/v1/models", *(f"X-{number}: 1" for number in range(300))))
+        assert got.split(b" ")[1] == b"400"
 
 
 def test_two_hundred_headers_pass() -> None:
