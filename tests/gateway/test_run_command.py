@@ -458,6 +458,32 @@ def test_a_run_loads_no_library_that_it_does_not_use() -> None:
     assert not loaded & {"click", "rich", "redis", "valkey", "sqlite3", "token_budget.stores", "token_budget.cli.demo"}
 
 
+def test_a_fault_of_ours_leaves_signals_and_the_terminal_as_they_were(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from token_budget.cli._run_child import Child
+    from token_budget.cli._run_display import Display
+
+    wait, close, closed = Child.wait, Display.close, threading.Event()
+
+    def failing(child: Child) -> int:
+        wait(child)
+        raise RuntimeError("a fault of ours")
+
+    def closing(display: Display) -> None:
+        closed.set()
+        close(display)
+
+    monkeypatch.setattr(Child, "wait", failing)
+    monkeypatch.setattr(Display, "close", closing)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        runner.here("--usd", "1", program="pass")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert closed.is_set()
+    assert list((runner.folder / "token-budget").iterdir()) == []
+
+
 def test_progress_off_says_nothing(runner: Runner) -> None:
     assert runner.here("--usd", "1", "--progress", "off", program="call()").err == ""
 

@@ -110,6 +110,7 @@ class OneRun:
         try:
             report, upstreams, display = self._prepare()
             with ExitStack() as stack:
+                stack.callback(display.close)
                 budget, gateway = self._open(stack, upstreams)
                 code = self._run_program(budget, gateway, upstreams, display)
                 gateway.close()
@@ -191,6 +192,9 @@ class OneRun:
             loads = threading.Thread(target=_load_prices, args=(budget.meter, self.ended), daemon=True)
             loads.start()
             code = child.wait()
+        except BaseException:  # a fault of ours: the program goes on, without a gateway
+            child.close()
+            raise
         finally:
             self.ended.set()
             if file is not None:
