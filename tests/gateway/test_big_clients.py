@@ -41,9 +41,11 @@ else:
 """
 
 
-def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tries: int = 1, way: str = "through") -> str:
+def made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, tries: int = 1, way: str = "through", tools: bool = False
+) -> str:
     """Have a client that is installed already."""
-    client = BigClient("npm", "@some/client", "client", ("QUESTION", str(tries), way), "<WORD>")
+    client = BigClient("npm", "@some/client", "client", ("QUESTION", str(tries), way), "<WORD>", tools=tools)
     place = folder / "client"
     place.mkdir()
     (place / "ready").write_text("1.0", encoding="utf-8")
@@ -69,10 +71,10 @@ def test_a_client_that_is_right_has_a_line_that_says_so(tmp_path: Path, monkeypa
 
 
 def test_a_client_that_is_wrong_has_a_line_that_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells, right = line_of(tmp_path, made(tmp_path, monkeypatch, tries=3, way="late"))
+    cells, right = line_of(tmp_path, made(tmp_path, monkeypatch, tries=3, way="late", tools=True))
     assert not right
     assert cells[5] == "3 of 1 call"
-    assert cells[-1] == "its stream came at once; more than 1 for a call"
+    assert cells[-1] == "its stream came at once; it does not go on after a tool; more than 1 for a call"
 
 
 def test_a_client_that_goes_around_the_gateway_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

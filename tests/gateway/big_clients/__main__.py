@@ -1,9 +1,10 @@
 """Runs the big clients through ``token-budget run``: ``python tests/gateway/big_clients``, or some of them by name.
 
 Each is installed into a folder of its own (``.venvs/big_clients``, or ``--folder``), from npm or PyPI. Then it is asked
-one question in print mode, once with a budget and once without, with a false key, in an empty home, before the fake
-provider. Running them needs no network: what asks for another host meets a proxy that refuses, and is told. It prints a
-table, and exits 0 only if every client that was asked for could be installed and is right.
+one question in print mode: with a budget, with a budget and a model that calls one of its tools, and without a budget.
+Its key is false, its home empty, its provider the fake one. Running it needs no network: what asks for another host
+meets a proxy that refuses, and is told. It prints a table, and exits 0 only if every client that was asked for could be
+installed and is right.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from token_budget.cli._provider_shapes import TEXT, WORDS  # noqa: E402
 PACE = 0.25  # seconds between two pieces of a stream
 QUESTION = "Why is the sky blue?"
 HEADINGS = (
-    *("client", "version", "requests", "metered = billed (nanodollars)", "first to last word"),
+    *("client", "version", "requests, with a tool", "metered = billed (nanodollars)", "first to last word"),
     *("requests until it gives up", "exit codes", "other hosts wanted", "wrong"),
 )
 
@@ -85,21 +86,64 @@ def _time_of(ran: Ran, place: int) -> float:
     raise AssertionError("there is no such place")
 
 
-def faults(client: BigClient, first: Asked, second: Asked, apart: float | None) -> list[str]:
-    """Return what is wrong with a client's two runs."""
-    report, refused = first.ran.report, second.ran.report
-    found = {
-        "it failed": first.ran.code != 0,
-        "nothing was metered": not first.billed,
-        "metered is not billed": not report or report["spent"]["usd_nanos"] != first.billed,
-        "something is still held": not report or report["held"]["usd_nanos"] != 0,
-        "the answer is not told": TEXT not in first.ran.output and apart is None,
-        "its stream came at once": apart is None or apart <= PACE,
-        "the provider was asked without a budget": bool(second.requests),
-        "nothing was refused": not refused or not refused["refused"],
-        f"more than {client.tries} for a call": bool(refused) and refused["refused"] > client.tries * first.bills,
-    }
-    return [name for name, wrong in found.items() if wrong]
+@dataclass(frozen=True)
+class Trial:
+    """A client's runs."""
+
+    client: BigClient
+    plain: Asked
+    tool: Asked | None  # the model calls a tool; None: the client has none
+    poor: Asked  # without a budget
+
+    @property
+    def paid(self) -> list[Asked]:
+        """The runs with a budget."""
+        return [self.plain] if self.tool is None else [self.plain, self.tool]
+
+    @property
+    def billed(self) -> int:
+        """All nanodollars that the provider billed in them."""
+        return sum(asked.billed for asked in self.paid)
+
+    @property
+    def metered(self) -> int:
+        """All nanodollars that their reports say."""
+        return sum(asked.ran.report["spent"]["usd_nanos"] for asked in self.paid if asked.ran.report)
+
+    @property
+    def refused(self) -> int:
+        """The requests that were refused."""
+        return int(self.poor.ran.report["refused"]) if self.poor.ran.report else 0
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the client."""
+        plain, apart = self.plain, spread(self.client, self.plain.ran)
+        reports = [asked.ran.report for asked in self.paid]
+        found = {
+            "it failed": any(asked.ran.code for asked in self.paid),
+            "nothing was metered": not plain.billed,
+            "metered is not billed": self.metered != self.billed,
+            "something is still held": any(not each or each["held"]["usd_nanos"] for each in reports),
+            "the answer is not told": TEXT not in plain.ran.output and apart is None,
+            "its stream came at once": apart is None or apart <= PACE,
+            "it does not go on after a tool": self.tool is not None and self.tool.bills <= plain.bills,
+            "the provider was asked without a budget": bool(self.poor.requests),
+            "nothing was refused": not self.refused,
+            f"more than {self.client.tries} for a call": self.refused > self.client.tries * plain.bills,
+        }
+        return [name for name, wrong in found.items() if wrong]
+
+    def cells(self) -> Iterator[object]:
+        """Go through the cells of the client's line, after its name and its version."""
+        yield ", ".join(str(asked.bills) for asked in self.paid)
+        equal = self.metered == self.billed
+        yield f"{self.metered:,} = {self.billed:,}" if equal else f"{self.metered:,}, not {self.billed:,}"
+        apart = spread(self.client, self.plain.ran)
+        yield f"{apart * 1000:.0f} ms" if apart is not None else "not in their order"
+        yield f"{self.refused} of {self.plain.bills} call{'s' if self.plain.bills > 1 else ''}"
+        yield ", ".join(str(asked.ran.code) for asked in (*self.paid, self.poor))
+        yield ", ".join(sorted(set().union(*(asked.hosts for asked in (*self.paid, self.poor))))) or "none"
+        yield "; ".join(self.faults()) or "nothing"
 
 
 def row(name: str, below: Path, python: str | None, *, verbose: bool) -> tuple[list[str], bool]:
@@ -109,28 +153,16 @@ def row(name: str, below: Path, python: str | None, *, verbose: bool) -> tuple[l
         folder, version = install(client, below, python)
     except NotInstalled as error:
         return [name, "", *["-"] * (len(HEADINGS) - 3), f"not installed: {error}"], False
-    first = ask(client, folder, f"{QUESTION} [slow]", "5")
-    second = ask(client, folder, QUESTION, "0.000001")
+    trial = Trial(
+        client,
+        ask(client, folder, f"{QUESTION} [slow]", "5"),
+        ask(client, folder, f"{QUESTION} [call-tool]", "5") if client.tools else None,
+        ask(client, folder, QUESTION, "0.000001"),
+    )
     if verbose:
-        print(first.ran.output, first.ran.report, second.ran.output, second.ran.report, sep="\n", file=sys.stderr)
-    apart = spread(client, first.ran)
-    wrong = faults(client, first, second, apart)
-    return [str(cell) for cell in cells_of(name, version, first, second, apart, wrong)], not wrong
-
-
-def cells_of(
-    name: str, version: str, first: Asked, second: Asked, apart: float | None, wrong: list[str]
-) -> Iterator[object]:
-    """Go through the cells of a client's line."""
-    yield from (name, version, first.bills)
-    metered = first.ran.report["spent"]["usd_nanos"] if first.ran.report else 0
-    yield f"{metered:,} = {first.billed:,}" if metered == first.billed else f"{metered:,}, not {first.billed:,}"
-    yield f"{apart * 1000:.0f} ms" if apart is not None else "not in their order"
-    refused = second.ran.report["refused"] if second.ran.report else 0
-    yield f"{refused} of {first.bills} call{'s' if first.bills > 1 else ''}"
-    yield f"{first.ran.code}, {second.ran.code}"
-    yield ", ".join(sorted(first.hosts | second.hosts)) or "none"
-    yield "; ".join(wrong) or "nothing"
+        for asked in (*trial.paid, trial.poor):
+            print(asked.ran.output, asked.ran.report, sep="\n", file=sys.stderr)
+    return [name, version, *map(str, trial.cells())], not trial.faults()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ class BigClient:
     program: str  # below the folder in which it is installed
     arguments: Sequence[str]  # for one question; "QUESTION" stands for it
     word: str  # what a streamed word looks like in its output; "WORD" stands for it
+    tools: bool = False  # it offers its models tools, and goes on with what they give
     tries: int = 1  # requests that it makes before it gives up, where the budget refuses the first
     environ: Mapping[str, str] = field(default_factory=dict)
     at_home: Mapping[str, str] = field(default_factory=dict)  # files of its home folder
@@ -45,6 +46,7 @@ CLIENTS: dict[str, BigClient] = {
         "node_modules/.bin/claude",
         ("-p", "QUESTION", "--model", "house-large", *_AS_IT_COMES),
         '"text_delta","text":"WORD"',
+        tools=True,
     ),
     "codex": BigClient(
         "npm",
@@ -52,6 +54,7 @@ CLIENTS: dict[str, BigClient] = {
         "node_modules/.bin/codex",
         ("exec", "--skip-git-repo-check", "-m", "house-large", "QUESTION"),
         '"delta": "WORD"',
+        tools=True,
         environ={"RUST_LOG": "codex_api=trace"},  # in print mode it tells what it streams nowhere else
     ),
     "gemini": BigClient(
@@ -60,6 +63,7 @@ CLIENTS: dict[str, BigClient] = {
         "node_modules/.bin/gemini",
         ("-p", "QUESTION", "-m", "house-large", "--output-format", "stream-json", "--skip-trust"),
         '"content":"WORD","delta"',
+        tools=True,
         # What a user chose at its first start. Without that it takes a base URL for a login, and then refuses it.
         at_home={".gemini/settings.json": json.dumps(_KEYED)},
     ),
