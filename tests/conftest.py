@@ -21,9 +21,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# A shell ignores SIGINT for what it starts in the background, and Python leaves that so. The tests need a real Ctrl-C.
+# A shell ignores SIGINT and SIGQUIT for what it starts in the background, and nohup ignores SIGHUP. Python leaves that
+# so. The tests need a real Ctrl-C, and programs that have the signals as they usually are.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in ("SIGQUIT", "SIGHUP"):
+    if signal.getsignal(getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 # CI always uses the same seed, so that a failure can be repeated. `HYPOTHESIS_PROFILE=search` tries new examples.
 hypothesis.settings.register_profile("ci", max_examples=500, stateful_step_count=30, deadline=None, derandomize=True)

@@ -6,7 +6,6 @@ for what begins with the secret, and a provider for the rest. It refuses everyth
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -133,8 +132,7 @@ def meetings(sdk: str) -> tuple[str, list[str], list[tuple[str, list[str], str]]
 
     Return the server's URL, the targets that it was asked for, and what the SDK said of each call.
     """
-    if importlib.util.find_spec(MODULES.get(sdk, sdk)) is None:
-        pytest.skip(f"{sdk} is not installed")
+    pytest.importorskip(MODULES.get(sdk, sdk))
     with Answering(refuse) as server:
         base = f"{server.url}/{SECRET}"
         asked = []
