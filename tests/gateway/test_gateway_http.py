@@ -296,7 +296,7 @@ def test_no_redirect_is_followed() -> None:
         connection.answer(b"moved", "307 Temporary Redirect", "Location: http://127.0.0.1:9/elsewhere")
 
     with wired(respond) as (gateway, wire):
-        got = ask(gateway, body=chat())
+        got = ask(gateway, "GET", "/v1/files/1/content")
         assert (got.status, got.header("location")) == (307, ["http://127.0.0.1:9/elsewhere"])
         assert len(wire.seen) == 1
 
@@ -318,7 +318,7 @@ def test_any_other_redirect_leads_where_it_says(where: str) -> None:
         connection.answer(b"moved", "308 Permanent Redirect", f"Location: {where}")
 
     with wired(respond) as (_, wire), gateway_to(wire.url + "/prefix") as gateway:
-        assert ask(gateway, body=chat()).header("location") == [where]
+        assert ask(gateway, "GET", "/v1/files/1/content").header("location") == [where]
 
 
 def test_head_keeps_the_length_of_the_answer() -> None:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from token_budget._pool import BudgetPool
 from token_budget.gateway._client import Body
@@ -33,6 +33,7 @@ from token_budget.metering._watch import Watch
 Outcome = Reading | Literal["charge", "release"] | int
 
 _UNTOUCHED = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+_DOUBTFUL = frozenset("?#;\r\n\0")  # of a path, decoded
 _HOSTS = {"openai": "api.openai.com", "azure": "a.openai.azure.com", "aws": "bedrock.a.amazonaws.com"}
 
 
@@ -50,6 +51,8 @@ def _find(method: str, host: str, provider: str | None, path: str) -> Route:
     found = _routes.route(method, host, path)
     if found.kind == "metered" and method != "POST":
         return _routes.UNKNOWN  # a PUT may be sent twice by those on its way, and no provider takes one
+    if found.kind == "free" and method == "POST" and not _DOUBTFUL.isdisjoint(unquote(path)):
+        return _routes.UNKNOWN  # some servers read such a path as another one, that spends
     return replace(found, provider=provider or found.provider)
 
 

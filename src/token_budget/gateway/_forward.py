@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import ClientError, ClientResponse, HttpVersion11, SocketTimeoutError, hdrs
 from aiohttp.web import BaseRequest, Response, StreamResponse
@@ -27,12 +28,13 @@ from token_budget.gateway._headers import as_headers, readable_encoding, to_upst
 from token_budget.gateway._keys import with_real_key
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import Answer, Refusals, gateway_error
-from token_budget.gateway._relay import Relay
+from token_budget.gateway._relay import Relay, leads_away, moved
 from token_budget.gateway._upstreams import Upstream
 from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run
 from token_budget.metering._stream import PEEKED, unpacked
 
+_SENT_AGAIN = frozenset({307, 308})  # the redirects upon which a POST stays one
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 
 
@@ -90,7 +92,11 @@ class Forward:
         found = route_of(request.method, self._hosts[upstream.name], upstream, target.rest)
         ask = upstream.name not in self._declining
         try:
-            call = examine(self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body)
+            look = partial(
+                examine, self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body
+            )
+            # To fit an output to what is left, a store is asked, which may take long.
+            call = await asyncio.to_thread(look) if self._meter._terms.cap_output == "fit" else look()
             if call is not None:
                 await call.pending.ahold()
         except Exception as error:
@@ -167,6 +173,7 @@ class Forward:
                 relay.watch_over(call, answer, self._limits.copy)
             else:
                 await self.settling.settle(call.pending, "release")
+                self._check_redirect(answer, upstream, target)
             return await relay.run(answer, begun)
         except (ClientError, OSError, asyncio.TimeoutError) as error:
             raise self._failed(error, upstream, target) from error
@@ -175,6 +182,16 @@ class Forward:
                 answer.close()
             if call.pending.open:
                 await self.settling.settle(call.pending, call.outcome(relay.watch))
+
+    def _check_redirect(self, answer: ClientResponse, upstream: Upstream, target: Target) -> None:
+        """Raise `Refused` for an answer by which the client would send the call again, past the gateway."""
+        where = answer.headers.get(hdrs.LOCATION, "")
+        if answer.status in _SENT_AGAIN and leads_away(moved(where, upstream.url, "")):
+            text = (
+                f"{upstream.name} ({self._hosts[upstream.name]}) sends the call on to another address, where nothing "
+                "would meter it. Make that address its base URL, in its variable or by --upstream"
+            )
+            raise Refused(gateway_error(403, text, upstream, path=target.rest))
 
     async def _exchange(
         self, request: BaseRequest, upstream: Upstream, target: Target, call: Call

@@ -7,6 +7,7 @@ event that the gateway asked for itself.
 
 from __future__ import annotations
 
+import re
 import zlib
 from urllib.parse import urlsplit
 
@@ -19,6 +20,9 @@ from token_budget.metering._watch import Watch
 
 # What can happen to an answer on its way: the provider's connection, or the client's, ends.
 BROKEN = (ClientError, OSError, TimeoutError, zlib.error)
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_PASSED_OVER = dict.fromkeys(map(ord, "\t\r\n"))  # by clients that read a URL as browsers do
 
 
 class _Together(StreamResponse):
@@ -114,6 +118,12 @@ def moved(location: str, url: str, here: str) -> str:
     if location.startswith("//") or not location.startswith(f"{prefix}/"):
         return location
     return here + location[len(prefix) :]
+
+
+def leads_away(location: str) -> bool:
+    """Return whether a redirect leads to another host, in the eyes of any client: some take a backslash for a slash."""
+    plain = location.translate(_PASSED_OVER).strip().replace("\\", "/")
+    return plain.startswith("//") or _SCHEME.match(plain) is not None
 
 
 def cut(request: BaseRequest) -> None:

@@ -180,6 +180,7 @@ def checked_url(url: str, where: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as it is looked up: a part of it may be too long, or empty
     except ValueError:
         raise ValueError(f"{where}: this is no URL") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:

@@ -25,4 +25,5 @@ class Ask:
     service_tier: str | None = None
     untold_searches: int = 0  # web searches that it asks for in a way in which answers do not tell of them
     retried: bool = False  # the SDK sends it again (`x-stainless-retry-count`)
+    others: tuple[str, ...] = ()  # models that may answer in its place, and are then paid for
     body: bytes = field(default=b"", repr=False)  # for the guard against repeats; never kept after the call

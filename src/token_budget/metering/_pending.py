@@ -120,18 +120,22 @@ def begin(
 
 def bound(terms: Terms, ask: Ask, usage: Usage) -> int:
     """Return the most that so many tokens can cost, in nanodollars. Raise UnknownModel where there is no price."""
-    return terms.prices._most(ask.model, usage, ask.provider, ask.service_tier)
+    most = terms.prices._most(ask.model, usage, ask.provider, ask.service_tier)
+    for other in ask.others:
+        most = max(most, terms.prices._most(other, usage, ask.provider, ask.service_tier))
+    return most
 
 
 def check_policies(terms: Terms, ask: Ask, run: Run | None, context: Mapping[str, Any] | None) -> None:
     """Raise ModelBlocked where a policy denies the model in this context."""
     said = _NO_CONTEXT if run is None else run._context
     said = {**said, **context} if context else said
-    name = plain(ask.model or "")
-    for meant in {name, terms.prices._target(name)}:  # an alias stands for what it leads to
-        pattern = terms.policies.denies(meant, said)
-        if pattern is not None:
-            raise ModelBlocked(f"a policy denies model {ask.model!r} here (pattern {pattern!r})")
+    for model in (ask.model or "", *ask.others):
+        name = plain(model)
+        for meant in {name, terms.prices._target(name)}:  # an alias stands for what it leads to
+            pattern = terms.policies.denies(meant, said)
+            if pattern is not None:
+                raise ModelBlocked(f"a policy denies model {model!r} here (pattern {pattern!r})")
 
 
 def charge_or_refuse(terms: Terms, run: Run | None, pools: tuple[Spendable, ...]) -> Charge:

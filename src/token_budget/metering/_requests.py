@@ -78,6 +78,8 @@ _MARKS: dict[str, tuple[frozenset[str], ...]] = {
     "cohere-chat": (frozenset({"model", "messages"}),),
 }
 _CACHING = frozenset({"openai-chat", "openai-responses", "openai-compact"})
+# Where a request names models that answer if the first does not: OpenRouter's, and that of LiteLLM's proxy.
+_OTHERS = frozenset({"models", "fallbacks"})
 _MODEL_ONLY = (frozenset({"model"}),)
 _BILLED_STREAMS = frozenset({"mistral", "groq", "x-ai", "perplexity", "together", "fireworks"})  # usage unasked
 
@@ -148,6 +150,7 @@ def read(
         service_tier=_tier(fields),
         untold_searches=given.untold_searches,
         retried=retried,
+        others=() if _OTHERS.isdisjoint(fields) else _others(fields),
         body=body,
     )
 
@@ -291,6 +294,13 @@ def _tier(fields: dict[str, Any]) -> str | None:
     tier = tier.get("type") if isinstance(tier, dict) else tier  # Bedrock's
     tier = "fast" if fields.get("speed") == "fast" else tier if isinstance(tier, str) else None
     return (tier or "standard") + IN_THE_US if fields.get("inference_geo") == "us" else tier
+
+
+def _others(fields: dict[str, Any]) -> tuple[str, ...]:
+    """Return the models that may answer in place of the one that is asked for."""
+    listed = [one for name in _OTHERS if isinstance(found := fields.get(name), list) for one in found]
+    named = [one.get("model") if isinstance(one, dict) else one for one in listed]
+    return tuple(sorted({one for one in named if isinstance(one, str) and one}))
 
 
 def _streams(route: Route, fields: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from token_budget.metering import _shapes
 
 LONGEST = 64 << 20  # bytes of one event or body; what is longer is not read
+UNTOLD = 10**12  # tokens, which no model writes: what was seen is not known, and is charged in full
 
 _OPENED = 0  # nothing has come yet
 _LINES = 1  # server-sent events, or a JSON object on each line
@@ -30,6 +31,7 @@ _OVER = 4  # the usage is known
 _MARKS = {"gemini": b'"usageMetadata"', "ollama": b'"eval_count"'}
 _MARK = b'"usage"'
 _NULL = b'"usage":null'
+_GZIP = b"\x1f"
 _ENDS = (".completed", ".incomplete", ".failed", ".done", "message_stop", "message-end")
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 _DONE = re.compile(rb'^data:\s*\[DONE\]|"message_stop"', re.MULTILINE)
@@ -160,17 +162,20 @@ class Watch:
         return self._latest if self._sum else None
 
     def seen(self) -> int:
-        """Return how many tokens of output passed by, at most: as many as the provider told, or as there are bytes."""
+        """Return how many tokens of output passed by, at most: as many as the provider told, or as there are bytes.
+
+        Nobody can tell of what is not read as events, a JSON body or a page, and it was written as a whole: `UNTOLD`.
+        """
+        if self._mode != _LINES and not (self._mode == _OPENED and b"event-stream" in self._type):
+            return UNTOLD
         so_far = self.so_far()
         return self.text_bytes if so_far is None else so_far.usage.output_tokens
 
     # ---------------------------------------------------------------- bytes
 
     def _inflate(self, raw: bytes) -> bytes:
-        if self._inflater.eof:  # zlib would keep what follows, and copy it each time
-            return b""
         try:
-            return self._inflater.decompress(raw)  # type: ignore[no-any-return]
+            return self._members(raw)
         except zlib.error:
             if self._mode == _OPENED:  # deflate without its header, as some servers send it
                 self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -182,6 +187,21 @@ class Watch:
                 raise
             self._mode = _OPAQUE
             return b""
+
+    def _members(self, raw: bytes) -> bytes:
+        """Unpack bytes, also where the packed data ends and begins anew: some servers pack each event by itself."""
+        if not self._inflater.eof:
+            plain: bytes = self._inflater.decompress(raw)
+            if not self._inflater.eof:
+                return plain
+            parts, raw = [plain], self._inflater.unused_data
+        else:
+            parts = []
+        while raw.startswith(_GZIP):
+            self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            parts.append(self._inflater.decompress(raw))
+            raw = self._inflater.unused_data
+        return b"".join(parts)
 
     def _take(self, plain: bytes) -> bytes:
         """Look at decoded bytes; return those that are whole lines, less what is left out."""
