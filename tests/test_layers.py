@@ -192,7 +192,7 @@ LAYER = {
     "cli/_run_completion.py": 40,
     "cli/_run_options.py": 41,
     "cli/_run_budget.py": 42,
-    "cli/_run_notes.py": 40,
+    "cli/_run_notes.py": 42,
     "cli/run.py": 47,
     "cli/_run_status.py": 40,
     "cli/_run_terminal.py": 40,

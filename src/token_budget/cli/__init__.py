@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None for the arguments of this process.
     """
-    if sys.stdout is None:  # closed before the interpreter started, as by `>&-`
+    runs = list(sys.argv[1:2] if argv is None else argv[:1]) == ["run"]
+    if sys.stdout is None and not runs:  # closed before the interpreter started, as by `>&-`
         return _cannot_write("it is closed")
     try:
         if argv is None:
@@ -55,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run: Callable[[argparse.Namespace], int] = options.run
             return run(options)
         finally:
-            sys.stdout.flush()  # here, so that an error is reported below and not by the interpreter's own last flush
+            _flush_output()  # here, so that an error is reported below and not by the interpreter's own last flush
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _interrupted(runs=runs)
     except BrokenPipeError:  # the reader of the output has gone (`| head`), which is not an error
         _discard_output()
         return 1
@@ -66,6 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _discard_output()
         return _cannot_write(str(error.strerror))
+
+
+def _interrupted(*, runs: bool) -> int:
+    """End as the program of ``run`` would have, which was not started yet; return the exit status otherwise."""
+    if runs:
+        from token_budget.cli._run_child import end_by_interrupt
+
+        end_by_interrupt()
+    return INTERRUPTED
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _cannot_write(reason: str) -> int:

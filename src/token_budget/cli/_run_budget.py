@@ -6,6 +6,7 @@ its options name, each once, or from none.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from token_budget.metering import Meter
     from token_budget.metering._run import Run
 
+_LOGGER = logging.getLogger("token_budget")
 _REFUSED_BY = "the run"  # what the summary calls a budget that no other run shares
 
 
@@ -99,11 +101,20 @@ class RunBudget:
         return f"{error.axis} of {kind} {error.pool!r}"
 
     def close(self) -> None:
-        """End the run, and let go of the store. What begins is refused from now on. It blocks for the store."""
+        """End the run, and let go of the store. What begins is refused from now on. It blocks for the store.
+
+        A store that is lost raises nothing: the program has ended, and its exit status is to be told.
+        """
         self.run._end(None)
         if self.shared:
-            with suppress(BudgetUnavailable):  # it is let go in any case
+            from token_budget.stores import StoreError
+
+            try:
                 self.pool.close()
+            except BudgetUnavailable:  # it is let go in any case, and has said so
+                pass
+            except StoreError as error:
+                _LOGGER.warning("%s", error)
 
     def __enter__(self) -> RunBudget:
         return self

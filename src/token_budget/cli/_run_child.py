@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from token_budget.cli import _run_signals
@@ -45,11 +46,41 @@ OWN_END = 0.25  # seconds in which what the child left behind may end by itself
 SETTLED = 0.1  # seconds that the child must be stopped, and we not, before we stop as well
 PAUSED = 1.0  # a pause of SETTLED seconds that took longer: we were stopped ourselves
 WINDOWS = sys.platform == "win32"
+_FIRST = Path("/proc/self/environ")
 
 
 def exit_code_of(error: OSError) -> int:
     """Return the exit status for a program that could not be started: 127 if it was not found, else 126."""
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def end_by_interrupt() -> None:
+    """End this process by SIGINT, upon which a shell stops its loop. It returns on Windows, and in a container's first.
+
+    Nothing of Python's runs any more; what is buffered is written before.
+    """
+    if WINDOWS:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def inherited(environ: Mapping[str, str], first: Path = _FIRST) -> dict[str, str]:
+    """Return the environment as this process got it: where the locale is C, Python sets LC_CTYPE for itself.
+
+    Args:
+        environ: the environment as it is now.
+        first: a file that says what it was when this process began, each variable ended by a zero.
+    """
+    if environ.get("LC_CTYPE") in {"C.UTF-8", "C.utf8", "UTF-8"}:
+        with suppress(OSError):  # as on macOS
+            if not any(one.startswith(b"LC_CTYPE=") for one in first.read_bytes().split(b"\0")):
+                return {name: value for name, value in environ.items() if name != "LC_CTYPE"}
+    return dict(environ)
 
 
 def left_behind(ended: Ended) -> str | None:
@@ -166,13 +197,8 @@ class Child:
             code: the exit status that we are about to end with; returned unless we are ended.
         """
         self.close()
-        if not WINDOWS and self._status == -signal.SIGINT and code == KILLED + signal.SIGINT:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-            os.kill(os.getpid(), signal.SIGINT)  # returns only in the first process of a container
+        if self._status == -signal.SIGINT and code == KILLED + signal.SIGINT:
+            end_by_interrupt()
         return code
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -178,10 +179,13 @@ def _program(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 def programs(beginning: str) -> list[str]:
-    """Return the names of the programs of the path that begin so."""
+    """Return the names of the programs of the path that begin so.
+
+    bash puts a name into the line as it is. So one that it would take apart, or run a part of, is left out.
+    """
     found: set[str] = set()
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         with suppress(OSError):  # there is no such folder
             files = [one for one in Path(folder or os.curdir).iterdir() if one.name.startswith(beginning)]
-            found |= {one.name for one in files if os.access(one, os.X_OK)}
+            found |= {one.name for one in files if quote(one.name) == one.name and os.access(one, os.X_OK)}
     return sorted(found)

@@ -169,9 +169,14 @@ class _Folder:
     def write(self, name: str, text: bytes) -> None:
         """Make a file, whole or not at all."""
         hidden = f".{name}"
-        with os.fdopen(self._open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            file.write(text)
-        os.replace(self._named(hidden), self._named(name), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        descriptor = self._open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text)
+            os.replace(self._named(hidden), self._named(name), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except OSError:  # a full disk
+            self.remove(hidden)
+            raise
 
     def remove(self, name: str) -> None:
         """Remove a file."""
@@ -217,7 +222,9 @@ def _paths() -> list[Path]:
     """Return where the folder may be, the best place first."""
     if sys.platform == "win32":
         return [Path(os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()) / "token-budget-runs"]
-    paths = [Path(tempfile.gettempdir()) / f"token-budget-{os.geteuid()}"]
+    paths = []
+    with suppress(OSError):  # no folder for temporary files can be written, as on a full disk
+        paths = [Path(tempfile.gettempdir()) / f"token-budget-{os.geteuid()}"]
     own = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if own.is_absolute():
         paths.insert(0, own / "token-budget")

@@ -9,23 +9,28 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import suppress
+
+from token_budget.cli import _run_terminal
+from token_budget.cli._run_text import pure
 
 PROGRAM = "token-budget"
 KEPT = 20  # different notes; what comes after them is counted
+PATIENCE = 2.0  # seconds that a line waits for a standard error that is full
 
 
 def say(text: str) -> None:
-    """Write a line to standard error. It raises nothing: whether anybody reads it is not the child's business."""
-    with suppress(OSError, ValueError, AttributeError):  # full or hung up; closed; closed before we began
-        sys.stderr.write(f"{PROGRAM}: {text}\n")
-        sys.stderr.flush()
+    """Write lines to standard error, without what a terminal would obey.
+
+    It raises nothing and stops nobody, and soon gives up where nobody reads: that is not the child's business.
+    """
+    shown = "\n".join(map(pure, text.split("\n")))
+    _run_terminal.say(sys.stderr, f"{PROGRAM}: {shown}", PATIENCE)
 
 
 class Notes(logging.Handler):
     """Takes what this process logs from WARNING on, between `open` and `close`; any thread may log.
 
-    A note is said at once, and between `hush` and `close` later. The same note is said once.
+    A note is said at once, and between `hush` and `tell` later. The same note is said once.
     """
 
     def __init__(self) -> None:
@@ -40,18 +45,23 @@ class Notes(logging.Handler):
         logging.getLogger().addHandler(self)
 
     def hush(self) -> None:
-        """Keep what comes until `close`."""
+        """Keep what comes until `tell`."""
         self._quiet = True
 
-    def close(self) -> None:
-        """Take no more, and say what was kept. Closing twice says nothing twice."""
-        logging.getLogger().removeHandler(self)
+    def tell(self) -> None:
+        """Say what was kept, and from now on each note at once. Nothing is said twice."""
         with self._guard:
+            self._quiet = False
             notes, more, self._notes, self._more = self._notes, self._more, {}, 0
         for note, count in notes.items():
             say(note if count == 1 else f"{note} ({count:,} times)")
         if more:
             say(f"... and {more:,} more warnings")
+
+    def close(self) -> None:
+        """Take no more, and say what was kept."""
+        logging.getLogger().removeHandler(self)
+        self.tell()
         super().close()
 
     def emit(self, record: logging.LogRecord) -> None:

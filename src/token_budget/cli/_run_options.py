@@ -115,7 +115,7 @@ def checked(options: RunOptions) -> RunOptions:
     error = options.parser.error
     if options.program[:1] == ["--"]:
         del options.program[0]
-    if not options.program:
+    if not options.program or not options.program[0]:
         error("which program? Say it after the options: token-budget run --usd 5 -- claude -p hello")
     if options.user_usd is not None and options.user is None:
         error("--user-usd is the budget of a user: say --user NAME as well")
@@ -123,8 +123,15 @@ def checked(options: RunOptions) -> RunOptions:
         if options.user_usd is not None:
             error("--user-usd is kept in a pool: say --pool STORE#NAME as well, such as sqlite:budget.db#team")
         if options.usd is None and options.tokens is None:
-            error("there is no cap: say --usd or --tokens, or --pool with a pool that has one")
+            error(f"there is no cap: say --usd or --tokens, or --pool with a pool that has one{_misplaced(options)}")
     return options
+
+
+def _misplaced(options: RunOptions) -> str:
+    """Return the hint for a cap that stands behind the program; "" if none does."""
+    given = {word.partition("=")[0] for word in options.program[1:]}
+    name = next((name for name in ("--usd", "--tokens", "--pool") if name in given), None)
+    return "" if name is None else f". {name} stands behind the program, and is the program's: say it before"
 
 
 # ---------------------------------------------------------------- the groups
@@ -263,7 +270,7 @@ def dollars(text: str) -> Decimal:
         to_nanos(value)
     except (ArithmeticError, ValueError):
         raise argparse.ArgumentTypeError(
-            f"must be a number of dollars from 0 to 1,000,000,000, not {text!r:.60}"
+            f"must be a number of dollars from 0 to 10**9, such as 5 or 0.25, without commas, not {text!r:.60}"
         ) from None
     return value
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SI_KERNEL = 0x80  # <asm-generic/siginfo.h>: the kernel sent it, as the terminal's driver does
 WAITING: Callable[[Any], Any] | None = getattr(signal, "sigwaitinfo", None)
 WINDOWS = sys.platform == "win32"
+_AGAIN = 0.5  # seconds until the listening thread is told once more to end
 
 
 def _numbers(*names: str) -> frozenset[int]:
@@ -175,7 +176,10 @@ class Signals:
         """End the thread: the child has ended. From now on the first signal is only noted, and the second ends us."""
         if self._thread is not None and self._thread.ident is not None:
             signal.pthread_kill(self._thread.ident, signal.SIGCHLD)  # nothing else ends it
-            self._thread.join()
+            self._thread.join(_AGAIN)
+            while self._thread.is_alive():  # a kernel may merge that signal with a child's which is not taken yet
+                os.kill(os.getpid(), signal.SIGCHLD)
+                self._thread.join(_AGAIN)
             self._thread = None
         self._over = True
         if self._former_mask is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from token_budget._money import to_usd, usd_text
 from token_budget.cli._run_status import RunStatus
 from token_budget.cli._run_text import amount, capped, counted, dollars, made, pure, seconds
+
+_DESCRIPTOR = re.compile(r"/dev/(?:(stdout)|(stderr)|fd/(\d{1,9}))")
 
 
 def summary_line(status: RunStatus) -> str:
@@ -70,8 +73,8 @@ def _reached(status: RunStatus) -> str:
 class ReportFile:
     """The file of ``--report PATH``.
 
-    A link is followed. What is no regular file (``/dev/stdout``, a pipe) is written in place. A new file has the rights
-    that the umask gives.
+    A link is followed. What is no regular file (a pipe, a device) is written in place, and so is what this process has
+    open: ``/dev/stdout``, ``/dev/fd/63`` as of ``>(jq)``. A new file has the rights that the umask gives.
     """
 
     def __init__(self, path: str) -> None:
@@ -80,8 +83,13 @@ class ReportFile:
         Raises:
             OSError: it cannot.
         """
-        self._path = Path(os.path.realpath(path))
-        self._in_place = self._path.exists() and not self._path.is_file()
+        self._descriptor = _descriptor_of(path)
+        if self._descriptor is not None:
+            os.write(self._descriptor, b"")  # raises where it is closed, or open for reading alone
+            return
+        place = Path(path)
+        self._in_place = place.exists() and not place.is_file()
+        self._path = place if self._in_place else Path(os.path.realpath(path))
         if self._path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder", path)
         if not self._in_place:
@@ -98,6 +106,10 @@ class ReportFile:
             OSError: it cannot be written, any more. What was there before is still there.
         """
         text = f"{json.dumps(report, indent=2)}\n".encode()
+        if self._descriptor is not None:
+            with open(self._descriptor, "wb", closefd=False) as stream:
+                stream.write(text)
+            return
         if self._in_place:
             with self._path.open("wb") as file:
                 file.write(text)
@@ -117,3 +129,11 @@ class ReportFile:
         """Make a file in the same folder, and return its descriptor and its path."""
         beside = self._path.with_name(f".token-budget-{secrets.token_hex(8)}.tmp")  # a long name has room in any case
         return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), beside
+
+
+def _descriptor_of(path: str) -> int | None:
+    """Return the descriptor that a path names, None if it names a file."""
+    found = _DESCRIPTOR.fullmatch(path)
+    if found is None or os.name == "nt":
+        return None
+    return 1 if found[1] else 2 if found[2] else int(found[3])

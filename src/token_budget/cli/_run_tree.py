@@ -214,6 +214,6 @@ def _lives(process: Any) -> bool:
         if not process.is_running():
             return False
         # What we can reap is reaped before. A zombie that is ours still has threads, without its main thread.
-        return process.status() != psutil.STATUS_ZOMBIE or process.ppid() == os.getpid()
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.ppid() == os.getpid())
     except psutil.Error:
         return False

@@ -61,13 +61,14 @@ def run(options: RunOptions) -> int:
 
     Where SIGINT ended the program, this process ends itself by SIGINT, and nothing is returned.
     """
+    from token_budget.cli._run_child import inherited
     from token_budget.cli._run_notes import say
 
     checked(options)
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         options.parser.error(f"{' and '.join(missing)} must be installed: {INSTALL}")
-    one = OneRun(options, os.environ)
+    one = OneRun(options, inherited(os.environ))
     try:
         code = one.go()
     except CannotStartError as error:
@@ -186,8 +187,9 @@ class OneRun:
             return exit_code_of(error)
         self.started = True
         self.notes.hush()
-        file = publish(gateway.base, self.command)
+        file = None
         try:
+            file = publish(gateway.base, self.command)
             display.start()
             loads = threading.Thread(target=_load_prices, args=(budget.meter, self.ended), daemon=True)
             loads.start()
@@ -199,7 +201,7 @@ class OneRun:
             self.ended.set()
             if file is not None:
                 file.remove()
-        self.notes.close()
+        self.notes.tell()
         if (left := left_behind(child.left)) is not None:
             say(left)
         return code
@@ -246,19 +248,22 @@ class OneRun:
         from token_budget.cli._run_summary import summary_line
 
         status = self._status(budget, budget.look_at_last())
-        if self.started:
-            if not (gateway.metered or status.refused):
-                say(_UNSEEN if not gateway.passed else f"{_UNSEEN} {gateway.passed} other requests were forwarded")
-                if self.options.require_metered and code == 0:
-                    code = REQUIRED
-            if self.options.progress != "off":
-                say(summary_line(status).removeprefix(f"{PROGRAM}: "))
-        if report is not None:
+        unseen = self.started and not (gateway.metered or status.refused)
+        if unseen and self.options.require_metered and code == 0:
+            code = REQUIRED
+        failed = None
+        if report is not None:  # before anything is said: standard error may be full
             try:
                 report.write(as_report(status, code))
             except OSError as error:
-                say(f"error: --report: {error.strerror or error}: {self.options.report}")
+                failed = f"error: --report: {error.strerror or error}: {self.options.report}"
                 code = code or NO_REPORT
+        if unseen:
+            say(_UNSEEN if not gateway.passed else f"{_UNSEEN} {gateway.passed} other requests were forwarded")
+        if self.started and self.options.progress != "off":
+            say(summary_line(status).removeprefix(f"{PROGRAM}: "))
+        if failed is not None:
+            say(failed)
         return code
 
 
