@@ -155,7 +155,33 @@ def test_a_path_that_some_servers_read_as_one_that_spends_is_not_free(between: s
         assert len(wire.seen) == 1
 
 
+def test_an_answer_that_tells_its_output_alone_is_charged_for_the_input_that_was_held() -> None:
+    def respond(connection: Connection, asked: Asked) -> None:
+        connection.answer(b'{"usage": {"completion_tokens": 1}}')
+
+    meter = meter_of()
+    with wired(respond, meter) as (gateway, _):
+        assert ask(gateway, body=chat()).status == 200
+        tokens, nanos, _ = used(meter)
+        assert tokens > 6  # the question is five words
+        assert nanos == (tokens - 1) * 1_000 + 4_000
+
+
 # ---------------------------------------------------------------- answers and times
+
+
+@pytest.mark.parametrize("headers", [["X-Long: " + "a" * 40_000], ["X-Many: a"] * 90], ids=["long", "many"])
+def test_an_answer_with_much_of_a_head_arrives(headers: list[str]) -> None:
+    def respond(connection: Connection, asked: Asked) -> None:
+        connection.answer(completion(), "200 OK", *headers, *["X-More: a"] * 60)
+
+    meter = meter_of()
+    with wired(respond, meter) as (gateway, _):
+        body = json.dumps(chat()).encode()
+        got = raw(gateway, head(gateway, "POST", CHAT, f"Content-Length: {len(body)}", "Connection: close") + body)
+        assert got.startswith(b"HTTP/1.1 200 ")
+        assert got.endswith(completion())
+        assert got.count(b"\r\nX-") == len(headers) + 60
 
 
 def test_a_stream_whose_events_are_packed_one_by_one_is_read_and_handed_on_whole() -> None:

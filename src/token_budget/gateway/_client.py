@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
 _PIECE = 1 << 18  # bytes of a long body that are written at once
+_HEADER, _HEADERS = 256 << 10, 2048  # bytes of one header of an answer, and how many: it is paid for, so it must arrive
 _AUTOMATIC = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 
 
@@ -62,8 +63,9 @@ class Client:
             auto_decompress=False,
             cookie_jar=DummyCookieJar(),
             skip_auto_headers=_AUTOMATIC,
-            max_line_size=limits.header,
-            max_field_size=limits.header,
+            max_line_size=_HEADER,
+            max_field_size=_HEADER,
+            max_headers=_HEADERS,
             timeout=ClientTimeout(total=None, sock_connect=limits.connect_seconds, sock_read=limits.read_seconds),
         )
         self._tls: ssl.SSLContext | None = None
