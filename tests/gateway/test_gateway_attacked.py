@@ -29,7 +29,7 @@ from gateways import (
     wired,
 )
 from token_budget import BudgetPool
-from token_budget.gateway import upstreams
+from token_budget.gateway import Limits, upstreams
 from token_budget.metering import Meter, Prices
 from token_budget.metering._watch import Watch
 
@@ -233,6 +233,22 @@ def test_a_store_that_is_slow_to_tell_what_is_left_holds_up_no_other_request() -
             store.go_on.set()
             thread.join()
         assert [one.status for one in got] == [200]
+
+
+def test_a_proxy_that_opens_no_tunnel_is_a_502_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    def respond(connection: Connection, asked: Asked) -> None:
+        connection.left()
+
+    meter = meter_of()
+    with wired(respond, meter) as (_, proxy):
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with gateway_to("https://api.example", meter, limits=Limits(connect_seconds=0.5)) as gateway:
+            assert ask(gateway, body=chat()).status == 502
+        assert used(meter) == (0, 0, 0)
+        assert [one.method for one in proxy.seen] == ["CONNECT"]
 
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..example"])

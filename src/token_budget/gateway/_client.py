@@ -66,7 +66,12 @@ class Client:
             max_line_size=_HEADER,
             max_field_size=_HEADER,
             max_headers=_HEADERS,
-            timeout=ClientTimeout(total=None, sock_connect=limits.connect_seconds, sock_read=limits.read_seconds),
+            timeout=ClientTimeout(
+                total=None,
+                connect=2 * limits.connect_seconds,  # with what a proxy takes to open its tunnel
+                sock_connect=limits.connect_seconds,
+                sock_read=limits.read_seconds,
+            ),
         )
         self._tls: ssl.SSLContext | None = None
         self._proxies: dict[str, URL | None] = {}  # by upstream
