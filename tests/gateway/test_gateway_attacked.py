@@ -167,6 +167,14 @@ def test_an_answer_that_tells_its_output_alone_is_charged_for_the_input_that_was
         assert nanos == (tokens - 1) * 1_000 + 4_000
 
 
+@pytest.mark.parametrize("rest", ["/..;/x", "/v1/.;a=1/x", "/..%3b/x", "/..%253Bx=1"])
+def test_no_path_climbs_with_a_parameter(rest: str) -> None:
+    with wired(lambda connection, _: connection.answer()) as (gateway, wire):
+        assert ask(gateway, "GET", rest).status == 404
+        assert ask(gateway, "GET", "/v1/a..;b/...;/x").status == 200
+        assert len(wire.seen) == 1
+
+
 # ---------------------------------------------------------------- answers and times
 
 

@@ -463,7 +463,7 @@ def test_no_stream_is_cut_for_its_length_in_time() -> None:
     with wired(whole) as (gateway, _):
         client = gateway._forward._client
         assert client is not None
-        assert client._session.timeout == ClientTimeout(total=None, sock_connect=30, sock_read=900)
+        assert client._session.timeout == ClientTimeout(total=None, connect=60, sock_connect=30, sock_read=900)
 
 
 def test_more_calls_than_a_hundred_reach_a_provider_at_once() -> None:

@@ -60,12 +60,18 @@ def climbs(path: str) -> bool:
     if "." not in path and "%" not in path:
         return False
     for _ in range(_CODED_TWICE):
-        if not {".", ".."}.isdisjoint(path.replace("\\", "/").split("/")):
+        if _climbs_as_it_is(path):
             return True
         if "%" not in path:
             return False
         path = unquote(path)
-    return not {".", ".."}.isdisjoint(path.replace("\\", "/").split("/"))
+    return _climbs_as_it_is(path)
+
+
+def _climbs_as_it_is(path: str) -> bool:
+    """Return whether a part is ``.`` or ``..``, also with a parameter after it, which servers in Java leave out."""
+    parts = path.replace("\\", "/").split("/")
+    return any(part[:1] == "." and part.partition(";")[0] in {".", ".."} for part in parts)
 
 
 def _is_text(raw: str) -> bool:
