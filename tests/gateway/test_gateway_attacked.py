@@ -178,6 +178,14 @@ def test_no_path_climbs_with_a_parameter(rest: str) -> None:
 # ---------------------------------------------------------------- answers and times
 
 
+def test_no_line_of_a_header_is_lost_where_two_are_spelled_differently() -> None:
+    with wired(lambda connection, _: connection.answer()) as (gateway, wire):
+        lines = ("anthropic-beta: one", "X-Other: 1", "Anthropic-Beta: two", "anthropic-beta: three")
+        raw(gateway, head(gateway, "GET", "/v1/models", *lines, "Connection: close"))
+        assert wire.seen[0].header("anthropic-beta") == ["one", "two", "three"]
+        assert wire.seen[0].header("x-other") == ["1"]
+
+
 @pytest.mark.parametrize("headers", [["X-Long: " + "a" * 40_000], ["X-Many: a"] * 90], ids=["long", "many"])
 def test_an_answer_with_much_of_a_head_arrives(headers: list[str]) -> None:
     def respond(connection: Connection, asked: Asked) -> None:

@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs
 from aiohttp.payload import Payload
+from multidict import CIMultiDict
 from yarl import URL
 
 from token_budget.gateway._limits import Limits
@@ -21,7 +22,6 @@ from token_budget.gateway._upstreams import Upstream
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
-    from multidict import CIMultiDict
 
 _PIECE = 1 << 18  # bytes of a long body that are written at once
 _HEADER, _HEADERS = 256 << 10, 2048  # bytes of one header of an answer, and how many: it is paid for, so it must arrive
@@ -97,7 +97,7 @@ class Client:
         return await self._session.request(
             method,
             URL(upstream.url + target, encoded=True),
-            headers=headers,
+            headers=_spelled_alike(headers),
             data=body,
             allow_redirects=False,
             ssl=self._trusted() if upstream.url.startswith("https:") else True,
@@ -115,6 +115,15 @@ class Client:
     async def close(self) -> None:
         """End all connections."""
         await self._session.close()
+
+
+def _spelled_alike(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """Return headers of which the lines of one name have one spelling: of ``A`` and ``a``, aiohttp would send one."""
+    names = {name for name, _ in headers.items()}
+    if len(names) == len({name.lower() for name in names}):
+        return headers
+    first: dict[str, str] = {}
+    return CIMultiDict([(first.setdefault(name.lower(), name), value) for name, value in headers.items()])
 
 
 def proxy_for(url: str) -> URL | None:
