@@ -211,6 +211,19 @@ def test_a_stream_whose_events_are_packed_one_by_one_is_read_and_handed_on_whole
         assert watch.ready is not None
 
 
+def test_a_model_that_declines_the_question_for_usage_leaves_it_to_the_others() -> None:
+    def respond(connection: Connection, asked: Asked) -> None:
+        if b"stream_options" in asked.body and b"house-small" in asked.body:
+            connection.answer(b'{"error": "stream_options"}', "400 Bad Request")
+        else:
+            connection.answer(completion())
+
+    with wired(respond) as (gateway, wire):
+        for model in ("house-small", "house-small", "small"):
+            assert ask(gateway, body=chat(model, stream=True)).status == 200
+        assert [b"stream_options" in one.body for one in wire.seen] == [True, False, False, True]
+
+
 class AskedForItsRoom:
     """A pool whose snapshot takes as long as the test wants."""
 

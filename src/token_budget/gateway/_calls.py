@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -108,7 +108,14 @@ class Call:
 
 
 def examine(
-    meter: Meter, run: Run | None, found: Route, headers: Mapping[str, str], body: bytes, *, ask: bool, most: int
+    meter: Meter,
+    run: Run | None,
+    found: Route,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    declining: Container[str | None],
+    most: int,
 ) -> Call | None:
     """Return the call that a request is; None if it passes unmetered. It holds nothing yet.
 
@@ -118,7 +125,7 @@ def examine(
         found: its route.
         headers: its headers.
         body: its body.
-        ask: whether its upstream takes the question for the usage of a stream.
+        declining: the models of its upstream that do not take the question for the usage of a stream.
         most: bytes to which a packed body is unpacked to be read.
 
     Raises:
@@ -141,7 +148,7 @@ def examine(
     request.limited = request.limited or fixed  # no limit can be written into a body that is packed or signed
     pending = meter._begin(request, run)
     try:
-        return _changed(pending, found, body, fields, ask=ask and not fixed)
+        return _changed(pending, found, body, fields, ask=not fixed and request.model not in declining)
     except Unmetered as error:
         pending._refused(error)
         raise

@@ -65,7 +65,8 @@ class Forward:
         self._limits = limits
         self._refusals = Refusals()
         self._hosts = {name: host_of(one) for name, one in upstreams.items()}
-        self._declining: set[str] = set()  # the upstreams that do not take `stream_options`
+        # By upstream: the models that do not take `stream_options`.
+        self._declining: dict[str, set[str | None]] = {name: set() for name in upstreams}
         self._client: Client | None = None
         self.keys: Mapping[str, tuple[str, str]] = {}
         self.settling = Settling()
@@ -90,10 +91,17 @@ class Forward:
         """
         body = await self._read(request, upstream, target)
         found = route_of(request.method, self._hosts[upstream.name], upstream, target.rest)
-        ask = upstream.name not in self._declining
+        declining = self._declining[upstream.name]
         try:
             look = partial(
-                examine, self._meter, self._run, found, request.headers, body, ask=ask, most=self._limits.body
+                examine,
+                self._meter,
+                self._run,
+                found,
+                request.headers,
+                body,
+                declining=declining,
+                most=self._limits.body,
             )
             # To fit an output to what is left, a store is asked, which may take long.
             call = await asyncio.to_thread(look) if self._meter._terms.cap_output == "fit" else look()
@@ -213,7 +221,7 @@ class Forward:
         answer = await self._send(request, upstream, target, call.body, metered=True)
         call.status = answer.status
         if answer.status not in _DECLINED:
-            self._declining.add(upstream.name)
+            self._declining[upstream.name].add(call.pending.ask.model)
         return answer, b""
 
     # ---------------------------------------------------------------- both
