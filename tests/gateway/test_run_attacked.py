@@ -22,6 +22,7 @@ from token_budget.cli._run_completion import programs
 from token_budget.cli._run_files import publish, running
 from token_budget.cli._run_notes import Notes, say
 from token_budget.cli._run_summary import ReportFile
+from token_budget.cli._run_tree import Tree
 
 for _library in ("aiohttp", "psutil", "truststore"):
     pytest.importorskip(_library)
@@ -312,3 +313,16 @@ def test_a_program_whose_name_a_shell_would_run_is_not_completed(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert programs("tb") == ["tb-good"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux adopts")
+def test_a_program_that_has_just_ended_makes_nobody_look_at_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Tree()
+    monkeypatch.setattr(tree, "_reap_others", lambda: pytest.fail("it looked"))
+    tree.open()
+    with subprocess.Popen(["true"]) as process:
+        tree.started(process.pid)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        tree.reap()
+        assert process.wait() == 0
+    tree.close()

@@ -84,6 +84,7 @@ class Tree:
         self._adopts = False
         self._former: bool | None = None
         self._child: Any = None  # the psutil.Process, where we do not adopt
+        self._pid = 0
         self._owned: set[int] = set()  # children that are reaped elsewhere: the child, and those from before
         self._others: set[Any] = set()  # psutil.Process: children from before, as of a shell that was replaced by us
 
@@ -100,6 +101,7 @@ class Tree:
     def started(self, pid: int) -> None:
         """Say which process is the child."""
         self._owned.add(pid)
+        self._pid = pid
         if not self._adopts:
             import psutil
 
@@ -109,6 +111,8 @@ class Tree:
     def reap(self) -> None:
         """Reap the adopted processes that have ended. Never the child, nor children from before. Does not block."""
         while self._adopts and (pid := _next_zombie()):
+            if pid == self._pid and not self._others:  # it is about to be reaped, and then the others are seen
+                return
             if pid in self._owned:  # it hides those behind it
                 self._reap_others()
                 return
