@@ -148,6 +148,19 @@ def test_it_is_started_once_and_closed_as_often_as_one_likes() -> None:
         socket.create_connection(("127.0.0.1", gateway.port))
 
 
+def test_a_gateway_without_an_event_loop_is_an_error_and_keeps_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise OSError(24, "Too many open files")
+
+    gateway = Gateway(meter_of(BudgetPool(usd_cap=1)), {})
+    monkeypatch.setattr(asyncio, "new_event_loop", none)
+    with pytest.raises(OSError, match="Too many open files"):
+        gateway.start()
+    monkeypatch.undo()
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        gateway.close()
+
+
 def test_a_gateway_that_was_closed_is_not_started() -> None:
     gateway = Gateway(meter_of(), {})
     gateway.close()

@@ -164,10 +164,17 @@ class Gateway:
             raise RuntimeError("a gateway is started once")
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
         self._port = self._socket.getsockname()[1]
+        try:
+            loop = self._loop = asyncio.new_event_loop()
+        except OSError:  # too many open files
+            self._socket.close()
+            self._closing = True
+            raise
         self._process = os.getpid()
         _listening.add(self)
         listening = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(listening,), name="token-budget-gateway", daemon=True)
+        arguments = (loop, listening)
+        self._thread = threading.Thread(target=self._serve, args=arguments, name="token-budget-gateway", daemon=True)
         self._thread.start()
         listening.wait()
         if self._failure is not None:
@@ -198,9 +205,8 @@ class Gateway:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
-    def _serve(self, listening: threading.Event) -> None:
+    def _serve(self, loop: asyncio.AbstractEventLoop, listening: threading.Event) -> None:
         """Run the event loop: this is the thread."""
-        loop = self._loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._begin())
         except Exception as error:  # noqa: BLE001 - `start` raises it
