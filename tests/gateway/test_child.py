@@ -85,10 +85,10 @@ def test_finish_writes_out_what_is_buffered_before_it_ends_us() -> None:
 
 def test_finish_ends_us_also_where_sigint_was_blocked_and_streams_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[Any] = []
+    former = signal.getsignal(signal.SIGINT)
     child = Child(["/bin/sh", "-c", "kill -INT $$"], os.environ)
     child.start()
     code = child.wait()
-    former = signal.getsignal(signal.SIGINT)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     monkeypatch.setattr(sys, "stdout", None)
 

@@ -99,11 +99,12 @@ def test_a_child_has_no_real_key_in_its_environment(run: Running) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it looks into /proc")
 def test_the_kernel_shows_no_real_key_of_a_child(run: Running) -> None:
-    with subprocess.Popen(["sleep", "60"], env=run.environment) as child:
-        try:
-            environment = Path(f"/proc/{child.pid}/environ").read_bytes()
-        finally:
-            child.kill()
+    told = ["/bin/sh", "-c", "echo started; read line"]  # before it says so, the kernel may have nothing to show
+    with subprocess.Popen(told, env=run.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"started\n"
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
+        child.kill()
     assert run.gateway.secret.encode() in environment
     assert b"sk-real" not in environment
 

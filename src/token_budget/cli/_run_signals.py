@@ -175,10 +175,8 @@ class Signals:
     def stop(self) -> None:
         """End the thread: the child has ended. From now on the first signal is only noted, and the second ends us."""
         if self._thread is not None and self._thread.ident is not None:
-            signal.pthread_kill(self._thread.ident, signal.SIGCHLD)  # nothing else ends it
-            self._thread.join(_AGAIN)
-            while self._thread.is_alive():  # a kernel may merge that signal with a child's which is not taken yet
-                os.kill(os.getpid(), signal.SIGCHLD)
+            while self._thread.is_alive():  # once is enough, but where a kernel merges it with a child's, not taken yet
+                signal.pthread_kill(self._thread.ident, signal.SIGCHLD)
                 self._thread.join(_AGAIN)
             self._thread = None
         self._over = True
