@@ -42,11 +42,11 @@ class RunBudget:
     def __init__(self, options: RunOptions, pool: Any, run: Run, *, job: Any = None, user: Any = None) -> None:
         self.pool = pool
         named = [(kind, one) for kind, one in (("pool", pool), ("job", job), ("user", user)) if one is not None]
-        self.scopes = tuple(one for _, one in named[1:])
+        self.scopes: tuple[Any, ...] = tuple(one for _, one in named[1:])
         self._kinds = [(kind, one.name) for kind, one in named]
         self.run = run
         self.meter: Meter = run.meter
-        self.shared = options.pool is not None
+        self.shared: bool = options.pool is not None
         self._looking = threading.Lock()  # held while a thread asks the store
         self._told: dict[str, Any] | None = None
         self.usd_cap_nanos: int | None = None

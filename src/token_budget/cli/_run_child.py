@@ -122,7 +122,7 @@ class Child:
         self._status: int | None = None  # as Popen's returncode
         self._wake: tuple[int, int] | None = None
         self._end_asked = False
-        self.left = Ended()
+        self.left: Ended = Ended()
 
     def __repr__(self) -> str:
         return f"<Child {self._command[0]!r}, pid {self.pid}>"

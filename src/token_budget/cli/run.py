@@ -93,12 +93,13 @@ class OneRun:
 
         self.options = options
         self.environ = environ
-        self.command = os.path.basename(options.program[0]) or options.program[0]  # noqa: PTH119 - nothing is there
-        self.notes = Notes()
+        program = options.program[0]
+        self.command: str = os.path.basename(program) or program  # noqa: PTH119 - nothing is there
+        self.notes: Notes = Notes()
         self.child: Child | None = None
         self.budget: RunBudget | None = None
-        self.started = False
-        self.ended = threading.Event()
+        self.started: bool = False
+        self.ended: threading.Event = threading.Event()
         self.cap_reached: str | None = None
 
     def go(self) -> int:

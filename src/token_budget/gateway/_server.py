@@ -90,7 +90,7 @@ class Gateway:
         limits: Limits | None = None,
         status: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        self.secret = secrets.token_urlsafe(_SECRET_BYTES)
+        self.secret: str = secrets.token_urlsafe(_SECRET_BYTES)
         self._upstreams = dict(upstreams)
         self._limits = limits or Limits()
         self._status = status
