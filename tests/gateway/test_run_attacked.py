@@ -22,7 +22,7 @@ from token_budget.cli._run_completion import programs
 from token_budget.cli._run_files import publish, running
 from token_budget.cli._run_notes import Notes, say
 from token_budget.cli._run_summary import ReportFile
-from token_budget.cli._run_tree import Tree
+from token_budget.cli._run_tree import Ended, Tree
 
 for _library in ("aiohttp", "psutil", "truststore"):
     pytest.importorskip(_library)
@@ -317,12 +317,16 @@ def test_a_program_whose_name_a_shell_would_run_is_not_completed(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux adopts")
 def test_a_program_that_has_just_ended_makes_nobody_look_at_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_child(*_: object) -> None:
+        raise ChildProcessError
+
     tree = Tree()
     monkeypatch.setattr(tree, "_reap_others", lambda: pytest.fail("it looked"))
+    monkeypatch.setattr(os, "waitid", no_child)
     tree.open()
-    with subprocess.Popen(["true"]) as process:
-        tree.started(process.pid)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        tree.reap()
-        assert process.wait() == 0
+    tree.started(77)
+    monkeypatch.setattr(os, "waitid", lambda *_: SimpleNamespace(si_pid=77))
+    tree.reap()  # the program has ended, and is about to be reaped
+    monkeypatch.setattr(os, "waitid", no_child)
+    assert tree.end() == Ended(0, ())
     tree.close()
