@@ -36,6 +36,15 @@ class Ran(NamedTuple):
     report: dict[str, Any]
 
 
+def clean_environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let no variable of the machine lead elsewhere, and no run see those of others."""
+    for name in list(os.environ):
+        if name.endswith(("_BASE_URL", "_API_BASE", "_API_KEY")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.chdir(folder)
+
+
 def python(program: str) -> list[str]:
     """Return the command of a program that has the functions of `caller`."""
     return [sys.executable, "-S", "-c", USES + program]

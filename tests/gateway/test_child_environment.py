@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("truststore")
 
-from token_budget.gateway._codex import SECRET_HEADER, SECRET_VARIABLE
+from token_budget.gateway._address import SECRET_HEADER
+from token_budget.gateway._codex import SECRET_VARIABLE
 from token_budget.gateway._environment import child_command, child_environment
 from token_budget.gateway._keys import with_real_key
 from token_budget.gateway._upstreams import upstreams
@@ -284,13 +285,6 @@ def test_codex_follows_the_openai_of_the_users_environment() -> None:
 def test_codex_with_an_environment_that_names_no_gateway_gets_the_usual_path() -> None:
     command, _ = child_command(["codex"], BASE, SECRET, {"OPENAI_BASE_URL": "http://elsewhere/v1"})
     assert 'base_url="http://127.0.0.1:4711/-/openai/v1"' in command[6]
-
-
-def test_the_header_of_the_secret_is_the_one_that_the_gateway_reads() -> None:
-    pytest.importorskip("multidict")
-    from token_budget.gateway import _headers
-
-    assert _headers.SECRET_HEADER == SECRET_HEADER
 
 
 def test_a_real_child_sees_the_environment_as_it_was_made() -> None:

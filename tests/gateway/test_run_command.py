@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from capped import CALL, HELD, PRICES, Runner, cap_for, outcome, python
+from capped import CALL, HELD, PRICES, Runner, cap_for, clean_environment, outcome, python
 from support import run_program
 from token_budget.cli import main, run
 from token_budget.cli._provider import Provider
@@ -30,12 +30,7 @@ for _library in ("aiohttp", "psutil", "truststore"):
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no variable of the machine lead elsewhere, and no run see those of others."""
-    for name in list(os.environ):
-        if name.endswith(("_BASE_URL", "_API_BASE", "_API_KEY")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    clean_environment(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -48,6 +43,18 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture
 def runner(provider: Provider, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Runner:
     return Runner(provider, tmp_path, capfd)
+
+
+def test_codex_finds_its_provider_where_the_users_environment_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codex = tmp_path / "codex"
+    codex.write_text('#!/bin/sh\nfor part; do echo "$part"; done\n', encoding="ascii")
+    codex.chmod(0o755)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/team")  # of another ending than the usual /v1
+    assert main(["run", "--usd", "1", "--", str(codex)]) == 0
+    (url,) = (line for line in capfd.readouterr().out.splitlines() if "base_url=" in line)
+    assert url.endswith('/-/openai"')
 
 
 def books_agree(report: dict[str, Any], provider: Provider) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from capped import CALL, HELD, Runner, outcome, settles
+from capped import CALL, HELD, Runner, clean_environment, outcome, settles
 from token_budget.cli._provider import Provider
 from token_budget.stores import StorePool, open_pool
 
@@ -24,12 +24,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no variable of the machine lead elsewhere."""
-    for name in list(os.environ):
-        if name.endswith(("_BASE_URL", "_API_BASE", "_API_KEY")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    clean_environment(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from hooked import CHAT, LIBRARIES, Door, answer, streamed
-from token_budget.metering import _clients, _send, _stream, _watch
+from token_budget.metering import _clients, _send, _settling, _stream, _watch
 
 pytestmark = pytest.mark.skipif(not LIBRARIES, reason="needs httpx or httpx2")
 
-MODULES = {str(Path(str(module.__file__)).resolve()) for module in (_clients, _send, _stream, _watch)}
+MODULES = {str(Path(str(module.__file__)).resolve()) for module in (_clients, _send, _settling, _stream, _watch)}
 
 
 class Planned(BaseException):

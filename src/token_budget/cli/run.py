@@ -178,7 +178,7 @@ class OneRun:
 
         where = (gateway.base, gateway.secret)
         environ, gateway.keys = child_environment(self.environ, upstreams, *where, hold_keys=self.options.hold_keys)
-        command, more = child_command(self.options.program, *where, self.environ)
+        command, more = child_command(self.options.program, *where, environ)
         self.child = child = Child(command, {**environ, **more})
         budget.meter.subscribe(self._heard)
         try:

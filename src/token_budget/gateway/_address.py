@@ -10,7 +10,8 @@ import secrets
 from typing import NamedTuple
 from urllib.parse import unquote
 
-IN_HEADER = "-"  # stands where the secret would, if a header has it (`_headers.SECRET_HEADER`)
+SECRET_HEADER = "x-token-budget-secret"  # noqa: S105 - the name of a header
+IN_HEADER = "-"  # stands where the secret would, if that header has it
 STATUS = "_status"
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Container, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from token_budget._pool import BudgetPool
@@ -24,13 +24,10 @@ from token_budget.metering._pending import Pending, bound
 from token_budget.metering._refusals import UnknownModel, Unmetered
 from token_budget.metering._routes import Route
 from token_budget.metering._run import Run
-from token_budget.metering._shapes import Reading
+from token_budget.metering._settling import Outcome, asettle, settle
 from token_budget.metering._stream import unpacked
 from token_budget.metering._usage import Usage
 from token_budget.metering._watch import Watch
-
-# How a call is settled: by what its answer says, in full, not at all, or by the tokens of output that were seen.
-Outcome = Reading | Literal["charge", "release"] | int
 
 _UNTOUCHED = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _DOUBTFUL = frozenset("?#;\r\n\0")  # of a path, decoded
@@ -204,9 +201,9 @@ class Settling:
     async def settle(self, pending: Pending, outcome: Outcome) -> None:
         """Settle a call, unless it is settled. Raise nothing but CancelledError; then it is settled all the same."""
         if all(isinstance(pool, BudgetPool) for pool in pending._charge.pools):  # in memory: at once
-            _settle(pending, outcome)
+            settle(pending, outcome)
             return
-        task = asyncio.get_running_loop().create_task(_asettle(pending, outcome))
+        task = asyncio.get_running_loop().create_task(asettle(pending, outcome))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
@@ -215,25 +212,3 @@ class Settling:
         """Wait until all that was begun is done."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _settle(pending: Pending, outcome: Outcome) -> None:
-    if outcome == "charge":
-        pending.charge()
-    elif outcome == "release":
-        pending.release()
-    elif isinstance(outcome, int):
-        pending.seen(outcome)
-    else:
-        pending.settle(outcome)
-
-
-async def _asettle(pending: Pending, outcome: Outcome) -> None:
-    if outcome == "charge":
-        await pending.acharge()
-    elif outcome == "release":
-        await pending.arelease()
-    elif isinstance(outcome, int):
-        await pending.aseen(outcome)
-    else:
-        await pending.asettle(outcome)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-SECRET_HEADER = "x-token-budget-secret"  # noqa: S105 - the name of a header
+from token_budget.gateway._address import SECRET_HEADER
+
 SECRET_VARIABLE = "TOKEN_BUDGET_SECRET"  # noqa: S105 - the name of a variable
 _PROVIDER = "token-budget"
 _PROGRAM = re.compile(r"(?:.*[/\\])?codex(?:\.exe|\.cmd|\.js)?", re.IGNORECASE | re.DOTALL)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from multidict import CIMultiDict
 
-SECRET_HEADER = "x-token-budget-secret"  # noqa: S105 - the name of a header
+from token_budget.gateway._address import SECRET_HEADER
 
 Raw = Sequence[tuple[bytes, bytes]]
 

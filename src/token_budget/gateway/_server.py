@@ -21,9 +21,8 @@ from typing import Any, cast
 from aiohttp import hdrs
 from aiohttp.web import BaseRequest, Response, Server, StreamResponse
 
-from token_budget.gateway._address import STATUS, Target, is_loopback, target_of
+from token_budget.gateway._address import SECRET_HEADER, STATUS, Target, is_loopback, target_of
 from token_budget.gateway._forward import Forward, Refused, answered
-from token_budget.gateway._headers import SECRET_HEADER
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import gateway_error
 from token_budget.gateway._upstreams import Upstream

@@ -20,7 +20,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from token_budget.contract import Spendable
 from token_budget.metering import _requests, _shapes
@@ -30,6 +30,7 @@ from token_budget.metering._refusals import Unmetered
 from token_budget.metering._refused import is_of_stainless, library_of, refuse
 from token_budget.metering._routes import Route, route
 from token_budget.metering._run import Run, metering_is_off
+from token_budget.metering._settling import Outcome, asettle, settle
 from token_budget.metering._stream import apeek, peek, unpacked, watch_stream
 from token_budget.metering._usage import Usage
 from token_budget.metering._watch import LONGEST, Watch
@@ -62,7 +63,6 @@ _sending: ContextVar[Any] = ContextVar("token_budget.sending", default=None)  # 
 
 patching: list[Any] = []  # the meters of the `Meter.patch` blocks that are open, the latest last
 
-Outcome = _shapes.Reading | Literal["charge", "release"]
 Send = Callable[..., Any]
 AsyncSend = Callable[..., Awaitable[Any]]
 
@@ -194,11 +194,11 @@ def send(client: Any, original: Send, meter: Any, run: Run | None, request: Any,
         call.hand_back(response)
         outcome = call.judge(response)
         if outcome is not None:
-            _settle(pending, outcome)
+            settle(pending, outcome)
         if pending.ask.stream and not options.get("stream"):
             _read(response)
     except BaseException as error:
-        _settle(pending, _after(error))
+        settle(pending, _after(error))
         raise
     finally:
         call.sent()
@@ -231,11 +231,11 @@ async def asend(
         call.hand_back(response)
         outcome = call.judge(response)
         if outcome is not None:
-            await _asettle(pending, outcome)
+            await asettle(pending, outcome)
         if pending.ask.stream and not options.get("stream"):
             await _aread(response)
     except BaseException as error:
-        await _asettle(pending, _after(error))
+        await asettle(pending, _after(error))
         raise
     finally:
         call.sent()
@@ -364,24 +364,6 @@ async def _aexchange(client: Any, original: AsyncSend, call: _Call, options: dic
 
 
 # ---------------------------------------------------------------- after
-
-
-def _settle(pending: Pending, outcome: Outcome) -> None:
-    if outcome == "charge":
-        pending.charge()
-    elif outcome == "release":
-        pending.release()
-    else:
-        pending.settle(outcome)
-
-
-async def _asettle(pending: Pending, outcome: Outcome) -> None:
-    if outcome == "charge":
-        await pending.acharge()
-    elif outcome == "release":
-        await pending.arelease()
-    else:
-        await pending.asettle(outcome)
 
 
 def _after(error: BaseException) -> Outcome:
