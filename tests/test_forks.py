@@ -134,15 +134,20 @@ def test_a_child_forked_by_a_signal_handler_in_a_wait_raises_and_the_parent_goes
     children: list[int] = []
     ended: list[int] = []
 
+    begun = False
+
     def handler(_number: int, _frame: object) -> None:
-        children.append(os.fork())
+        nonlocal begun
+        if not begun:  # once, also where a second signal comes in the middle of the fork
+            begun = True
+            children.append(os.fork())
 
     def drive() -> None:
         while pool.statistics().waiters == 0:
             time.sleep(0.001)
-        signal.pthread_kill(main, signal.SIGUSR1)
-        while not children:
-            time.sleep(0.001)
+        while not children:  # a signal that comes just before a thread sleeps wakes it only with the next
+            signal.pthread_kill(main, signal.SIGUSR1)
+            time.sleep(0.01)
         ended.append(end_of(children[0]))
         held.release()
 
