@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ T = TypeVar("T")
 Chain = Sequence[Scope]
 Todo = tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]
 
+_NEVER = float("inf")
 _PROBE = 1.0  # seconds until the store is asked again whether it is back
 _REFUSED = 10.0  # seconds until it is asked again to record what it has refused to
 _logger = logging.getLogger("token_budget")
@@ -131,50 +133,61 @@ class Allowing:
 
     def catch_up(self) -> float:
         """Do the same, also where an outage has just begun."""
+        again = _NEVER
         if self.passing or self._owed or self._spent:
-            if not self._is_back():
-                return _PROBE
-            if not self._record_all():
-                return _REFUSED if self._refused else _PROBE
-        return self._store.tend()
+            again = self._record_all() if self._is_back() else _PROBE
+            if again == _PROBE:
+                return again
+        return min(again, self._store.tend())
 
     def _is_back(self) -> bool:
         """Return whether the store answers a step that writes: one that can only be read would fail the next call."""
         try:
-            if self.passing and self._root is not None:
-                self._store.record((self._root,), 0, 0, force=True)
-        except StoreLost:  # it answers, and everybody is to hear what
-            return True
-        except BudgetUnavailable:
-            return False
-        except StoreError:
-            return True
+            with suppress(StoreError):
+                if self.passing and self._root is not None:
+                    self._store.record((self._root,), 0, 0, force=True)
+        except BudgetUnavailable as error:
+            return isinstance(error, StoreLost)  # which answers, and everybody is to hear what
         return True
 
-    def _record_all(self) -> bool:
-        """Repeat and record what is to be; end the outage. Return whether all is done."""
-        while True:
-            with self._lock:
-                todo = self._next()
-                ended = todo is None and (self.passing or self._refused)
+    def _record_all(self) -> float:
+        """Repeat and record what is to be. Return in how many seconds again. What is refused holds up nothing else."""
+        refused: list[Todo] = []
+        try:
+            while True:
+                with self._lock:
+                    todo = self._next()
+                    ended = todo is None and not refused and (self.passing or self._refused)
+                    if todo is None and not refused:
+                        self.passing = self._refused = False
                 if todo is None:
-                    self.passing = self._refused = False
-            if todo is None:
-                if ended:
-                    self._log_end()
-                return True
-            step, arguments, options = todo
-            try:
-                step(*arguments, **options)
-            except BaseException as error:
+                    if ended:
+                        self._log_end()
+                    return _REFUSED if refused else _NEVER
+                if not self._record(todo, refused):
+                    return _PROBE
+        finally:
+            for todo in reversed(refused):
                 self._put_back(todo)
-                if not isinstance(error, Exception):
-                    raise
-                if isinstance(error, StoreLost) or not isinstance(error, BudgetUnavailable):
-                    self._note_refused(error)
+
+    def _record(self, todo: Todo, refused: list[Todo]) -> bool:
+        """Repeat or record one thing, or note that it is refused. Return False if the store does not answer."""
+        step, arguments, options = todo
+        try:
+            step(*arguments, **options)
+        except Exception as error:  # noqa: BLE001
+            if isinstance(error, BudgetUnavailable) and not isinstance(error, StoreLost):
+                self._put_back(todo)
                 return False
+            self._note_refused(error)
+            refused.append(todo)
+        except BaseException:
+            self._put_back(todo)
+            raise
+        else:
             with self._lock:
                 self._doing.remove(todo)
+        return True
 
     def _next(self) -> Todo | None:
         todo: Todo
@@ -200,14 +213,9 @@ class Allowing:
             self._spent[chain] = before[0] + tokens, before[1] + nanos
 
     def _log_end(self) -> None:
-        _logger.warning(
-            "%s answers again: %d calls passed in %.0f s, and what they cost is recorded: tokens %s | usd %s",
-            self.location,
-            self._calls,
-            time.monotonic() - self._since,
-            f"{self._amount[0]:,}",
-            usd_text(self._amount[1]),
-        )
+        passed = f"{self._calls} calls passed in {time.monotonic() - self._since:.0f} s"
+        cost = f"tokens {self._amount[0]:,} | usd {usd_text(self._amount[1])}"
+        _logger.warning("%s answers again: %s, and what they cost is recorded: %s", self.location, passed, cost)
 
     def _note_refused(self, error: Exception) -> None:
         """Note that the store answers, so that calls do not pass any more, and does not record what passed."""
@@ -223,13 +231,9 @@ class Allowing:
             amounts = [*self._spent.values(), *doing, *(arguments[3] for _, arguments in owed if len(arguments) == 4)]
             claims = len(self._held)
         if amounts or claims:
-            _logger.error(
-                "%s: what passed while it did not answer is not recorded: tokens %s | usd %s, and %d calls in flight",
-                self.location,
-                f"{sum(tokens for tokens, _ in amounts):,}",
-                usd_text(sum(nanos for _, nanos in amounts)),
-                claims,
-            )
+            cost = f"tokens {sum(one[0] for one in amounts):,} | usd {usd_text(sum(one[1] for one in amounts))}"
+            said = "%s: what passed while it did not answer is not recorded: %s, and %d calls in flight"
+            _logger.error(said, self.location, cost, claims)
 
     # ------------------------------------------------------------------ what passes
 
