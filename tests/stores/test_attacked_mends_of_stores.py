@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from front import numbers
+from sqlite_files import path_in_folder
 from test_front_attacked import AWAY, Allowed
-from token_budget.stores import _outage
+from token_budget import PoolClosed
+from token_budget.stores import SQLiteBudgetPool, _outage
+from token_budget.stores._store import REPEAT, UNKNOWN
+
+path = pytest.fixture(path_in_folder)
 
 
 @pytest.fixture
@@ -47,3 +55,45 @@ def test_a_store_that_refuses_what_passed_is_tended_all_the_same(
     del pool.budget.rows["total/gone"]
     monkeypatch.setattr(pool.store, "tend", lambda: 7.0)  # as a lease is renewed there
     assert pool.allowing.catch_up() == 7.0
+
+
+# ---------------------------------------------------------------- SQLite: what is gone
+
+
+def below_a_key(path: Path) -> tuple[SQLiteBudgetPool, Any]:
+    """Return a pool, and a pool below the key "ann" of its users."""
+    pool = SQLiteBudgetPool(path, 1_000, name="total")
+    return pool, pool.keyed(name="user")["ann"].child(name="run")
+
+
+def test_what_has_happened_counts_though_the_key_above_was_forgotten(path: Path) -> None:
+    pool, run = below_a_key(path)
+    users = pool.keyed(name="user")
+    run.record(tokens=1)
+    del users["ann"]
+    run.record(tokens=5, force=True)
+    assert numbers(pool) == (6, 0, 0)
+    assert numbers(users["ann"]) == (5, 0, 0)  # it has begun anew
+    store, chain, key = run._family.store, run._chain, run._family.store.new_key()
+    for kind in (UNKNOWN, REPEAT):  # of a claim that the file has lost
+        assert store.commit(chain, key, (3, 0), (4, 0), rows=True).kind == kind
+    assert numbers(pool) == (10, 0, 0)
+    assert run.snapshot().tokens_used == 0  # nothing is kept of it
+    with pytest.raises(PoolClosed):
+        run.record(tokens=1)
+
+
+def test_a_late_settlement_corrects_a_charge_though_the_key_above_was_forgotten(path: Path) -> None:
+    pool, run = below_a_key(path)
+    committed, released = run.reserve(tokens=50), run.reserve(tokens=50)
+    pool.close()
+    with SQLiteBudgetPool(path, name="total") as again:
+        assert numbers(again) == (100, 0, 0)
+        del again.keyed(name="user")["ann"]
+        told: list[str] = []
+        run.subscribe(lambda event: told.append(event.kind))
+        committed.commit(tokens=60)
+        released.release()
+        assert numbers(again) == (60, 0, 0)
+        assert again.expired() == []
+        assert told[-2:] == ["commit", "release"]

@@ -79,7 +79,7 @@ def reserve(
 def record(step: Step, chain: Sequence[Scope], amount: Pair, *, force: bool, wanted: bool) -> Answer:
     """See `Store.record`."""
     prepare(step)
-    rows = rows_of(step, chain)
+    rows = _rows_left(step, chain) if force else rows_of(step, chain)
     if not force:
         at = blocker(step, rows, *amount, None)
         if at is not None:
@@ -90,7 +90,8 @@ def record(step: Step, chain: Sequence[Scope], amount: Pair, *, force: bool, wan
 
 def _spend(step: Step, chain: Sequence[Scope], rows: Sequence[Row], amount: Pair) -> None:
     for scope, row in zip(chain, rows, strict=True):
-        made(step, scope, row)
+        if row.id or not row.closed:  # else it is gone, and what has happened counts in those that are left
+            made(step, scope, row)
         row.tokens += amount[0]
         row.nanos += amount[1]
 
@@ -105,15 +106,15 @@ def commit(
             row.end_claim(held, amount)
         return Answer(DONE, _numbers(rows, wanted=wanted))
     if correct(step, key, amount, HERE) is not None:
-        return Answer(LATE, _numbers(rows_of(step, chain), wanted=wanted))
+        return Answer(LATE, _numbers(_rows_left(step, chain), wanted=wanted))
     before = settled(step, key)
     if before is not None:
         kind = SETTLED if before[3] == ELSEWHERE else REPEAT
-        return Answer(kind, _numbers(rows_of(step, chain), wanted=wanted), counted=before[2])
+        return Answer(kind, _numbers(_rows_left(step, chain), wanted=wanted), counted=before[2])
     if counted is not None:
-        return Answer(REPEAT, _numbers(rows_of(step, chain), wanted=wanted), counted=counted)
+        return Answer(REPEAT, _numbers(_rows_left(step, chain), wanted=wanted), counted=counted)
     prepare(step)
-    rows = rows_of(step, chain)
+    rows = _rows_left(step, chain)
     _spend(step, chain, rows, amount)
     note_settled(step, key, rows[-1].id, [row.id for row in rows], amount, HERE)
     return Answer(UNKNOWN, _numbers(rows, wanted=wanted))
@@ -129,7 +130,7 @@ def release(step: Step, chain: Sequence[Scope], key: int, *, wanted: bool, count
         kind = SETTLED
     else:
         kind = DONE if counted == (0, 0) else UNKNOWN
-    return Answer(kind, _numbers(rows_of(step, chain)) if wanted else ())
+    return Answer(kind, _numbers(_rows_left(step, chain)) if wanted else ())
 
 
 def _is_settled_elsewhere(step: Step, key: int) -> bool:
@@ -176,7 +177,7 @@ def take_back(step: Step, places: Sequence[tuple[int, float | None, int | None]]
 
 def read(step: Step, chain: Sequence[Scope]) -> tuple[tuple[Numbers, ...], bool]:
     """See `Store.read`. Return also whether the dead hold something, or wait."""
-    rows, taken = [_seen(step, scope) for scope in chain], as_charged(step)
+    rows, taken = _rows_left(step, chain), as_charged(step)
     return tuple(_shown(row, taken) for row in rows), bool(taken)
 
 
@@ -196,6 +197,11 @@ def tree(step: Step, scope: Scope) -> tuple[list[tuple[str, str, Numbers]], bool
             found += [(f"{path}{between}{one.name}", one) for one in below]
     found.sort(key=lambda item: item[1].id)  # a scope is made after the one above it
     return [(path, name_at(path), _shown(row, taken)) for path, row in found], bool(taken)
+
+
+def _rows_left(step: Step, chain: Sequence[Scope]) -> list[Row]:
+    """Return the rows of a chain, for what is done also where some of its scopes were deleted."""
+    return [_seen(step, scope) for scope in chain]
 
 
 def _seen(step: Step, scope: Scope) -> Row:
