@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from front import numbers
+from front import LONG, numbers
+from pools_of_all_kinds import in_a_thread
 from sqlite_files import path_in_folder
 from test_front_attacked import AWAY, Allowed
 from token_budget import PoolClosed
 from token_budget.stores import SQLiteBudgetPool, _outage
 from token_budget.stores._store import REPEAT, UNKNOWN
+from token_budget.stores.sqlite._connection import Connection
 
 path = pytest.fixture(path_in_folder)
 
@@ -97,3 +100,35 @@ def test_a_late_settlement_corrects_a_charge_though_the_key_above_was_forgotten(
         assert numbers(again) == (60, 0, 0)
         assert again.expired() == []
         assert told[-2:] == ["commit", "release"]
+
+
+# ---------------------------------------------------------------- closing
+
+
+def test_a_commit_that_meets_the_closing_of_its_pool_in_another_thread_is_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, late = Connection.run, threading.local()
+    on_its_way, closed = threading.Event(), threading.Event()
+
+    def running(connection: Connection, *arguments: Any) -> Any:
+        if hasattr(late, "waits"):
+            on_its_way.set()
+            assert closed.wait(LONG)
+        return run(connection, *arguments)
+
+    monkeypatch.setattr(Connection, "run", running)
+    pool = SQLiteBudgetPool(path, 1_000, name="total")
+
+    def commits() -> None:
+        with pool.reserve(tokens=50) as held:
+            late.waits = True
+            held.commit(tokens=40)
+
+    committed = in_a_thread(commits)
+    assert on_its_way.wait(LONG)
+    pool.close()
+    closed.set()
+    committed.result()
+    with SQLiteBudgetPool(path, name="total") as again:
+        assert numbers(again) == (40, 0, 0)

@@ -48,6 +48,10 @@ _TORN = (
 _inherited: list[object] = []  # what a parent had open
 
 
+class Closed(StoreError):
+    """Nobody in this process uses the connection any more, and nothing was done."""
+
+
 class Unsynced(BudgetUnavailable):
     """The transaction is committed and seen by everybody, but it is not known to have reached the disk."""
 
@@ -265,7 +269,7 @@ class Connection:
         if self._torn:
             raise StoreError(f"{self.path}: {_TORN}")
         if not self.users and any(self.identity):
-            raise StoreError(f"{self.path} was closed in this process: make a new pool")
+            raise Closed(f"{self.path} was closed in this process: make a new pool")
         opened: list[sqlite3.Connection] = []
         inherited = self._file.is_open
         try:

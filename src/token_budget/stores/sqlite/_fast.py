@@ -22,7 +22,7 @@ from token_budget.stores._names import encoded
 from token_budget.stores._store import DONE, GRANTED, Answer, News, Scope
 from token_budget.stores.sqlite import _slow
 from token_budget.stores.sqlite._claims import id_of
-from token_budget.stores.sqlite._connection import Connection, Execute, Unsynced
+from token_budget.stores.sqlite._connection import Closed, Connection, Execute, Unsynced
 from token_budget.stores.sqlite._schema import FAR
 from token_budget.stores.sqlite._slow import GIVE_BACK, HOLD, UNHOLD
 from token_budget.stores.sqlite._step import Ledger, Outcome, Step
@@ -69,8 +69,6 @@ class FastPath:
         self.location = location_of(connection.path, name)
         self.news = deque()
         self._ledger = Ledger(connection, encoded(name), self.location)
-        self._run: Callable[..., Any] = connection.run
-        self._look: Callable[..., Any] = connection.look
         self._begin()
 
     def _begin(self) -> None:
@@ -88,6 +86,27 @@ class FastPath:
         self._unsynced: dict[int, object] = {}
 
     # ------------------------------------------------------------------ how steps run
+
+    def _run(self, *arguments: Any) -> Any:
+        try:
+            return self._ledger.connection.run(*arguments)
+        except Closed:  # also where another thread has closed the pool while this one was on its way
+            return self._again(Connection.run, arguments)
+
+    def _look(self, *arguments: Any) -> Any:
+        try:
+            return self._ledger.connection.look(*arguments)
+        except Closed:
+            return self._again(Connection.look, arguments)
+
+    def _again(self, how: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Do a step after this process has let go of the file, which is opened once more for it."""
+        connection = Connection.of(self._ledger.connection.path, timeout=self._timeout, create=False)
+        try:
+            self._ledger.connection = connection
+            return how(connection, *arguments)
+        finally:
+            connection.let_go()
 
     def _slowly(self, execute: Execute, work: Callable[..., Any], *arguments: Any, **options: Any) -> Outcome:
         """Take the slow path, in a transaction that has changed nothing yet."""

@@ -13,7 +13,7 @@ from token_budget.contract import BudgetUnavailable
 from token_budget.stores._errors import StoreError
 from token_budget.stores._store import UNKNOWN, Answer, Charged, Group, Numbers, Opened, Scope
 from token_budget.stores.sqlite import _claims, _owners, _settings, _slow, _waiters
-from token_budget.stores.sqlite._connection import Connection, Unsynced, notice_forks
+from token_budget.stores.sqlite._connection import Unsynced, notice_forks
 from token_budget.stores.sqlite._fast import FastPath, Pair
 from token_budget.stores.sqlite._scopes import find
 
@@ -166,23 +166,8 @@ class SQLiteStore(FastPath):
         try:
             self._step(_owners.let_go)
         finally:
-            self._run, self._look = self._run_again, self._look_again
             self._ledger.registered = None
             self._ledger.gave.clear()
-            connection.let_go()
-
-    def _run_again(self, *arguments: Any) -> Any:
-        return self._again(Connection.run, arguments)
-
-    def _look_again(self, *arguments: Any) -> Any:
-        return self._again(Connection.look, arguments)
-
-    def _again(self, how: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        connection = Connection.of(self._ledger.connection.path, timeout=self._timeout, create=False)
-        try:
-            self._ledger.connection = connection
-            return how(connection, *arguments)
-        finally:
             connection.let_go()
 
     def forked(self) -> None:
