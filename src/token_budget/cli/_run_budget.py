@@ -65,7 +65,10 @@ class RunBudget:
         if not self.shared:
             return self._look()
         if self._looking.acquire(blocking=False):
-            threading.Thread(target=self._look_and_let_go, name="token-budget-pool", daemon=True).start()
+            try:
+                threading.Thread(target=self._look_and_let_go, name="token-budget-pool", daemon=True).start()
+            except RuntimeError:  # the system has no thread: the next look may have one
+                self._looking.release()
         return self._told
 
     def look_at_last(self) -> dict[str, Any] | None:

@@ -18,13 +18,13 @@ KEPT = 20  # different notes; what comes after them is counted
 PATIENCE = 2.0  # seconds that a line waits for a standard error that is full
 
 
-def say(text: str) -> None:
-    """Write lines to standard error, without what a terminal would obey.
+def say(text: str) -> bool:
+    """Write lines to standard error, without what a terminal would obey. Return whether they are written.
 
     It raises nothing and stops nobody, and soon gives up where nobody reads: that is not the child's business.
     """
     shown = "\n".join(map(pure, text.split("\n")))
-    _run_terminal.say(sys.stderr, f"{PROGRAM}: {shown}", PATIENCE)
+    return _run_terminal.say(sys.stderr, f"{PROGRAM}: {shown}", PATIENCE)
 
 
 class Notes(logging.Handler):
@@ -49,12 +49,16 @@ class Notes(logging.Handler):
         self._quiet = True
 
     def tell(self) -> None:
-        """Say what was kept, and from now on each note at once. Nothing is said twice."""
+        """Say what was kept, and from now on each note at once. Nothing is said twice.
+
+        Where nobody reads, one note is waited for, and not each of them.
+        """
         with self._guard:
             self._quiet = False
             notes, more, self._notes, self._more = self._notes, self._more, {}, 0
         for note, count in notes.items():
-            say(note if count == 1 else f"{note} ({count:,} times)")
+            if not say(note if count == 1 else f"{note} ({count:,} times)"):
+                return
         if more:
             say(f"... and {more:,} more warnings")
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from token_budget._money import to_usd, usd_text
 from token_budget.cli._run_status import RunStatus
 from token_budget.cli._run_text import amount, capped, counted, dollars, made, pure, seconds
 
+_AGAIN = 0.01  # seconds
+_pause = time.sleep
 _DESCRIPTOR = re.compile(r"/dev/(?:(stdout)|(stderr)|fd/(\d{1,9}))")
 
 
@@ -107,8 +110,7 @@ class ReportFile:
         """
         text = f"{json.dumps(report, indent=2)}\n".encode()
         if self._descriptor is not None:
-            with open(self._descriptor, "wb", closefd=False) as stream:
-                stream.write(text)
+            _write_all(self._descriptor, text)
             return
         if self._in_place:
             with self._path.open("wb") as file:
@@ -129,6 +131,15 @@ class ReportFile:
         """Make a file in the same folder, and return its descriptor and its path."""
         beside = self._path.with_name(f".token-budget-{secrets.token_hex(8)}.tmp")  # a long name has room in any case
         return os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), beside
+
+
+def _write_all(descriptor: int, text: bytes) -> None:
+    """Write it, and wait for room: a program may leave a stream behind that is full and does not wait by itself."""
+    while text:
+        try:
+            text = text[os.write(descriptor, text) :]
+        except BlockingIOError:  # noqa: PERF203 - full
+            _pause(_AGAIN)
 
 
 def _descriptor_of(path: str) -> int | None:

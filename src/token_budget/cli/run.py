@@ -193,7 +193,8 @@ class OneRun:
             file = publish(gateway.base, self.command)
             display.start()
             loads = threading.Thread(target=_load_prices, args=(budget.meter, self.ended), daemon=True)
-            loads.start()
+            with suppress(RuntimeError):  # without a thread of the system's, the first call loads them
+                loads.start()
             code = child.wait()
         except BaseException:  # a fault of ours: the program goes on, without a gateway
             child.close()

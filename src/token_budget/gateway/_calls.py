@@ -139,8 +139,12 @@ def examine(
         empty = Ask(operation=found.operation, provider=found.provider, model=found.model, worst=Usage())
         meter._refused(empty, run, error)
         raise
-    if request is None or (lenient and _has_no_price(meter, request)):
+    if request is None:
         return None
+    if lenient:
+        if not _has_price(meter, request, request.model):
+            return None
+        request.others = tuple(one for one in request.others if _has_price(meter, request, one))
     fixed = "content-encoding" in headers or headers.get("authorization", "").startswith("AWS4-")
     request.limited = request.limited or fixed  # no limit can be written into a body that is packed or signed
     pending = meter._begin(request, run)
@@ -171,12 +175,12 @@ def _asked(
     return request, fields
 
 
-def _has_no_price(meter: Meter, request: Ask) -> bool:
+def _has_price(meter: Meter, request: Ask, model: str | None) -> bool:
     try:
-        bound(meter._terms, request, request.worst)
+        bound(meter._terms, replace(request, model=model, others=()), request.worst)
     except UnknownModel:
-        return True
-    return False
+        return False
+    return True
 
 
 _UNMETERED = "what {} costs cannot be bounded before it is sent, so it is refused"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, hdrs
 from aiohttp.payload import Payload
 from multidict import CIMultiDict
 from yarl import URL
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _PIECE = 1 << 18  # bytes of a long body that are written at once
 _HEADER, _HEADERS = 256 << 10, 2048  # bytes of one header of an answer, and how many: it is paid for, so it must arrive
 _AUTOMATIC = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
+
+
+class UnusableProxyError(ClientError):
+    """The proxy of the user's environment, or system, is no URL. Its text is not shown: it may have a password."""
 
 
 class Body(Payload):
@@ -131,13 +135,19 @@ def proxy_for(url: str) -> URL | None:
 
     It is asked once for each upstream, and not for each request: aiohttp's ``trust_env`` would do that in a thread, and
     would put passwords out of ``~/.netrc`` into requests. A loopback address is always reached directly.
+
+    Raises:
+        UnusableProxyError: what is said there is no URL.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxy = getproxies().get(parts.scheme)
     if not proxy or _is_loopback(host) or proxy_bypass(host if parts.port is None else f"{host}:{parts.port}"):
         return None
-    return URL(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        return URL(proxy if "://" in proxy else f"http://{proxy}")
+    except ValueError:
+        raise UnusableProxyError from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from token_budget.gateway._codex import codex_command, place_of_codex
+from token_budget.gateway._families import FAMILIES
 from token_budget.gateway._upstreams import Upstream
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -88,4 +89,6 @@ def _hold(child: dict[str, str], table: Mapping[str, Upstream], secret: str) -> 
         for variable in found:
             held[upstream.name] = (secret, before[variable])
             child[variable] = secret
+    for family in FAMILIES:  # a key of a provider that is no upstream, as Azure without its variable, is nobody's
+        child.update({variable: secret for variable in family.keys if before.get(variable)})
     return held

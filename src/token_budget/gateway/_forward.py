@@ -24,7 +24,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from token_budget.gateway._address import Target
 from token_budget.gateway._calls import Call, Settling, examine, host_of, route_of
 from token_budget.gateway._client import Body, Client
-from token_budget.gateway._headers import as_headers, readable_encoding, to_upstream
+from token_budget.gateway._headers import as_headers, readable_encoding, to_client, to_upstream
 from token_budget.gateway._keys import with_real_key
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import Answer, Refusals, gateway_error
@@ -34,7 +34,7 @@ from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run
 from token_budget.metering._stream import PEEKED, unpacked
 
-_SENT_AGAIN = frozenset({307, 308})  # the redirects upon which a POST stays one
+_SENT_AGAIN = frozenset(range(300, 400)) - {303}  # the redirects upon which some client sends a POST again
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 
 
@@ -193,8 +193,10 @@ class Forward:
 
     def _check_redirect(self, answer: ClientResponse, upstream: Upstream, target: Target) -> None:
         """Raise `Refused` for an answer by which the client would send the call again, past the gateway."""
-        where = answer.headers.get(hdrs.LOCATION, "")
-        if answer.status in _SENT_AGAIN and leads_away(moved(where, upstream.url, "")):
+        if answer.status not in _SENT_AGAIN:
+            return
+        where = to_client(answer.raw_headers).get(hdrs.LOCATION, "")  # as the client gets it
+        if leads_away(moved(where, upstream.url, "")):
             text = (
                 f"{upstream.name} ({self._hosts[upstream.name]}) sends the call on to another address, where nothing "
                 "would meter it. Make that address its base URL, in its variable or by --upstream"

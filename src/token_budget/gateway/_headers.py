@@ -39,6 +39,7 @@ _ENCODING = b"accept-encoding"
 _OF_ANSWERS = _HOP_BY_HOP | {b"alt-svc"}
 _USUAL = [b"keep-alive"]  # of ``Connection``: nothing but what stays here in any case
 _CONTROLS = bytes({*range(32), 127} - {9})
+_LEFT_OUT = dict.fromkeys(_CONTROLS)
 _READABLE = frozenset({b"gzip", b"deflate", b"identity"})
 
 
@@ -108,6 +109,11 @@ def as_headers(raw: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
             for name, value in raw
         ]
     )
+
+
+def as_reason(reason: str | None) -> str:
+    """Return the words after the status of an answer as aiohttp takes them."""
+    return (reason or "").translate(_LEFT_OUT)
 
 
 def _named(raw: Raw) -> frozenset[bytes]:

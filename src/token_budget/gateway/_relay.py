@@ -15,7 +15,7 @@ from aiohttp import ClientError, ClientResponse, HttpVersion11, hdrs
 from aiohttp.web import BaseRequest, StreamResponse
 
 from token_budget.gateway._calls import Call, Settling
-from token_budget.gateway._headers import to_client
+from token_budget.gateway._headers import as_reason, to_client
 from token_budget.metering._watch import Watch
 
 # What can happen to an answer on its way: the provider's connection, or the client's, ends.
@@ -47,8 +47,8 @@ class Relay:
         headers = answer.headers
         self._call = call
         self.watch = call.watch(
-            headers.get(hdrs.CONTENT_TYPE, "").lower().encode(),
-            headers.get(hdrs.CONTENT_ENCODING, "").strip().lower().encode(),
+            _bytes(headers.get(hdrs.CONTENT_TYPE, "")),
+            _bytes(headers.get(hdrs.CONTENT_ENCODING, "").strip()),
             framed=hdrs.CONTENT_LENGTH in headers or hdrs.TRANSFER_ENCODING in headers,
             longest=longest,
         )
@@ -94,7 +94,7 @@ class Relay:
             first = request.raw_path.split("/", 2)[1]  # the secret, or what stands for it
             headers[hdrs.LOCATION] = moved(headers[hdrs.LOCATION], self._url, f"/{first}/{self._name}")
         kind = _Together if together else StreamResponse
-        out = kind(status=answer.status, reason=answer.reason, headers=headers)
+        out = kind(status=answer.status, reason=as_reason(answer.reason), headers=headers)
         if request.version < HttpVersion11 and hdrs.CONTENT_LENGTH not in headers:
             out.force_close()  # its end is the end of the connection
         return out
@@ -104,6 +104,11 @@ class Relay:
         call = self._call
         if call is not None and call.pending.open:
             await self._settling.settle(call.pending, call.outcome(self.watch))
+
+
+def _bytes(header: str) -> bytes:
+    """Return a header in small letters; what is no UTF-8 in it is of no meaning."""
+    return header.lower().encode(errors="replace")
 
 
 def moved(location: str, url: str, here: str) -> str:

@@ -25,6 +25,7 @@ from token_budget.gateway._address import SECRET_HEADER, STATUS, Target, is_loop
 from token_budget.gateway._forward import Forward, Refused, answered
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import gateway_error
+from token_budget.gateway._threads import DaemonThreads
 from token_budget.gateway._upstreams import Upstream
 from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run
@@ -237,6 +238,7 @@ class Gateway:
             max_headers=limits.headers,
         )
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(DaemonThreads())
         assert self._socket is not None  # noqa: S101 - `start` made it
         self._listener = await loop.create_server(self._connect, sock=self._socket, backlog=_BACKLOG)
 
