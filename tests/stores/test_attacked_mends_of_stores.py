@@ -11,11 +11,13 @@ import pytest
 
 from front import LONG, numbers
 from pools_of_all_kinds import in_a_thread
+from redis_stores import Budget
 from sqlite_files import path_in_folder
 from test_front_attacked import AWAY, Allowed
-from token_budget import PoolClosed
+from token_budget import PoolClosed, Window
+from token_budget._arguments import UNCHANGED
 from token_budget.stores import SQLiteBudgetPool, _outage
-from token_budget.stores._store import REPEAT, UNKNOWN
+from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
 from token_budget.stores.sqlite._connection import Connection
 
 path = pytest.fixture(path_in_folder)
@@ -28,6 +30,13 @@ def pool() -> Iterator[Allowed]:
     yield pool
     pool.failing.clear()
     pool.close()
+
+
+@pytest.fixture
+def budget() -> Iterator[Budget]:
+    budget = Budget()
+    yield budget
+    budget.close()
 
 
 # ---------------------------------------------------------------- on_unavailable="allow"
@@ -132,3 +141,33 @@ def test_a_commit_that_meets_the_closing_of_its_pool_in_another_thread_is_counte
     committed.result()
     with SQLiteBudgetPool(path, name="total") as again:
         assert numbers(again) == (40, 0, 0)
+
+
+# ---------------------------------------------------------------- Redis: what expires
+
+
+def test_a_closed_key_does_not_expire_since_it_would_begin_anew(budget: Budget) -> None:
+    one = budget.process()
+    users = one.group(tokens=10, window=Window.daily())
+    chain = one.key(users, "ann")
+    held, name = one.engine.new_key(), budget.keys.scope(chain[0].path)
+    assert one.engine.reserve(chain, held, 10, 0).kind == GRANTED
+    one.engine.close(chain[0])
+    one.engine.set_group(users, UNCHANGED, UNCHANGED, Window.weekly())
+    assert one.engine.commit(chain, held, (10, 0), (10, 0)).kind == DONE
+    assert budget.raw.pttl(name) == -1
+    idle = one.key(users, "bob")
+    one.engine.record(idle, 10, 0)
+    one.engine.close(idle[0])
+    assert budget.raw.pttl(budget.keys.scope(idle[0].path)) == -1
+
+
+def test_a_closed_child_does_not_expire_where_such_keys_are_evicted_before(budget: Budget) -> None:
+    one = budget.process()
+    one.wire.volatile = True
+    chain = one.child("job", tokens=10)
+    held = one.engine.new_key()
+    assert one.engine.reserve(chain, held, 10, 0).kind == GRANTED
+    one.engine.close(chain[0])
+    assert one.engine.commit(chain, held, (10, 0), (10, 0)).kind == DONE
+    assert budget.raw.pttl(budget.keys.scope(chain[0].path)) == -1

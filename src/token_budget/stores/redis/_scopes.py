@@ -254,10 +254,10 @@ def reset(process: Process, scope: Scope) -> None:
 def close(process: Process, scope: Scope) -> None:
     """See `Store.close`."""
     keys = [*keys_of(process, (scope,)), process.keys.names, process.keys.given(scope.path)]
-    path = scope.path if scope.group is None else ""
+    words = (scope.path if scope.group is None else "", process.volatile_mark, "", "")
     with process.step() as step:
         begin(step)
-        _once(step, None, lambda *_: step.ask(process.scripts.close, keys, step.number, (path, "", "", "")), (scope,))
+        _once(step, None, lambda *_: step.ask(process.scripts.close, keys, step.number, words), (scope,))
     scope.closed = True
 
 

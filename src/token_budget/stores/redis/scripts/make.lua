@@ -17,7 +17,7 @@ local group = call('HMGET', KEYS[8], 'g', 'v', 'T', 'N', 'W', 'y', 'E', 'b', 'q'
 if not ours(call('HGET', KEYS[5], 'g')) or group[1] ~= ARGV[1] then return {'lost'} end
 if group[2] ~= ARGV[2] then return {'group'} end
 if misses(ARGV[7], ARGV[5], ARGV[6]) then return {'now', format('%.17g', clock())} end
-local s = call('HMGET', key, 'g', 'v', 'T', 'N', 'o', 'w', 'f', 'e')
+local s = call('HMGET', key, 'g', 'v', 'T', 'N', 'o', 'w', 'f', 'e', 'k')
 if not ours(s[1]) then
   call('DEL', key)
   local new = number()
@@ -48,7 +48,7 @@ if not match(own, 'N') then shift(key, 'N', 'n', s[4], group[4] or '') end
 if new_window then
   set_period(key, ARGV[5], ARGV[6])
   call('PERSIST', key)
-  if ARGV[6] == '' or ARGV[8] == '' or own ~= '' then
+  if ARGV[6] == '' or ARGV[8] == '' or own ~= '' or s[9] then
     call('HDEL', key, 'x')
   else
     call('HSET', key, 'x', ARGV[8])
