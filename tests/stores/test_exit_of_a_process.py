@@ -14,16 +14,17 @@ PROGRAM = """
 import sys
 import redis
 from token_budget.stores import RedisBudgetPool
-pool = RedisBudgetPool(redis.Redis(port=int(sys.argv[1])), name=sys.argv[2], usd_cap=50)
+pool = RedisBudgetPool(redis.Redis(port=int(sys.argv[1])), name=sys.argv[2], usd_cap=50, on_unavailable=sys.argv[3])
 pool.record(usd=1)
 held = pool.reserve(usd=2)
 """
 
 
+@pytest.mark.parametrize("on_unavailable", ["refuse", "allow"])
 @pytest.mark.parametrize("how", ["", "sys.exit(1)", "raise SystemError('a bug')"])
-def test_a_process_that_has_ended_does_not_object_to_other_caps(how: str) -> None:
+def test_a_process_that_has_ended_does_not_object_to_other_caps(how: str, on_unavailable: str) -> None:
     server, name = shared(), new_name()
-    program = [sys.executable, "-W", "ignore", "-c", PROGRAM + how, str(server.port), name]
+    program = [sys.executable, "-W", "ignore", "-c", PROGRAM + how, str(server.port), name, on_unavailable]
     subprocess.run(program, check=False, timeout=60, stderr=subprocess.DEVNULL)
     pool = RedisBudgetPool(server.client(), name=name, usd_cap=60)  # no StoreMismatch
     snapshot = pool.snapshot()

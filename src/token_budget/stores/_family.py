@@ -308,13 +308,14 @@ def _at_exit() -> None:
     """Let the workers do what they were given, for a moment: what was dropped is given back, not charged."""
     deadline = time.monotonic() + _EXITING
     for family in list(_families.values()):
-        store = family.store
+        store: Any = family.store
         if not family.hand.finish(max(0.0, deadline - time.monotonic())):
             _logger.warning("%s: the worker had no time for all that was dropped: it is charged", family.location)
         if isinstance(store, Allowing):
             family.hand.finish(max(0.0, deadline - time.monotonic()), store.catch_up)
             store.note_lost()
-        elif getattr(store, "leased", False):  # else it would count as living until its lease ends
+            store = store._store
+        if getattr(store, "leased", False):  # else it would count as living until its lease ends
             family.hand.finish(max(0.0, deadline - time.monotonic()), store.let_go)
 
 
