@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -42,6 +43,7 @@ def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.path.parent.name == "metering":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
+            asyncio.set_event_loop(None)  # the `run_sync` of some SDKs leaves a loop there
             gc.collect()
 
 
