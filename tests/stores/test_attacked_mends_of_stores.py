@@ -16,9 +16,10 @@ from sqlite_files import path_in_folder
 from test_front_attacked import AWAY, Allowed
 from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
+from token_budget.contract import BudgetUnavailable
 from token_budget.stores import SQLiteBudgetPool, _outage
 from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
-from token_budget.stores.sqlite._connection import Connection
+from token_budget.stores.sqlite._connection import Connection, Unsynced
 
 path = pytest.fixture(path_in_folder)
 
@@ -141,6 +142,41 @@ def test_a_commit_that_meets_the_closing_of_its_pool_in_another_thread_is_counte
     committed.result()
     with SQLiteBudgetPool(path, name="total") as again:
         assert numbers(again) == (40, 0, 0)
+
+
+def test_what_was_not_synced_is_undone_before_the_pool_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SQLiteBudgetPool(path, 1_000, name="total")
+    pool.record(tokens=1)
+    store, chain = pool._family.store, pool._chain
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "_sync", not_synced)
+        with pytest.raises(BudgetUnavailable):
+            store.record(chain, 30, 0)
+        with pytest.raises(BudgetUnavailable):
+            store.reserve(chain, store.new_key(), 40, 0)
+    assert numbers(pool) == (31, 40, 1)
+    pool.close()
+    with SQLiteBudgetPool(path, name="total") as again:
+        again.record(tokens=50)
+        for _ in range(2):
+            assert (numbers(again), again.expired()) == ((51, 0, 0), [])
+            store.tend()  # it is undone once
+
+
+def not_synced(_connection: Connection) -> None:
+    raise Unsynced("the disk fails")
+
+
+def test_what_was_given_up_is_cancelled_before_the_process_lets_go(budget: Budget) -> None:
+    one, other = budget.process(), budget.process()
+    one.wire.lose("record", done=True)
+    with pytest.raises(BudgetUnavailable):
+        one.engine.record((one.root,), 30, 0)
+    one.wire.lose("reserve", done=True)
+    with pytest.raises(BudgetUnavailable):
+        one.engine.reserve((one.root,), one.engine.new_key(), 40, 0)
+    one.engine.let_go()
+    assert (other.used(), other.engine.expired()) == ((0, 0), [])
 
 
 # ---------------------------------------------------------------- Redis: what expires

@@ -203,6 +203,7 @@ class RedisStore:
         if registered:
             try:
                 with process.step() as step:
+                    _claims.cancel_given_up(step)
                     _claims.flush(step)
                     process.new_owner()
                     bury(step, owner, itself=True)

@@ -16,6 +16,7 @@ from token_budget.stores.sqlite import _claims, _owners, _settings, _slow, _wait
 from token_budget.stores.sqlite._connection import Unsynced, notice_forks
 from token_budget.stores.sqlite._fast import FastPath, Pair
 from token_budget.stores.sqlite._scopes import find
+from token_budget.stores.sqlite._step import Step
 
 _logger = logging.getLogger("token_budget")
 
@@ -164,11 +165,17 @@ class SQLiteStore(FastPath):
         """See `Store.let_go`. A claim that is settled after that is corrected: the file is opened once more for it."""
         connection = self._ledger.connection
         try:
-            self._step(_owners.let_go)
+            self._step(self._leave)
         finally:
             self._ledger.registered = None
             self._ledger.gave.clear()
             connection.let_go()
+
+    def _leave(self, step: Step) -> None:
+        while self._owed:  # what was not to be done is undone before it is charged
+            undo, *arguments = self._owed.popleft()
+            undo(step, *arguments)
+        _owners.let_go(step)
 
     def forked(self) -> None:
         """See `Store.forked`."""
