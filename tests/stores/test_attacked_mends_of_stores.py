@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from front import LONG, numbers
+from front import LONG, numbers, until
 from pools_of_all_kinds import in_a_thread
 from redis_stores import Budget
 from sqlite_files import path_in_folder
@@ -68,6 +68,30 @@ def test_a_store_that_refuses_what_passed_is_tended_all_the_same(
     del pool.budget.rows["total/gone"]
     monkeypatch.setattr(pool.store, "tend", lambda: 7.0)  # as a lease is renewed there
     assert pool.allowing.catch_up() == 7.0
+
+
+def test_a_call_whose_ticket_cannot_be_given_up_passes_though_it_would_wait_in_vain(pool: Allowed) -> None:
+    held = pool.reserve(tokens=100)
+    waits = in_a_thread(lambda: pool.reserve(tokens=10, timeout=LONG))
+    until(lambda: pool._family.line.count(pool._family.root) == 1)
+    me = threading.get_ident()
+
+    def hook(step: str, moment: str) -> None:
+        if step == "reserve" and moment == "before" and threading.get_ident() == me:
+            pool.budget.rows["total"].used[0] = 60  # by another process, as this one is about to take a ticket
+        if step == "leave":
+            raise AWAY
+
+    pool.store.hook = hook
+    passed = pool.reserve(tokens=50, timeout=LONG)
+    assert pool.allowing.passing
+    passed.commit(tokens=45)
+    pool.store.hook = pool._hook
+    held.release()
+    waits.result().release()
+    pool.allowing.catch_up()
+    assert pool.used() == 105
+    assert pool.budget.tickets == {}
 
 
 # ---------------------------------------------------------------- SQLite: what is gone

@@ -153,10 +153,11 @@ class Line:
             if refused.kind != GRANTED and not refused.ticket:
                 self._check(waiter, refused)  # before it takes a ticket: newcomers would be refused for its sake
                 refused = pool._attempt(reservation, wait=True)
+            if refused.kind != GRANTED:
+                refused = self._check(waiter, refused)
             if refused.kind == GRANTED:
                 self._grant(waiter)
                 return False
-            self._check(waiter, refused)
         except (BudgetExceeded, PoolClosed, BudgetUnavailable, StoreError):  # it holds nothing, and has no ticket
             self._places.end(waiter, REFUSED)
             raise
@@ -168,10 +169,13 @@ class Line:
             self.stir(waiter.chain)
         return True
 
-    def _check(self, waiter: Waiter, answer: Answer) -> None:
-        """Raise if to wait is in vain by the rows of a refusal."""
+    def _check(self, waiter: Waiter, answer: Answer) -> Any:
+        """Return a refusal, if to wait is not in vain by its rows; else raise, unless the call passes in an outage."""
         if waiter.in_vain(waiter.chain, answer.rows):
-            raise self._refusal(waiter, self._give_up_ticket(waiter) if answer.ticket else answer, BudgetExceeded)
+            answer = self._give_up_ticket(waiter) if answer.ticket else answer
+            if answer.kind != GRANTED:
+                raise self._refusal(waiter, answer, BudgetExceeded)
+        return answer
 
     def leave(self, waiter: Waiter) -> None:
         """End the waiting of one whose time is up; nothing if it has ended. Who has taken it rings its bell."""
@@ -184,8 +188,6 @@ class Line:
         error: BaseException | None = None
         try:
             answer = self._give_up_ticket(waiter)
-            if answer.kind == GRANTED:  # and nobody has heard of it: the next attempt hears
-                answer = waiter.pool._attempt(waiter.reservation)
             if answer.kind != GRANTED:
                 error = self._refusal(waiter, answer, kind)
         except Exception as raised:  # noqa: BLE001 - it is raised where it waits
@@ -213,7 +215,10 @@ class Line:
         waiter.reservation._leave_to_worker("released", "release")
 
     def _give_up_ticket(self, waiter: Waiter) -> Any:
-        return self._family.ask(self._family.store.leave, waiter.chain, waiter.reservation._key)
+        answer = self._family.ask(self._family.store.leave, waiter.chain, waiter.reservation._key)
+        if answer.kind == GRANTED:  # and nobody has heard of it: the next attempt hears
+            answer = waiter.pool._attempt(waiter.reservation)
+        return answer
 
     def _refusal(self, waiter: Waiter, answer: Answer, kind: type[BudgetExceeded]) -> Exception:
         """Tell a refusal, and return its error; the reservation holds nothing."""
