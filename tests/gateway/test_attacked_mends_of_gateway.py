@@ -18,6 +18,8 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("psutil")
 pytest.importorskip("truststore")
 
+import psutil  # type: ignore[import-untyped]
+
 from capped import Runner, clean_environment
 from gateways import (
     SECONDS,
@@ -34,9 +36,11 @@ from gateways import (
 from token_budget.cli import _parser, _run_notes, _run_summary, _run_terminal, run
 from token_budget.cli._provider import Provider
 from token_budget.cli._run_budget import open_budget
+from token_budget.cli._run_child import NOT_EXECUTABLE
 from token_budget.cli._run_notes import Notes
-from token_budget.cli._run_options import checked
+from token_budget.cli._run_options import NO_GATEWAY, checked
 from token_budget.cli._run_summary import ReportFile
+from token_budget.gateway import Gateway
 from token_budget.gateway._client import UnusableProxyError, proxy_for
 from token_budget.gateway._environment import child_environment
 from token_budget.gateway._threads import DaemonThreads, _run
@@ -221,6 +225,35 @@ def test_without_a_thread_for_the_prices_the_program_is_not_left_alone(
     _no_thread(monkeypatch, lambda thread: thread._target is run._load_prices)
     ran = runner.here("--usd", "1", program="print(call()[0])\nsys.exit(3)")
     assert (ran.code, ran.out, ran.report["calls"]) == (3, "200\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("thread", "status", "told"),
+    [
+        ("token-budget-gateway", NO_GATEWAY, "the gateway cannot be started"),
+        ("token-budget child", NOT_EXECUTABLE, Path(sys.executable).name),
+    ],
+)
+def test_where_the_system_has_no_thread_a_run_says_so_and_leaves_nothing(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, thread: str, status: int, told: str
+) -> None:
+    made: list[Gateway] = []
+    start = Gateway.start
+
+    def started(gateway: Gateway) -> None:
+        made.append(gateway)
+        start(gateway)
+
+    monkeypatch.setattr(Gateway, "start", started)
+    _no_thread(monkeypatch, lambda one: one.name == thread)
+    ran = runner.here("--usd", "1", "--progress", "off", program="input()")
+    assert ran.code == status
+    assert f"{told}: can't start new thread\n" in ran.err
+    assert "Traceback" not in ran.err
+    (gateway,) = made
+    assert gateway._socket is not None
+    assert gateway._socket.fileno() == -1
+    assert not [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_where_nobody_reads_one_note_is_waited_for_and_not_each(monkeypatch: pytest.MonkeyPatch) -> None:

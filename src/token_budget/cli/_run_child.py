@@ -49,7 +49,7 @@ WINDOWS = sys.platform == "win32"
 _FIRST = Path("/proc/self/environ")
 
 
-def exit_code_of(error: OSError) -> int:
+def exit_code_of(error: Exception) -> int:
     """Return the exit status for a program that could not be started: 127 if it was not found, else 126."""
     return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
@@ -137,6 +137,7 @@ class Child:
 
         Raises:
             OSError: it cannot be started; `exit_code_of` gives the exit status. All is as before the call.
+            RuntimeError: there is no thread to watch over it, so it was killed as soon as it was started.
         """
         reading, writing = os.pipe()
         if not WINDOWS:  # there `set_wakeup_fd` takes it as it is

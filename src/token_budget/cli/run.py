@@ -163,6 +163,8 @@ class OneRun:
                 gateway.start()
             except OSError as error:
                 raise CannotStartError(f"the gateway cannot listen: {error.strerror or error}", NO_GATEWAY) from None
+            except RuntimeError as error:
+                raise CannotStartError(f"the gateway cannot be started: {error}", NO_GATEWAY) from None
         return budget, gateway
 
     # ---------------------------------------------------------------- the program
@@ -183,8 +185,8 @@ class OneRun:
         budget.meter.subscribe(self._heard)
         try:
             child.start()
-        except OSError as error:
-            say(f"error: {self.options.program[0]}: {error.strerror or error}")
+        except (OSError, RuntimeError) as error:  # the latter: there is no thread to watch over it
+            say(f"error: {self.options.program[0]}: {getattr(error, 'strerror', None) or error}")
             return exit_code_of(error)
         self.started = True
         self.notes.hush()

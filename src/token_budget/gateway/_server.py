@@ -158,7 +158,7 @@ class Gateway:
 
         Raises:
             OSError: there is no port to listen on.
-            RuntimeError: it was started before.
+            RuntimeError: it was started before, or there is no thread for it.
         """
         if self._thread is not None or self._closing:
             raise RuntimeError("a gateway is started once")
@@ -175,7 +175,13 @@ class Gateway:
         listening = threading.Event()
         arguments = (loop, listening)
         self._thread = threading.Thread(target=self._serve, args=arguments, name="token-budget-gateway", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread
+            self._socket.close()
+            loop.close()
+            self._closing = True
+            raise
         listening.wait()
         if self._failure is not None:
             self._thread.join()
