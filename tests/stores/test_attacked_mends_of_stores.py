@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pools_of_all_kinds import in_a_thread
 from redis_stores import Budget
 from sqlite_files import path_in_folder
 from test_front_attacked import AWAY, Allowed
-from token_budget import PoolClosed, Window
+from token_budget import BudgetEvent, PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores import SQLiteBudgetPool, _outage
@@ -92,6 +93,32 @@ def test_a_call_whose_ticket_cannot_be_given_up_passes_though_it_would_wait_in_v
     pool.allowing.catch_up()
     assert pool.used() == 105
     assert pool.budget.tickets == {}
+
+
+# ---------------------------------------------------------------- the worker thread
+
+
+@pytest.mark.parametrize("method", ["arecord", "areserve"])
+def test_a_callback_in_the_worker_thread_that_awaits_that_thread_is_told_and_stops_it_not(
+    pool: Allowed, method: str
+) -> None:
+    async def asks(**amount: int) -> None:
+        await getattr(pool, method)(**amount)
+
+    told: list[str] = []
+
+    def callback(event: BudgetEvent) -> None:
+        if event.tokens == 5:
+            with pytest.raises(RuntimeError, match="use the one that blocks"):
+                asyncio.run(asks(tokens=1))
+            pool.record(tokens=1)
+        told.append(event.kind)
+
+    pool.subscribe(callback)
+    asyncio.run(pool.arecord(tokens=5))
+    asyncio.run(pool.arecord(tokens=2))
+    assert told == ["record", "record", "record"]
+    assert pool.used() == 8
 
 
 # ---------------------------------------------------------------- SQLite: what is gone

@@ -30,6 +30,11 @@ _LONG = 0.1  # seconds: an answer of BudgetUnavailable that took less was no tim
 _AGAIN = 1.0  # seconds until what the store did not answer is tried again, and between two calls of `tend_soon`
 _logger = logging.getLogger("token_budget")
 
+_ITSELF = (
+    "a callback that a pool calls in its worker thread cannot await one of the pool's methods there, which that thread "
+    "would have to do: use the one that blocks, as record() for arecord()"
+)
+
 
 class Hand:
     """The worker thread of one family.
@@ -91,7 +96,13 @@ class Hand:
             _logger.debug("no thread could be started", exc_info=True)
 
     def job(self, function: Callable[..., Any], *arguments: Any) -> Job:
-        """Let the thread call a function for the task that runs, which awaits `Job.over`."""
+        """Let the thread call a function for the task that runs, which awaits `Job.over`.
+
+        Raises:
+            RuntimeError: the task runs in the thread itself, in an event loop of a callback: it would wait for ever.
+        """
+        if self.thread == threading.get_ident():
+            raise RuntimeError(_ITSELF)
         self._start()
         job = Job(function, arguments, task_bell())
         self._queue.put(job)
