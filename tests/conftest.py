@@ -30,8 +30,10 @@ for _name in ("SIGQUIT", "SIGHUP"):
     if signal.getsignal(getattr(signal, _name, signal.SIGINT)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
-# CI always uses the same seed, so that a failure can be repeated. `HYPOTHESIS_PROFILE=search` tries new examples.
+# CI always uses the same seed, so that a failure can be repeated. `HYPOTHESIS_PROFILE=search` tries new examples. In CI
+# the newest interpreter tries all of them, and each other tries fewer (`brief`).
 hypothesis.settings.register_profile("ci", max_examples=500, stateful_step_count=30, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("brief", max_examples=100, stateful_step_count=30, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", max_examples=5000, stateful_step_count=60, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
