@@ -215,7 +215,7 @@ def test_an_interrupt_while_an_answer_is_priced_loses_nothing(settle: str, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Prices, "nanos", interrupted)
+        patch.setattr(Prices, "_cost", interrupted)
         with pytest.raises(KeyboardInterrupt):
             if settle == "settle":
                 pending.settle(reading())

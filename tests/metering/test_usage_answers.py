@@ -37,7 +37,7 @@ UNKNOWN = load("unknown")
 @pytest.mark.parametrize("case", KNOWN)
 def test_an_answer_is_read_as_the_table_says(case: dict[str, Any]) -> None:
     reading = read(case["answer"], provider=case.get("provider"))
-    assert reading == Reading(Usage(**case["usage"]), case["model"], case["service_tier"])
+    assert reading[:3] == (Usage(**case["usage"]), case["model"], case["service_tier"])
 
 
 @pytest.mark.parametrize("case", KNOWN)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from token_budget.metering._counts import (
     COUNT_NAMES,
+    IMAGES_IN,
+    IMAGES_OUT,
     INPUT,
     NOTHING,
     OUTPUT,
@@ -23,8 +25,9 @@ from token_budget.metering._counts import (
     counts,
     larger,
     names,
-    tool_counts,
+    tool_searches,
 )
+from token_budget.metering._images import CALL, Images, is_made, used
 from token_budget.metering._objects import fields
 
 _USAGE = (
@@ -63,6 +66,8 @@ _OTHER_USAGE = frozenset(_USAGE) - {"usage"}
 _AROUND_NAMES = frozenset(_AROUND)
 _PROPERTIES = frozenset((*_USAGE, *_AROUND, *_MODEL, *_TIER))
 _GROUNDED_AT_ONCE = ("gemini-1", "gemini-2")  # billed once for a prompt, and not for each of its searches
+_SEARCH = "web_search_call"
+_CALLS = (_SEARCH, CALL)  # items of an OpenAI response that are billed by themselves
 _DEEPEST = 6
 _WHOLE_TYPES = ("message", "ai", "AIMessageChunk")  # LangChain's chunks are parts of a sum
 _WHOLE_OBJECTS = ("chat.completion", "response", "list")
@@ -74,6 +79,7 @@ class Found(NamedTuple):
     counts: Counts
     model: str | None
     service_tier: str | None
+    images: tuple[Images, ...] = ()  # what is counted as images, and by which model they were made
 
 
 def find(x: object, provider: str | None = None) -> Found:
@@ -106,11 +112,11 @@ def follow(event: object, so_far: Found | None, provider: str | None = None) -> 
     later = _overlay(found.counts, so_far.counts) if delta else found.counts
     if so_far.counts[SEARCHES] > later[SEARCHES]:  # Gemini tells them in one of the events
         later = _with_searches(later, so_far.counts[SEARCHES])
-    return Found(later, found.model or so_far.model, found.service_tier or so_far.service_tier)
+    return Found(later, found.model or so_far.model, found.service_tier or so_far.service_tier, found.images)
 
 
 def _with_searches(found: Counts, searches: int) -> Counts:
-    return (*found[:SEARCHES], searches)  # type: ignore[return-value]
+    return (*found[:SEARCHES], searches, *found[SEARCHES + 1 :])  # type: ignore[return-value]
 
 
 def _overlay(later: Counts, earlier: Counts) -> Counts:
@@ -132,7 +138,7 @@ def _look(x: object, provider: str | None, depth: int) -> Found | None:
         return _look_through(x, provider, depth) if isinstance(x, (list, tuple)) else None
     here = _here(view, provider)
     if here[INPUT] or here[OUTPUT]:
-        return Found(_amended(view, here), _model(view), _tier(view))
+        return _amended(view, Found(here, _model(view), _tier(view)))
     if _AROUND_NAMES.isdisjoint(view):
         return None
     for name in _AROUND:
@@ -141,7 +147,7 @@ def _look(x: object, provider: str | None, depth: int) -> Found | None:
             continue
         found = _generations(inner, provider, depth + 1) if name == "generations" else _look(inner, provider, depth + 1)
         if found is not None:
-            return Found(found.counts, found.model or _model(view), found.service_tier or _tier(view))
+            return Found(found.counts, found.model or _model(view), found.service_tier or _tier(view), found.images)
     return None
 
 
@@ -163,22 +169,36 @@ def _here(view: Mapping[Any, Any], provider: str | None) -> Counts:
     return best
 
 
-def _amended(view: Mapping[Any, Any], found: Counts) -> Counts:
-    """Return the counts with what only the answer around the usage tells."""
-    if view.get("object") == "list" and not found[INPUT]:
+def _amended(view: Mapping[Any, Any], found: Found) -> Found:
+    """Return what was found with what only the answer around the usage tells."""
+    counted = found.counts
+    if view.get("object") == "list" and not counted[INPUT]:
         # Embeddings have no output: a total alone, as Voyage tells it, is input.
-        return (found[OUTPUT], 0, *found[READ:])  # type: ignore[return-value]
-    tools = view.get("tool_usage")
-    if tools is not None:
-        return add(found, tool_counts(fields(tools) or {}))
-    searches, output, candidates = 0, view.get("output"), view.get("candidates")
+        return found._replace(counts=(counted[OUTPUT], 0, *counted[READ:]))  # type: ignore[arg-type]
+    output, candidates, tools = view.get("output"), view.get("candidates"), view.get("tool_usage")
+    if output is candidates is tools is None:
+        return found
+    searches, calls, told = 0, [], fields(tools) or {}
     if isinstance(output, list):
-        searches = sum(map(_is_search, output))
+        calls = [call for item in output if (call := fields(item) or {}).get("type") in _CALLS]
+        searches = sum(map(_is_search, calls))
     elif isinstance(candidates, list):
         searches = sum(map(_queries, candidates))
-        if (_model(view) or "").startswith(_GROUNDED_AT_ONCE):
+        if (found.model or "").startswith(_GROUNDED_AT_ONCE):
             searches = min(searches, 1)
-    return found if searches <= found[SEARCHES] else _with_searches(found, searches)
+    if tools is not None:
+        searches = counted[SEARCHES] + tool_searches(told)
+    if searches > counted[SEARCHES]:
+        found = found._replace(counts=_with_searches(counted, searches))
+    images = used(view, told.get("image_gen"), [*filter(is_made, calls)]) if calls or told else None
+    return found if images is None else _with_images(found, images)
+
+
+def _with_images(found: Found, images: Images) -> Found:
+    counted, taken, made = list(found.counts), images.input, images.output
+    for row, count in ((INPUT, taken), (OUTPUT, made), (IMAGES_IN, taken), (IMAGES_OUT, made)):
+        counted[row] += count
+    return found._replace(counts=tuple(counted), images=(images,))  # type: ignore[arg-type]
 
 
 def _queries(candidate: object) -> int:
@@ -189,13 +209,10 @@ def _queries(candidate: object) -> int:
     return len(queries) if isinstance(queries, list) else 0
 
 
-def _is_search(item: object) -> bool:
+def _is_search(call: Mapping[Any, Any]) -> bool:
     """Tell whether an item of an OpenAI response is a search: opening a page that was found costs nothing."""
-    view = fields(item) or {}
-    if view.get("type") != "web_search_call":
-        return False
-    action = fields(view.get("action")) or {}
-    return bool(action.get("type", "search") == "search")
+    action = fields(call.get("action")) or {}
+    return call["type"] == _SEARCH and bool(action.get("type", "search") == "search")
 
 
 def _model(view: Mapping[Any, Any]) -> str | None:
@@ -280,7 +297,10 @@ def _gemini_answer(item: object) -> object:
 def _sum(one: Found | None, other: Found | None) -> Found | None:
     if one is None or other is None:
         return one or other
-    return Found(add(one.counts, other.counts), other.model or one.model, other.service_tier or one.service_tier)
+    images = one.images + other.images
+    return Found(
+        add(one.counts, other.counts), other.model or one.model, other.service_tier or one.service_tier, images
+    )
 
 
 def _generations(prompts: object, provider: str | None, depth: int) -> Found | None:

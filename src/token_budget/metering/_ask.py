@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from token_budget.metering._images import Images
 from token_budget.metering._usage import Usage
 
 
@@ -26,4 +27,9 @@ class Ask:
     untold_searches: int = 0  # web searches that it asks for in a way in which answers do not tell of them
     retried: bool = False  # the SDK sends it again (`x-stainless-retry-count`)
     others: tuple[str, ...] = ()  # models that may answer in its place, and are then paid for
+    image_model: str | None = None  # which one its tool that makes images asks for
     body: bytes = field(default=b"", repr=False)  # for the guard against repeats; never kept after the call
+
+    def images(self, told: tuple[Images, ...]) -> tuple[Images, ...]:
+        """Return the images that an answer tells of, as made by the model that was asked for."""
+        return tuple(one._replace(model=self.image_model or one.model) for one in told)

@@ -22,8 +22,9 @@ MOST = 10**12  # tokens of one answer; what is larger is no count
 _KEYS_SHOWN = 20
 _LENGTH_SHOWN = 40
 
-Counts: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
-"""Input, output, read from a cache, written to it, of these for an hour, reasoning, audio in, audio out, searches."""
+Counts: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int]
+"""Input, output, read from a cache, written to it, of these for an hour, reasoning, audio in, audio out, searches, and
+what a tool that makes images took and made."""
 
 Table: TypeAlias = "dict[str, int | Table]"
 
@@ -40,27 +41,27 @@ class UnknownUsage(ValueError):
         self.keys = keys
 
 
-# The rows of the table of names. The first nine are the places in `Counts`.
-INPUT, OUTPUT, READ, WRITE, WRITE_1H, REASONING, AUDIO_IN, AUDIO_OUT, SEARCHES = range(9)
-_TOTAL = 9
-_TOOL_INPUT = 10  # Gemini counts what its tools bring in beside the prompt
-_THOUGHTS = 11  # and its thoughts beside the answer
-_READ_BESIDE = 12  # Anthropic and Bedrock count cached input beside the input
-_WRITE_BESIDE = 13
-_WRITE_5M = 14
-_REASONING_BESIDE = 15  # Perplexity counts reasoning and citations beside the output; others use the first name inside
-_CITATIONS = 16
-_UNMEASURED = 17  # pydantic-ai: how many answers told nothing
-_OTHER_SEARCHES = 18  # xAI: those of X, beside those of the web
+# The rows of the table of names. The first eleven are the places in `Counts`.
+INPUT, OUTPUT, READ, WRITE, WRITE_1H, REASONING, AUDIO_IN, AUDIO_OUT, SEARCHES, IMAGES_IN, IMAGES_OUT = range(11)
+_TOTAL = 11
+_TOOL_INPUT = 12  # Gemini counts what its tools bring in beside the prompt
+_THOUGHTS = 13  # and its thoughts beside the answer
+_READ_BESIDE = 14  # Anthropic and Bedrock count cached input beside the input
+_WRITE_BESIDE = 15
+_WRITE_5M = 16
+_REASONING_BESIDE = 17  # Perplexity counts reasoning and citations beside the output; others use the first name inside
+_CITATIONS = 18
+_UNMEASURED = 19  # pydantic-ai: how many answers told nothing
+_OTHER_SEARCHES = 20  # xAI: those of X, beside those of the web
 # Cohere bills less than it processes. Its SDK declares all of these as floats, and so turns the integers of its API
 # into floats; from here on a float without a fraction is a count.
-_MAYBE_FLOAT = 19
-_BILLED_INPUT = 19
-_BILLED_OUTPUT = 20
-_PROCESSED_INPUT = 21
-_PROCESSED_OUTPUT = 22
-_CACHED = 23
-_ROWS = 24
+_MAYBE_FLOAT = 21
+_BILLED_INPUT = 21
+_BILLED_OUTPUT = 22
+_PROCESSED_INPUT = 23
+_PROCESSED_OUTPUT = 24
+_CACHED = 25
+_ROWS = 26
 _NO_WRITES = [0] * (REASONING - WRITE)
 _NO_MORE = [0] * (_ROWS - _TOOL_INPUT)
 
@@ -172,9 +173,11 @@ _NAMES: Table = {
     "audio_input_tokens": AUDIO_IN,
     "audio_output_tokens": AUDIO_OUT,
     "web_search_requests": SEARCHES,
+    "image_generation_input_tokens": IMAGES_IN,
+    "image_generation_output_tokens": IMAGES_OUT,
 }
 COUNT_NAMES = frozenset(_NAMES)
-NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # Beside one of these, `cache_read_input_tokens` is a part of the input: LiteLLM, Databricks, our own dict.
 _CACHE_INSIDE = ("prompt_tokens", "reasoning_output_tokens", "cache_creation_1h_input_tokens", "audio_input_tokens")
 _MODALITIES = {
@@ -192,10 +195,7 @@ _MODALITIES = {
 }
 _MODALITY_COUNT: Table = {"tokenCount": INPUT, "token_count": INPUT, "tokens": INPUT}
 _HAS_MODALITIES = frozenset(("promptTokenCount", "prompt_token_count", "total_input_tokens"))
-_TOOLS: Table = {
-    "image_gen": {"input_tokens": INPUT, "output_tokens": OUTPUT, "cached_tokens": READ},
-    "web_search": {"num_requests": SEARCHES},
-}
+_TOOLS: Table = {"web_search": {"num_requests": SEARCHES}}
 # The iterations of an answer of Anthropic that are not in its sums.
 _APART = ("compaction", "advisor_message")
 _XAI = ("x-ai", "xai")
@@ -208,7 +208,7 @@ def counts(usage: Mapping[Any, Any], provider: str | None = None) -> Counts:
         UnknownUsage: a count is negative, no integer, or above 10**12.
     """
     n = [0] * _ROWS
-    _collect(usage, _NAMES, n)
+    collect(usage, _NAMES, n)
     if not _HAS_MODALITIES.isdisjoint(usage):
         _collect_audio(usage, n)
     if n[_UNMEASURED]:
@@ -220,7 +220,7 @@ def counts(usage: Mapping[Any, Any], provider: str | None = None) -> Counts:
         _settle_output(usage, n)
     if n[REASONING] > n[OUTPUT] or (provider in _XAI and not n[_TOTAL] and "prompt_tokens" in usage):
         n[OUTPUT] += n[REASONING]
-    if n[AUDIO_IN] > n[INPUT]:  # noqa: PLR1730 - as in `_collect`
+    if n[AUDIO_IN] > n[INPUT]:  # noqa: PLR1730 - as in `collect`
         n[INPUT] = n[AUDIO_IN]
     if n[AUDIO_OUT] > n[OUTPUT]:  # noqa: PLR1730
         n[OUTPUT] = n[AUDIO_OUT]
@@ -232,15 +232,15 @@ def counts(usage: Mapping[Any, Any], provider: str | None = None) -> Counts:
     return tuple(n[:_TOTAL])  # type: ignore[return-value]
 
 
-def tool_counts(tools: Mapping[Any, Any]) -> Counts:
-    """Return what the tools of an OpenAI response used, which its usage leaves out.
+def tool_searches(tools: Mapping[Any, Any]) -> int:
+    """Return how often the tools of an OpenAI response searched, which its usage leaves out.
 
     Raises:
         UnknownUsage: as `counts`.
     """
     n = [0] * _ROWS
-    _collect(tools, _TOOLS, n)
-    return tuple(n[:_TOTAL])  # type: ignore[return-value]
+    collect(tools, _TOOLS, n)
+    return n[SEARCHES]
 
 
 def larger(one: Counts, other: Counts) -> Counts:
@@ -259,7 +259,8 @@ def names(keys: Mapping[Any, Any]) -> tuple[str, ...]:
     return tuple(shown[:_KEYS_SHOWN])
 
 
-def _collect(usage: Mapping[Any, Any], table: Table, n: list[int]) -> None:
+def collect(usage: Mapping[Any, Any], table: Table, n: list[int]) -> None:
+    """Put the counts of a usage into their rows, of two for one row the larger. Raise UnknownUsage as `counts`."""
     for key, value in usage.items():
         if value is None:
             continue
@@ -275,7 +276,7 @@ def _collect(usage: Mapping[Any, Any], table: Table, n: list[int]) -> None:
         else:
             inner = value if type(value) is dict else fields(value)
             if inner:
-                _collect(inner, row, n)
+                collect(inner, row, n)
 
 
 def _integer(value: object, key: str, row: int, usage: Mapping[Any, Any]) -> int:
@@ -298,7 +299,7 @@ def _collect_audio(usage: Mapping[Any, Any], n: list[int]) -> None:
             one = fields(part) or {}
             if one.get("modality") in {"AUDIO", "audio"}:
                 count = [0] * _ROWS
-                _collect(one, _MODALITY_COUNT, count)
+                collect(one, _MODALITY_COUNT, count)
                 n[row] += count[INPUT]
 
 
@@ -309,7 +310,7 @@ def _collect_hour(details: object, n: list[int]) -> None:
         one = fields(part) or {}
         if one.get("ttl") == "1h":
             count = [0] * _ROWS
-            _collect(one, _NAMES, count)
+            collect(one, _NAMES, count)
             hour += count[INPUT]
     n[WRITE_1H] = max(n[WRITE_1H], hour)
 

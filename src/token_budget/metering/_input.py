@@ -6,8 +6,7 @@ body is walked without recursion, and what has more pieces than anybody sends is
 
 What a provider adds by itself is not in a body, so a guess is held for it: 8,000 tokens for a conversation or a prompt
 that the provider keeps, 32,000 for a cache that the request names, 8,000 for each use of a tool that runs on the
-provider's side. What it really was is known from the answer. Images that OpenAI's tool ``image_generation`` makes are
-billed apart and stand in no usage: nothing is held for them.
+provider's side. What it really was is known from the answer. For the images that a tool makes see `_images`.
 """
 
 from __future__ import annotations

@@ -361,7 +361,8 @@ class Meter:
             late, reading = error, Reading(NOTHING, None, None)
         if nanos is None:
             try:
-                nanos = self._terms.prices.nanos(model, reading.usage, service_tier=reading.service_tier)
+                usage, tier = reading.usage, reading.service_tier
+                nanos = self._terms.prices._cost(model, usage, None, tier, reading.images)
             except UnknownModel as error:
                 return Spend(model, reading.usage, 0, run, self._terms.charge_to_record(run, pools), error)
         return Spend(model, reading.usage, nanos, run, self._terms.charge_to_record(run, pools), late)

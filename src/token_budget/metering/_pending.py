@@ -22,7 +22,7 @@ from token_budget.metering._prices import Prices
 from token_budget.metering._refusals import ModelBlocked, RunStopped, UnknownModel
 from token_budget.metering._report import CallRecord, Status, recorded
 from token_budget.metering._run import Admitted, Run, withdraw
-from token_budget.metering._usage import Usage
+from token_budget.metering._usage import Usage, without_images
 
 FEWEST_OUTPUT_TOKENS = 256  # of `cap_output="fit"`
 UNSEEN_TOKENS = 256  # of `broken="seen"`: what a provider may have made and not sent
@@ -120,9 +120,9 @@ def begin(
 
 def bound(terms: Terms, ask: Ask, usage: Usage) -> int:
     """Return the most that so many tokens can cost, in nanodollars. Raise UnknownModel where there is no price."""
-    most = terms.prices._most(ask.model, usage, ask.provider, ask.service_tier)
+    most = terms.prices._most(ask.model, usage, ask.provider, ask.service_tier, ask.image_model)
     for other in ask.others:
-        most = max(most, terms.prices._most(other, usage, ask.provider, ask.service_tier))
+        most = max(most, terms.prices._most(other, usage, ask.provider, ask.service_tier, ask.image_model))
     return most
 
 
@@ -158,7 +158,7 @@ def fit(terms: Terms, ask: Ask, charge: Charge, nanos: int) -> tuple[int, int]:
     tokens_left = least(one.tokens_remaining for one in snapshots)
 
     def worst(limit: int) -> Usage:
-        return replace(ask.worst, output_tokens=limit * ask.choices)
+        return replace(ask.worst, output_tokens=limit * ask.choices + ask.worst.image_generation_output_tokens)
 
     def fits(limit: int) -> bool:
         usage = worst(limit)
@@ -385,13 +385,14 @@ class Pending:
         try:
             usage, model = reading.usage, reading.model
             if not usage.input_tokens:  # it tells the output alone
-                usage = replace(usage, input_tokens=ask.worst.input_tokens)
+                usage = replace(usage, input_tokens=without_images(ask.worst).input_tokens)
             if ask.untold_searches and not usage.web_search_requests:
                 usage = replace(usage, web_search_requests=ask.untold_searches)
             if model != ask.model and not (model is not None and self._is_priced_by_itself(model)):
                 model = ask.model
             tier = reading.service_tier or ask.service_tier
-            nanos = self.terms.prices.nanos(model, usage, provider=ask.provider, service_tier=tier)
+            images = reading.images and ask.images(reading.images)
+            nanos = self.terms.prices._cost(model, usage, ask.provider, tier, images)
             return "settled", model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
         except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
             logger().warning("an answer of model %r cannot be priced: %s", ask.model, type(error).__name__)
@@ -409,8 +410,9 @@ class Pending:
     def _glimpse(self, output_tokens: int) -> tuple[Status, str | None, Usage, int]:
         """Return how a stream is settled of which that much was seen."""
         ask, output = self.ask, output_tokens + UNSEEN_TOKENS
-        if self.terms.broken == "seen" and output < ask.worst.output_tokens:
-            usage = replace(ask.worst, output_tokens=output)
+        text = without_images(ask.worst)  # what shows an image is charged in full
+        if self.terms.broken == "seen" and output < text.output_tokens:
+            usage = replace(text, output_tokens=output)
             try:
                 return "seen", ask.model, usage, min(bound(self.terms, ask, usage), self.nanos)
             except UnknownModel:  # its price has ended meanwhile

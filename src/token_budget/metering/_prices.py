@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 
 from token_budget._money import shown_type, to_tokens, usd_text
 from token_budget.metering._catalogue import Catalogue, load
+from token_budget.metering._images import DEAREST, DEFAULT, LINES, UNKNOWN, Images, of_family
 from token_budget.metering._names import MAX_NAME, Patterns, is_own, names, plain, provider_of
 from token_budget.metering._rates import Free, Unpriced
 from token_budget.metering._table import STANDARD, line, tier_name
-from token_budget.metering._usage import Usage
+from token_budget.metering._usage import Usage, without_images
 
 TYPE_CHECKING = False  # as `typing.TYPE_CHECKING`, without importing `typing`; type checkers know the name
 if TYPE_CHECKING:
@@ -41,21 +42,26 @@ class Prices:
 
     * ``(input, output)``, ``(input, output, cache_read)`` or ``(input, output, cache_read, cache_write)``;
     * a dict with ``input`` and ``output``, and any of ``cache_read``, ``cache_write``, ``cache_write_1h``,
-      ``audio_input``, ``audio_output``, ``reasoning``, ``web_search``, ``request``, ``steps`` and ``tiers``;
+      ``audio_input``, ``audio_output``, ``image_input``, ``image_cache_read``, ``image_output``, ``reasoning``,
+      ``web_search``, ``request``, ``steps`` and ``tiers``;
     * ``"free"``: the model costs nothing.
 
     Rates are USD for a million tokens; ``web_search`` and ``request`` are USD for one (0.01 and 0 if they are not
     given). Each is an int, str, Decimal, or a float, which counts as the number that its repr shows. A read from a
     cache costs the input rate unless it has its own, a write 1.25 times the input, and one for an hour 1.6 times the
-    write; audio and reasoning cost what other tokens do. ``steps={200_000: {...}}`` are the rates of calls with more
-    than 200,000 input tokens, for all their tokens. ``tiers={"priority": 1.75, "flex": {...}}`` are service tiers: a
-    factor of the line's token rates, or rates of their own. Priority is 2 and flex 0.5 if nothing is said, and a tier
+    write; audio, images and reasoning cost what other tokens do. ``steps={200_000: {...}}`` are the rates of calls with
+    more than 200,000 input tokens, for all their tokens. ``tiers={"priority": 1.75, "flex": {...}}`` are service tiers:
+    a factor of the line's token rates, or rates of their own. Priority is 2 and flex 0.5 if nothing is said, and a tier
     that nobody knows costs what the dearest known one does. ``@us`` after a tier is Anthropic's ``inference_geo``: 1.1
     times the tier.
 
     A name of the table may have ``*`` in it. A name without one wins, then the pattern with the most characters that
     are not ``*``. Then aliases, then the name without its provider's prefix, then the list, by provider and without.
     The model's case does not matter. A fine-tuned model (``ft:...``) needs a line of the table.
+
+    What a tool that makes images used costs what its own model asks: by its line, or by a pattern that has ``image`` in
+    it, then by OpenAI's prices (`_images`), then by the list, else what the dearest model of images asks. The image
+    rates are for that alone. Images are free where the line of the calling model is ``"free"``.
 
     One that is made is not changed any more, and may be used from all threads.
 
@@ -136,7 +142,10 @@ class Prices:
             nanos = self.nanos(model, usage, provider=provider, service_tier=service_tier)
         else:
             moment = at.replace(tzinfo=at.tzinfo or datetime.timezone.utc)
-            nanos = self._priced(model, provider, service_tier, moment).nanos(usage)
+            found = self._priced(model, provider, service_tier, moment)
+            nanos = found.nanos(usage)
+            if usage.image_generation_output_tokens or usage.image_generation_input_tokens:
+                nanos = self._with_images(found, found.nanos, usage, (_images_of(usage, UNKNOWN),))
         from decimal import Decimal
 
         return Decimal(usd_text(nanos))
@@ -172,15 +181,76 @@ class Prices:
         Raises:
             UnknownModel: it has no price.
         """
+        return self._cost(model, usage, provider, service_tier, ())
+
+    def _cost(
+        self,
+        model: str | None,
+        usage: Usage,
+        provider: str | None,
+        service_tier: str | None,
+        images: tuple[Images, ...],
+    ) -> int:
+        """Do what `nanos` does, with the images that the answer tells of."""
         found = self._young.get((model, provider, service_tier))
         if found is None:
             found = self._found(model, provider, service_tier)
+        if usage.image_generation_output_tokens or usage.image_generation_input_tokens:
+            return self._with_images(found, found.nanos, usage, images or (_images_of(usage, UNKNOWN),))
         return found.nanos(usage)
 
-    def _most(self, model: str | None, usage: Usage, provider: str | None, service_tier: str | None) -> int:
+    def _most(
+        self,
+        model: str | None,
+        usage: Usage,
+        provider: str | None,
+        service_tier: str | None,
+        image_model: str | None = None,
+    ) -> int:
         """Return the most that a call can cost of which that usage is the worst case; see `Rates.most`."""
         found = self._young.get((model, provider, service_tier)) or self._found(model, provider, service_tier)
+        if usage.image_generation_output_tokens:
+            return self._with_images(found, found.most, usage, (_images_of(usage, image_model),))
         return found.most(usage)
+
+    def _with_images(
+        self, found: Priced, price: Callable[[Usage], int], usage: Usage, images: tuple[Images, ...]
+    ) -> int:
+        """Return what a call costs with the images that its tool made, which their own model prices, in any tier.
+
+        Who says that the calling model costs nothing says so of its tools too.
+        """
+        if isinstance(found, Free):
+            return 0
+        return price(without_images(usage)) + sum(self._image_rates(one.model).images(one) for one in images)
+
+    def _image_rates(self, model: str | None) -> Priced:
+        """Return the rates of a model of images, of OpenAI's default where None; those of the dearest if unknown."""
+        key = (model,)
+        found = self._young.get(key) or self._old.get(key)
+        if found is None:
+            found = self._image_rates_afresh(plain(DEFAULT if model is None else model))
+            self._keep(key, found)
+        return found
+
+    def _image_rates_afresh(self, name: str) -> Priced:
+        """Look into the table, into what is known of OpenAI's models of images, and into the list.
+
+        A pattern of the table counts where it speaks of images: ``gpt-*`` does not mean them.
+        """
+        if len(name) <= MAX_NAME:
+            key = self._key(name)
+            if key is not None and ("*" not in key or "image" in key):
+                own = self._lines[key]
+                return own if isinstance(own, Free) else own.priced(STANDARD, None)
+            name = self._target(name)
+            known = of_family(LINES, name.rpartition("/")[2])
+            if known is not None:
+                return _standard(known)
+            listed = self._listed(name, None, STANDARD, None)
+            if not isinstance(listed, Unpriced):
+                return listed
+        return _standard(LINES[DEAREST])
 
     def knows(self, model: str | None, provider: str | None = None) -> bool:
         """Tell whether the model has a price of its own; the fallback is none."""
@@ -309,6 +379,17 @@ class Prices:
                     return found
                 reason = f"{found.reason}: {_ADVICE}"
         return Unpriced(reason)
+
+
+def _images_of(usage: Usage, model: str | None) -> Images:
+    """Return the images of a usage, of which nothing more is told: the dearest that they can be."""
+    taken, made = usage.image_generation_input_tokens, usage.image_generation_output_tokens
+    return Images(model, image_input=taken, image_output=made)
+
+
+def _standard(rates: dict[str, typing.Any]) -> Priced:
+    known = line(rates, "an image model")
+    return known if isinstance(known, Free) else known.priced(STANDARD, None)
 
 
 def _by_name(given: Mapping[str, typing.Any] | None, what: str) -> dict[str, typing.Any]:

@@ -6,6 +6,7 @@ What always holds:
 * A cost is the exact sum, rounded once, upwards, to whole nanodollars. No float stands between a table and a cost.
 * What is not given is never cheaper than it can be. A read from a cache costs what input costs; a write to it 1.25
   times the input, and one that is kept for an hour 1.6 times the write: what the vendors ask who bill for writes.
+* An image that is read costs what input costs, and one that is made what output costs, where they have no rates.
 * Counts that overlap (audio that was read from a cache) are each priced at their own rate. That is never too little.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from typing import Any
 
+    from token_budget.metering._images import Images
     from token_budget.metering._usage import Usage
 
 TOKEN_RATES = (
@@ -33,6 +35,9 @@ TOKEN_RATES = (
     "audio_input",
     "audio_output",
     "reasoning",
+    "image_input",
+    "image_cache_read",
+    "image_output",
 )
 FEES = ("web_search", "request")
 WEB_SEARCH_USD = "0.01"
@@ -51,6 +56,9 @@ class Rates:
         "cache_read",
         "cache_write",
         "cache_write_1h",
+        "image_cache_read",
+        "image_input",
+        "image_output",
         "input",
         "output",
         "reasoning",
@@ -71,6 +79,8 @@ class Rates:
         self.cache_write_1h = whole["cache_write_1h"]
         self.audio_input, self.audio_output = whole["audio_input"], whole["audio_output"]
         self.reasoning = whole["reasoning"]
+        self.image_input, self.image_output = whole["image_input"], whole["image_output"]
+        self.image_cache_read = whole["image_cache_read"]
         self.web_search, self.request = whole["web_search"], whole["request"]
         self.steps = steps
 
@@ -121,6 +131,13 @@ class Rates:
             ]
         return max(map(self.nanos, usages))
 
+    def images(self, used: Images) -> int:
+        """Return what images cost that this model made as a tool, in nanodollars, rounded up."""
+        total = (used.text_input - used.text_read) * self.input + used.text_read * self.cache_read
+        total += (used.image_input - used.image_read) * self.image_input + used.image_read * self.image_cache_read
+        total += used.text_output * self.output + used.image_output * self.image_output
+        return -(-total // self.scale)
+
 
 class Dearest:
     """Several rates, of which it is not known which holds: the dearest one for each answer."""
@@ -138,6 +155,10 @@ class Dearest:
         """Do what `Rates.most` does."""
         return max([rates.most(usage) for rates in self._choices])
 
+    def images(self, used: Images) -> int:
+        """Do what `Rates.images` does."""
+        return max([rates.images(used) for rates in self._choices])
+
 
 class Free:
     """A model that its user says costs nothing."""
@@ -149,6 +170,10 @@ class Free:
         return 0
 
     most = nanos
+
+    def images(self, used: Images) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
 
 
 class Unpriced:
@@ -164,6 +189,10 @@ class Unpriced:
         raise UnknownModel(self.reason)
 
     most = nanos
+
+    def images(self, used: Images) -> int:  # noqa: ARG002
+        """Raise UnknownModel."""
+        raise UnknownModel(self.reason)
 
 
 class Timed:
@@ -189,6 +218,10 @@ class Timed:
     def most(self, usage: Usage) -> int:
         """Do what `Rates.most` does."""
         return self._now().most(usage)
+
+    def images(self, used: Images) -> int:
+        """Do what `Rates.images` does."""
+        return self._now().images(used)
 
     def _now(self) -> Priced:
         now = self._clock()
@@ -244,6 +277,9 @@ def completed(rates: dict[str, Fraction], inherit: Mapping[str, Fraction] | None
     whole.setdefault("audio_input", whole["input"])
     whole.setdefault("audio_output", whole["output"])
     whole.setdefault("reasoning", whole["output"])
+    whole.setdefault("image_cache_read", whole["image_input" if "image_input" in whole else "cache_read"])
+    whole.setdefault("image_input", whole["input"])
+    whole.setdefault("image_output", whole["output"])
     whole.setdefault("web_search", inherit["web_search"] if inherit else Fraction(WEB_SEARCH_USD))
     whole.setdefault("request", inherit["request"] if inherit else Fraction(0))
     return whole

@@ -13,6 +13,7 @@ from token_budget.metering._answers import IN_THE_US
 from token_budget.metering._ask import Ask
 from token_budget.metering._body import LARGEST, Path, drop, parsed, put, value_at, whole, with_field, written
 from token_budget.metering._estimate import text_tokens
+from token_budget.metering._images import NO_IMAGES, held
 from token_budget.metering._input import Input, caches_unasked
 from token_budget.metering._media import AUDIO_A_SECOND, audio_seconds
 from token_budget.metering._refusals import Unmetered
@@ -127,14 +128,15 @@ def read(
     if output > LARGEST:
         raise Unmetered("the request asks for more than 10**12 tokens of output")
     written_to_cache = given.cached or (route.shape in _CACHING and caches_unasked(fields, model))
+    images = held(fields) if "tools" in fields and route.shape == "openai-responses" else NO_IMAGES
     return Ask(
         operation=route.operation,
         provider=route.provider,
         model=model,
         worst=made(
             (
-                given.tokens,
-                output,
+                given.tokens + images.input,
+                output + images.output,
                 0,
                 given.tokens if written_to_cache else 0,
                 given.tokens if given.hour else 0,
@@ -142,6 +144,8 @@ def read(
                 given.audio,
                 output if not _SPEAKING.isdisjoint(fields) and _speaks(fields) else 0,
                 given.searches,
+                images.input,
+                images.output,
             )
         ),
         limited=limited,
@@ -150,6 +154,7 @@ def read(
         service_tier=_tier(fields),
         untold_searches=given.untold_searches,
         retried=retried,
+        image_model=images.model,
         others=() if _OTHERS.isdisjoint(fields) else _others(fields),
         body=body,
     )

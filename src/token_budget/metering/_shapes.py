@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from token_budget.metering._answers import Found, find, follow
 from token_budget.metering._counts import UnknownUsage
+from token_budget.metering._images import Images
 from token_budget.metering._usage import Usage, counts_of, made
 
 __all__ = ["Reading", "UnknownUsage", "read", "read_event"]
@@ -21,6 +22,7 @@ class Reading(NamedTuple):
     usage: Usage
     model: str | None
     service_tier: str | None
+    images: tuple[Images, ...] = ()  # which of the usage is images, at the prices of which model
 
 
 def read(x: object, *, provider: str | None = None) -> Reading:
@@ -35,8 +37,8 @@ def read(x: object, *, provider: str | None = None) -> Reading:
     """
     if isinstance(x, Usage):
         return Reading(x, None, None)
-    counts, model, service_tier = find(x, provider)
-    return Reading(made(counts), model, service_tier)
+    found = find(x, provider)
+    return Reading(made(found.counts), found.model, found.service_tier, found.images)
 
 
 def read_event(event: object, so_far: Reading | None, *, provider: str | None = None) -> Reading | None:
@@ -50,8 +52,8 @@ def read_event(event: object, so_far: Reading | None, *, provider: str | None = 
     Raises:
         UnknownUsage: the event's counts are no counts.
     """
-    before = None if so_far is None else Found(counts_of(so_far.usage), so_far.model, so_far.service_tier)
+    before = None if so_far is None else Found(counts_of(so_far.usage), *so_far[1:])
     after = follow(event, before, provider)
     if after is before or after is None:
         return so_far
-    return Reading(made(after.counts), after.model, after.service_tier)
+    return Reading(made(after.counts), after.model, after.service_tier, after.images)

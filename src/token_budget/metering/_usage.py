@@ -6,7 +6,7 @@ What always holds: ``input_tokens`` includes what was read from and written to a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from token_budget._money import MAX_TOKENS, to_tokens
@@ -30,6 +30,8 @@ class Usage:
         audio_input_tokens: Of the input: audio.
         audio_output_tokens: Of the output: audio.
         web_search_requests: Searches that the provider made, which are no tokens and are billed one by one.
+        image_generation_input_tokens: Of the input: what a tool that makes images took, at its own model's price.
+        image_generation_output_tokens: Of the output: the images that it made, at that price.
 
     Raises:
         TypeError: a count is no integer, or a bool.
@@ -51,6 +53,8 @@ class Usage:
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
     web_search_requests: int = 0
+    image_generation_input_tokens: int = 0
+    image_generation_output_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Turn every count into a plain int, or refuse it."""
@@ -98,13 +102,13 @@ class Usage:
 # The fields' own setters: the class refuses assignment, and this is the quick way past it.
 _SETTERS: dict[str, Any] = {field.name: Usage.__dict__[field.name].__set__ for field in fields(Usage)}
 _new = object.__new__
-_set_0, _set_1, _set_2, _set_3, _set_4, _set_5, _set_6, _set_7, _set_8 = _SETTERS.values()
+_set_0, _set_1, _set_2, _set_3, _set_4, _set_5, _set_6, _set_7, _set_8, _set_9, _set_10 = _SETTERS.values()
 
 
 def made(counts: Counts) -> Usage:
     """Return the usage of counts that are known to be good. Unrolled: every metered answer passes here."""
     usage = _new(Usage)
-    n_0, n_1, n_2, n_3, n_4, n_5, n_6, n_7, n_8 = counts
+    n_0, n_1, n_2, n_3, n_4, n_5, n_6, n_7, n_8, n_9, n_10 = counts
     _set_0(usage, n_0)
     _set_1(usage, n_1)
     _set_2(usage, n_2)
@@ -114,9 +118,23 @@ def made(counts: Counts) -> Usage:
     _set_6(usage, n_6)
     _set_7(usage, n_7)
     _set_8(usage, n_8)
+    _set_9(usage, n_9)
+    _set_10(usage, n_10)
     return usage
 
 
 def counts_of(usage: Usage) -> Counts:
     """Return the counts of a usage, in the order of its fields."""
     return tuple(getattr(usage, name) for name in _SETTERS)
+
+
+def without_images(usage: Usage) -> Usage:
+    """Return what is left of a usage without what a tool that makes images used."""
+    taken, made_of = usage.image_generation_input_tokens, usage.image_generation_output_tokens
+    return replace(
+        usage,
+        input_tokens=max(usage.input_tokens - taken, 0),
+        output_tokens=max(usage.output_tokens - made_of, 0),
+        image_generation_input_tokens=0,
+        image_generation_output_tokens=0,
+    )

@@ -2,7 +2,7 @@
 
 What always holds: a watch raises nothing but `zlib.error`, and that only where it decodes for the caller; it changes no
 byte but by leaving out the event that the hook asked for itself, whole; it keeps the bytes of one event, or of one JSON
-body, and none that it has read.
+body, and none that it has read. Of an image that a tool made it keeps the size and the like.
 
 An event that tells a usage need not be the last word: some servers tell what was used so far with every chunk, or at
 first that nothing was. So a reading is `ready` when an event says that it is final, or when the answer has come to its
@@ -18,6 +18,7 @@ import zlib
 from typing import Any
 
 from token_budget.metering import _shapes
+from token_budget.metering._images import CALL, brief, is_made
 
 LONGEST = 64 << 20  # bytes of one event or body; what is longer is not read
 UNTOLD = 10**12  # tokens, which no model writes: what was seen is not known, and is charged in full
@@ -33,6 +34,9 @@ _MARK = b'"usage"'
 _NULL = b'"usage":null'
 _GZIP = b"\x1f"
 _ENDS = (".completed", ".incomplete", ".failed", ".done", "message_stop", "message-end")
+_CALL = CALL.encode()
+_IMAGE = re.compile(rb'"type":\s*"(?:response\.)?image_generation_call[."]')  # and no text that speaks of one
+_MOST_IMAGES = 1_000  # of one answer
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 _DONE = re.compile(rb'^data:\s*\[DONE\]|"message_stop"', re.MULTILINE)
 _FIELDS = (b"event:", b"id:", b"retry:")  # of an event, beside its data
@@ -62,6 +66,8 @@ class Watch:
         "_finished",
         "_framed",
         "_gap",
+        "_has_images",
+        "_images",
         "_inflater",
         "_late",
         "_latest",
@@ -105,6 +111,8 @@ class Watch:
         self._late = b""  # a line with a usage that is not parsed yet: only the last of its kind counts
         self._sum = False  # whether the latest reading holds for all that has passed by
         self._told: _shapes.Reading | None = None
+        self._has_images = False  # whether an image is in the making, or made
+        self._images: list[dict[str, Any]] = []  # those that were made
         self._finished = 0  # how many answers have ended, of those that were asked for
         self._gap = False  # whether the rest of an event is left out
         self._inflater: Any = None
@@ -165,8 +173,9 @@ class Watch:
         """Return how many tokens of output passed by, at most: as many as the provider told, or as there are bytes.
 
         Nobody can tell of what is not read as events, a JSON body or a page, and it was written as a whole: `UNTOLD`.
+        So it is where an image is on its way, for only the end tells what that costs.
         """
-        if self._mode != _LINES and not (self._mode == _OPENED and b"event-stream" in self._type):
+        if self._has_images or (self._mode != _LINES and not (self._mode == _OPENED and b"event-stream" in self._type)):
             return UNTOLD
         so_far = self.so_far()
         return self.text_bytes if so_far is None else so_far.usage.output_tokens
@@ -297,7 +306,21 @@ class Watch:
         """Note what passes by that tells no usage."""
         if self._told is not None and b"{" in lines:
             self._told = None
+        if self._shape == "openai-responses" and lines.find(_CALL) >= 0 and _IMAGE.search(lines):
+            self._note_images(lines)
         self._finished += _finishes(lines)
+
+    def _note_images(self, lines: bytes) -> None:
+        """Note the images that pass by: some servers leave them out of the last event, and do not tell their usage."""
+        self._has_images = True
+        for line in lines.splitlines():
+            if _CALL in line and b".output_item.done" in line:
+                try:
+                    item = json.loads(line[line.find(b"{") :])["item"]
+                    self._images += [brief(item)] if is_made(item) else []
+                    self._mode = self._mode if len(self._images) <= _MOST_IMAGES else _OPAQUE
+                except Exception:  # noqa: BLE001 - as in `_read_event`
+                    self._mode = _OPAQUE
 
     def _read_event(self, line: bytes) -> bool:
         """Read one line; return whether it tells the usage of a chat and nothing else."""
@@ -306,6 +329,9 @@ class Watch:
         self._late, before = b"", self._latest
         try:
             event = json.loads(line[line.find(b"{") :])
+            response = event.get("response")
+            if self._images and isinstance(response, dict) and not response.get("output"):
+                response["output"] = self._images
             latest = _shapes.read_event(event, before)
             alone = event.get("choices") == [] and isinstance(event.get("usage"), dict)
             final = _is_final(event, finished=self._finished >= self._choices)
