@@ -11,7 +11,8 @@ Where the figures stand, as read on 2026-11-27:
 * Prices: OpenAI's pages of its models and of pricing, and LiteLLM's list.
 * The default model: ``types/responses/tool.py`` of openai 3.57.
 * Tokens of an image of the models before gpt-image-2, and 100 for each partial image: OpenAI's guide "Image
-  generation"; for gpt-image-1-mini its prices by size, which are more than the guide's tokens cost. For later models it has a calculator in place of a table. That one's formula is in the post 1382699 of
+  generation"; for gpt-image-1-mini its prices by size, which are more than the guide's tokens cost.
+* For later models the guide has a calculator in place of a table. Its formula is in the post 1382699 of
   community.openai.com, and gives what the calculator and LiteLLM's prices by size say, for gpt-image-2.5 too.
 * gpt-image-2.6: docs.laozhang.ai measured 3 to 4 times the tokens of 2.5 in low and medium quality, the same in high,
   and 5,800 where an image of 1024x1024 may have the quality that its prompt asks for.
