@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 
@@ -20,6 +21,7 @@ from token_budget._arguments import UNCHANGED
 from token_budget.contract import BudgetUnavailable
 from token_budget.stores import SQLiteBudgetPool, _outage
 from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
+from token_budget.stores.redis._process import Claim
 from token_budget.stores.sqlite._connection import Connection, Unsynced
 
 path = pytest.fixture(path_in_folder)
@@ -228,6 +230,25 @@ def test_what_was_given_up_is_cancelled_before_the_process_lets_go(budget: Budge
         one.engine.reserve((one.root,), one.engine.new_key(), 40, 0)
     one.engine.let_go()
     assert (other.used(), other.engine.expired()) == ((0, 0), [])
+
+
+def test_a_claim_that_another_thread_makes_as_the_lease_is_renewed_fails_no_step(budget: Budget) -> None:
+    one = budget.process()
+    process = one.engine._process
+
+    class Claims(WeakValueDictionary[int, Claim]):
+        """The claims of a process, whose other threads make one at each that is looked at."""
+
+        def __iter__(self) -> Iterator[int]:
+            for number in super().__iter__():
+                others.append(one.engine.new_key())
+                yield number
+
+    others = [one.engine.new_key() for _ in range(3)]
+    process.claims = Claims(dict(process.claims.items()))
+    budget.raw.hset(budget.keys.owner(process.owner), mapping={str(10**6 + step): "=x" for step in range(9)})
+    process.renew_at = float("-inf")
+    assert one.engine.record((one.root,), 1, 0).kind == DONE
 
 
 # ---------------------------------------------------------------- Redis: what expires

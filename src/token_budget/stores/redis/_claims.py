@@ -387,7 +387,8 @@ def _drop_strange(step: Step, owner: str) -> None:
     process = step.process
     flat = process.client.command("HGETALL", process.keys.owner(owner), timeout=step.left())
     entries = {number: entry for number, entry in zip(flat[::2], flat[1::2], strict=True) if number.isdecimal()}
-    known = {str(number) for number in [*process.claims, *[under for _, under in process.heard]]}
+    claims, heard = process.claims.valuerefs(), list(process.heard)  # each in one step: other threads add some
+    known = {str(one.key) for one in claims} | {str(under) for _, under in heard}
     with process.lock:
         low = next(iter(process.under_way), step.number)  # from there on an entry may be of a step that is under way
     strange = {number for number in entries.keys() - known if int(number) < low}
