@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,7 +15,7 @@ import pytest
 from front import LONG, numbers, until
 from pools_of_all_kinds import in_a_thread
 from redis_stores import Budget
-from sqlite_files import path_in_folder
+from sqlite_files import end_of, path_in_folder, started
 from test_front_attacked import AWAY, Allowed
 from token_budget import BudgetEvent, PoolClosed, Window
 from token_budget._arguments import UNCHANGED
@@ -22,7 +23,7 @@ from token_budget.contract import BudgetUnavailable
 from token_budget.stores import SQLiteBudgetPool, _outage
 from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
 from token_budget.stores.redis._process import Claim
-from token_budget.stores.sqlite._connection import Connection, Unsynced
+from token_budget.stores.sqlite._connection import Connection, Unsynced, _registry
 
 path = pytest.fixture(path_in_folder)
 
@@ -95,6 +96,63 @@ def test_a_call_whose_ticket_cannot_be_given_up_passes_though_it_would_wait_in_v
     pool.allowing.catch_up()
     assert pool.used() == 105
     assert pool.budget.tickets == {}
+
+
+# ---------------------------------------------------------------- forks
+
+
+class Watched:
+    """A lock that says when the main thread is about to take it, and when it has it."""
+
+    def __init__(self, asks: Callable[[], object], has: Callable[[], object] = lambda: None) -> None:
+        self._lock = threading.Lock()
+        self._asks, self._has = asks, has
+        self.release, self.locked = self._lock.release, self._lock.locked
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT002 - as the real one
+        mine = threading.current_thread() is threading.main_thread()
+        if mine:
+            self._asks()
+        if not self._lock.acquire(blocking, timeout):
+            return False
+        if mine:
+            self._has()
+        return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_waits_for_the_first_transaction_of_a_file_that_is_opened_as_it_begins(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks, inside, goes_on = threading.Event(), threading.Event(), threading.Event()
+    gate = Watched(forks.set, lambda: inside.wait(LONG))
+    monkeypatch.setattr(_registry, "_gate", gate)
+    made: list[Connection] = []
+
+    def opens() -> None:
+        connection = Connection.of(path, timeout=LONG)
+        made.append(connection)
+        connection.mutex = Watched(goes_on.set)
+        connection.run(LONG, False, works)
+
+    def works(_execute: Any) -> None:
+        inside.set()
+        assert goes_on.wait(LONG)
+
+    real = Connection._new
+
+    def new(*arguments: Any, **settings: Any) -> Connection:
+        assert forks.wait(LONG)  # the fork waits for this opening
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(Connection, "_new", new)
+    opening = in_a_thread(opens)
+    until(gate.locked)
+    child = started(lambda: made[0].look(LONG, lambda execute: execute("SELECT 1").fetchone()))
+    goes_on.set()
+    opening.result()
+    assert end_of(child) == 0
 
 
 # ---------------------------------------------------------------- the worker thread

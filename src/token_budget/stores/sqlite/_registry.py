@@ -158,11 +158,13 @@ class Registry:
     def _before_fork(self) -> None:
         """Keep all threads out of SQLite meanwhile: a child could not end what they are in the middle of."""
         deadline = monotonic() + PATIENCE
-        locks = [(self._gate, self._inside)]
-        locks += [(connection.mutex, connection.inside) for connection in self.connections.values()]
-        for lock, inside in locks:
-            if inside != threading.get_ident() and lock.acquire(timeout=max(0.0, deadline - monotonic())):
-                self._taken.append(lock)
+        self._take(self._gate, self._inside, deadline)
+        for connection in list(self.connections.values()):  # as they are under the gate: none is opened meanwhile
+            self._take(connection.mutex, connection.inside, deadline)
+
+    def _take(self, lock: Any, inside: int, deadline: float) -> None:
+        if inside != threading.get_ident() and lock.acquire(timeout=max(0.0, deadline - monotonic())):
+            self._taken.append(lock)
 
     def _after_fork(self) -> None:
         while self._taken:
