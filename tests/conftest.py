@@ -40,13 +40,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect what SDKs left behind: event loops and sockets, which another module's tests would be warned of."""
+    """Collect what SDKs left behind: event loops and sockets, which another module's tests would be warned of.
+
+    What lives on, the SDKs themselves above all, is set aside (`gc.freeze`): many tests collect, and each would look at
+    all of that again.
+    """
     yield
-    if request.path.parent.name == "metering":
-        with warnings.catch_warnings():
+    with warnings.catch_warnings():
+        if request.path.parent.name == "metering":
             warnings.simplefilter("ignore", ResourceWarning)
             asyncio.set_event_loop(None)  # the `run_sync` of some SDKs leaves a loop there
-            gc.collect()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
