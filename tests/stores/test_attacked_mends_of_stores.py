@@ -24,6 +24,7 @@ from token_budget.stores import SQLiteBudgetPool, _outage
 from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
 from token_budget.stores.redis._process import Claim
 from token_budget.stores.sqlite._connection import Connection, Unsynced, _registry
+from token_budget.stores.sqlite._step import Step
 
 path = pytest.fixture(path_in_folder)
 
@@ -153,6 +154,24 @@ def test_a_fork_waits_for_the_first_transaction_of_a_file_that_is_opened_as_it_b
     goes_on.set()
     opening.result()
     assert end_of(child) == 0
+
+
+def test_what_another_thread_has_just_given_does_not_keep_a_child_from_being_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = SQLiteBudgetPool(path, 1_000, name="total")
+    store: Any = pool._family.store
+    ledger, write = store._ledger, Step.write
+
+    def written(step: Step, *arguments: Any) -> int:
+        changed = write(step, *arguments)
+        ledger.gave[len(ledger.gave) + 1, "token_cap"] = 10  # by a thread that has opened a child
+        return changed
+
+    monkeypatch.setattr(Step, "write", written)
+    ledger.registered = None  # as in a child that was forked
+    pool.reset()
+    assert ledger.registered
 
 
 # ---------------------------------------------------------------- the worker thread

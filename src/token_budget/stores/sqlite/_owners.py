@@ -54,7 +54,8 @@ def register(step: Step) -> None:
             return
         owner = step.ledger.connection.new_owner()
     step.write("INSERT OR IGNORE INTO owner (id, who, boot_id) VALUES (?, ?, ?)", (owner, who(), boot_id()))
-    for (place, what), value in step.ledger.gave.items():  # a forked child stands by what its parent gave
+    # A forked child stands by what its parent gave. A copy: another thread may note what it has given just before.
+    for (place, what), value in list(step.ledger.gave.items()):
         step.write(_GIVE, (place, what, owner, value))
     step.registered = owner
 
