@@ -29,7 +29,7 @@ from gateways import (
     wired,
 )
 from token_budget import BudgetPool
-from token_budget.gateway import Limits, upstreams
+from token_budget.gateway import Limits, _forward, upstreams
 from token_budget.metering import Meter, Prices
 from token_budget.metering._watch import Watch
 
@@ -260,6 +260,30 @@ def test_a_store_that_is_slow_to_tell_what_is_left_holds_up_no_other_request() -
             assert asked(gateway, "GET", f"/{gateway.secret}/_status").status == 200
         finally:
             store.go_on.set()
+            thread.join()
+        assert [one.status for one in got] == [200]
+
+
+def test_a_long_body_holds_up_no_other_request_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    examine = _forward.examine
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        reading.set()
+        assert go_on.wait(SECONDS)
+        return examine(*arguments, **named)
+
+    monkeypatch.setattr(_forward, "examine", slowly)
+    got: list[Got] = []
+    body = {**chat(), "padding": "x" * (1 << 20)}
+    with wired(lambda connection, _: connection.answer(completion()), meter_of()) as (gateway, _):
+        thread = threading.Thread(target=lambda: got.append(ask(gateway, body=body)))
+        thread.start()
+        try:
+            assert reading.wait(SECONDS)
+            assert asked(gateway, "GET", f"/{gateway.secret}/_status").status == 200
+        finally:
+            go_on.set()
             thread.join()
         assert [one.status for one in got] == [200]
 

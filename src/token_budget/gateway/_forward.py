@@ -35,6 +35,7 @@ from token_budget.metering._run import Run
 from token_budget.metering._stream import PEEKED, unpacked
 
 _SENT_AGAIN = frozenset(range(300, 400)) - {303}  # the redirects upon which some client sends a POST again
+_LONG = 1 << 20  # bytes of a body that takes more than about 10 ms to read
 _DECLINED = frozenset({400, 422})  # the status of a server that does not take `stream_options`
 
 
@@ -103,8 +104,10 @@ class Forward:
                 declining=declining,
                 most=self._limits.body,
             )
-            # To fit an output to what is left, a store is asked, which may take long.
-            call = await asyncio.to_thread(look) if self._meter._terms.cap_output == "fit" else look()
+            # A store is asked to fit an output to what is left, and a long body takes long to read. Meanwhile other
+            # calls go on.
+            slow = self._meter._terms.cap_output == "fit" or len(body) > _LONG
+            call = await asyncio.to_thread(look) if slow else look()
             if call is not None:
                 await call.pending.ahold()
         except Exception as error:
