@@ -328,6 +328,39 @@ def test_a_claim_that_another_thread_makes_as_the_lease_is_renewed_fails_no_step
     assert one.engine.record((one.root,), 1, 0).kind == DONE
 
 
+# ---------------------------------------------------------------- Redis: what is repeated
+
+
+@pytest.mark.parametrize("step", ["record", "commit"])
+def test_a_step_that_is_sent_again_after_its_scope_was_deleted_has_its_answer(
+    budget: Budget, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    one, other = budget.process(), budget.process()
+    chain, theirs = one.key(one.group(), "ann"), other.key(other.group(), "ann")
+    kid = one.child("kid", chain[0], window=Window.daily())
+    one.engine.record(kid, 1, 0)
+    claim, run = one.engine.new_key(), one.wire.client.run
+    assert one.engine.reserve(kid, claim, 5, 0).kind == GRANTED
+
+    def deleted_meanwhile(script: Any, *arguments: Any, **settings: Any) -> Any:
+        answer = run(script, *arguments, **settings)
+        if one.wire.names[script] != step:
+            return answer
+        monkeypatch.undo()
+        if step == "record":
+            other.engine.settle(claim.id, 5, 0)
+        assert other.engine.forget(theirs[0])
+        return run(script, *arguments, **settings)  # since that answer was lost
+
+    monkeypatch.setattr(one.wire.client, "run", deleted_meanwhile)
+    if step == "record":
+        assert one.engine.record(kid, 4, 0).kind == DONE
+    else:
+        assert one.engine.commit(kid, claim, (5, 0), (4, 0), rows=True).rows[0].closed
+    assert one.used() == other.used() == (10 if step == "record" else 5, 0)
+    assert one.engine.record(kid, 1, 0, force=True).kind == DONE  # it is read again
+
+
 # ---------------------------------------------------------------- Redis: what expires
 
 

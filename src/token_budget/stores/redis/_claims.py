@@ -27,7 +27,7 @@ from token_budget.stores._store import (
 from token_budget.stores.redis._mending import clocks_tell, lost_leases, meet, mend, numbers_now, words_of
 from token_budget.stores.redis._process import Claim, GivenUp, Process, Step, new_owner
 from token_budget.stores.redis._reading import closed, keys_of, learn, scopes_at
-from token_budget.stores.redis._rows import Row, numbers_of
+from token_budget.stores.redis._rows import NOTHING, Row, numbers_of
 
 _ID = re.compile(r"([0-9a-z]{1,32})-([0-9]{1,18})")
 _SAID = {"done": DONE, "late": LATE, "unknown": UNKNOWN, "repeat": REPEAT, "settled": SETTLED}
@@ -36,10 +36,18 @@ _logger = logging.getLogger("token_budget")
 
 
 def shown(step: Step, chain: Sequence[Scope], rows: Sequence[Any]) -> tuple[Numbers, ...]:
-    """Return the numbers of rows that a script answered, and learn from them."""
+    """Return the numbers of rows that a script answered, and learn from them.
+
+    A step that is repeated may find scopes deleted since: of those nothing is learnt, and they show nothing.
+    """
+    found = []
     for scope, row in zip(chain, rows, strict=True):
-        learn(step, scope, Row(*row))
-    return tuple(map(numbers_of, rows))
+        if row[0] is None:
+            found.append(NOTHING)
+        else:
+            learn(step, scope, Row(*row))
+            found.append(numbers_of(row))
+    return tuple(found)
 
 
 def paths_of(chain: Sequence[Scope]) -> str:

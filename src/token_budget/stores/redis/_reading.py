@@ -11,6 +11,7 @@ from token_budget.stores._names import name_at
 from token_budget.stores._store import Group, Numbers, Scope
 from token_budget.stores.redis._process import Process, Step
 from token_budget.stores.redis._rows import (
+    NOTHING,
     GroupRow,
     Place,
     Row,
@@ -143,7 +144,7 @@ def numbers_at(step: Step, chain: Sequence[Scope], reading: Reading) -> tuple[Nu
             error = gone(step, scope)
             if not isinstance(error, PoolClosed):
                 raise error
-            numbers = unused(GroupRow(), None)._replace(closed=True)
+            numbers = NOTHING
         found.append(numbers)
     return tuple(found)
 

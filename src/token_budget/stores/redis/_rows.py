@@ -105,6 +105,10 @@ def unused(group: GroupRow, period: tuple[float, float] | None) -> Numbers:
     return Numbers(token_cap, nano_cap, 0, 0, 0, 0, 0, start, end, 0, 0, closed=False)
 
 
+# The numbers of a scope that was deleted.
+NOTHING = unused(GroupRow(), None)._replace(closed=True)
+
+
 def begun(numbers: Numbers, period: tuple[float, float] | None) -> Numbers:
     """Return the numbers as they are once their next period has begun."""
     start, end = period or (None, None)
@@ -132,7 +136,7 @@ class Place(NamedTuple):
 
 
 def place_of(keys: tuple[str, str, str], row: Row, window: Window | None) -> Place:
-    """Return the place of a row; of one that is not there, such that scripts find it changed."""
+    """Return the place of a row."""
     end = row.end
     own = end is not None and own_clock(window)
     expires = row.expires or ""
