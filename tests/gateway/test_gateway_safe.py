@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -263,6 +264,37 @@ def test_a_connection_too_many_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None
                 assert received(one, b"}}").startswith(b"HTTP/1.1 200")
             assert raw(gateway, b"").startswith(b"HTTP/1.1 503")
         eventually(lambda: raw(gateway, head(gateway, "GET", "/v1/models"), until=b"\r\n").startswith(b"HTTP/1.1 200"))
+
+
+def test_who_does_not_show_the_secret_keeps_no_client_out() -> None:
+    with wired(whole, limits=Limits(connections=3)) as (gateway, _), contextlib.ExitStack() as stack:
+
+        def connected() -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=SECONDS))
+
+        def answered(client: socket.socket) -> bool:
+            client.sendall(head(gateway, "GET", "/v1/models"))
+            return received(client, b"}}").startswith(b"HTTP/1.1 200")
+
+        clients = [connected()]
+        assert answered(clients[0])
+        strangers = [connected(), connected()]
+        strangers[1].sendall(b"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert received(strangers[1], b"here").startswith(b"HTTP/1.1 404")
+        for _ in strangers:  # the oldest makes room for the next client
+            clients.append(connected())
+            assert answered(clients[-1])
+        assert strangers[0].recv(1) == b""
+        received(strangers[1])  # comes to its end
+        assert raw(gateway, b"").startswith(b"HTTP/1.1 503")
+        assert all(answered(client) for client in clients)
+
+
+def test_no_connection_that_has_ended_is_kept() -> None:
+    with wired(whole) as (gateway, _):
+        for _ in range(5):
+            raw(gateway, head(gateway, "GET", "/v1/models"), until=b"}}")
+        assert len(gateway._spared) <= 2
 
 
 def test_a_connection_that_does_not_come_to_the_end_of_its_head_is_closed() -> None:

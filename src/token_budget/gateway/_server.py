@@ -108,6 +108,7 @@ class Gateway:
         self._ending = threading.Lock()
         self._open: set[asyncio.Task[Any]] = set()  # the requests that are being answered
         self._last: asyncio.Event | None = None  # set when there is none
+        self._spared: set[Any] = set()  # the connections that make no room for another: see `_connect`
 
     # ---------------------------------------------------------------- what it is
 
@@ -264,10 +265,24 @@ class Gateway:
         await self._forward.close()
 
     def _connect(self) -> asyncio.BaseProtocol:
-        """Return what serves a new connection."""
+        """Return what serves a new connection.
+
+        Where there are too many, the oldest that has not shown the secret is closed: another user of this machine can
+        hold connections, but keeps no client out.
+        """
         server = self._server
         assert server is not None  # noqa: S101
-        return server() if len(server.connections) < self._limits.connections else _Full()
+        connections = server.connections
+        if len(self._spared) > len(connections):
+            self._spared.intersection_update(connections)
+        if len(connections) < self._limits.connections:
+            return server()
+        stranger = next((one for one in connections if one not in self._spared), None)
+        if stranger is None:
+            return _Full()
+        self._spared.add(stranger)  # it is gone only in the loop's next turn
+        stranger.force_close()
+        return server()
 
     # ---------------------------------------------------------------- answers
 
@@ -290,6 +305,8 @@ class Gateway:
         """Answer one request, or raise `Refused`."""
         raw, headers = request.raw_path, request.headers
         target = target_of(raw, self.secret, headers.get(SECRET_HEADER))
+        if target is not None:
+            self._spared.add(request.protocol)
         if request.method == hdrs.METH_CONNECT or not raw.startswith("/"):
             raise Refused(gateway_error(404, "this is no proxy"), closing=True)
         if not is_loopback(headers.get(hdrs.HOST, "")):
