@@ -29,7 +29,7 @@ from gateways import (
     wired,
 )
 from token_budget import BudgetPool
-from token_budget.gateway import Limits, _forward, upstreams
+from token_budget.gateway import Limits, _calls, _forward, upstreams
 from token_budget.metering import Meter, Prices
 from token_budget.metering._watch import Watch
 
@@ -266,7 +266,7 @@ def test_a_store_that_is_slow_to_tell_what_is_left_holds_up_no_other_request() -
 
 def test_a_long_body_holds_up_no_other_request_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = threading.Event(), threading.Event()
-    examine = _forward.examine
+    examine = _calls.examine
 
     def slowly(*arguments: Any, **named: Any) -> Any:
         reading.set()
