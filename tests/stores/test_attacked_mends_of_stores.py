@@ -361,6 +361,26 @@ def test_a_step_that_is_sent_again_after_its_scope_was_deleted_has_its_answer(
     assert one.engine.record(kid, 1, 0, force=True).kind == DONE  # it is read again
 
 
+# ---------------------------------------------------------------- Redis: a group's terms
+
+
+@pytest.mark.parametrize("before", [None, Window.daily()], ids=["without", "daily"])
+@pytest.mark.parametrize("after", [None, Window.weekly()], ids=["without", "weekly"])
+def test_a_key_is_reset_in_the_period_of_the_window_that_its_group_has_now(
+    budget: Budget, before: Window | None, after: Window | None
+) -> None:
+    one = budget.process()
+    users = one.group(tokens=10, window=before)
+    chain = one.key(users, "ann")
+    one.engine.record(chain, 10, 0)
+    one.engine.set_group(users, UNCHANGED, UNCHANGED, after)
+    one.engine.reset(chain[0])
+    row = one.numbers(chain[0])
+    assert (row.tokens_claimed, (row.start, row.end)) == (0, after.period(row.start) if after else (None, None))
+    assert (budget.raw.pttl(budget.keys.scope(chain[0].path)) == -1) == (after is None)
+    assert one.engine.record(chain, 10, 0).kind == DONE
+
+
 # ---------------------------------------------------------------- Redis: what expires
 
 

@@ -17,6 +17,7 @@ from token_budget.stores.redis._keys import escaped
 from token_budget.stores.redis._mending import (
     arm,
     in_period,
+    make,
     mark_of,
     meet,
     mend,
@@ -239,7 +240,10 @@ def reset(process: Process, scope: Scope) -> None:
     with process.step() as step:
         begin(step)
         while True:
-            revision = meet(step, scope).words[0]
+            revision, _, _, version = meet(step, scope).words
+            if scope.group is not None and version != str(scope.group.version):
+                make(step, scope)  # by the old window it would be in no period of the present one
+                continue
             window = scope.window
 
             def send(start: str, end: str) -> list[Any]:
