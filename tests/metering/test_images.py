@@ -15,12 +15,12 @@ from hooked import EVENTS, LIBRARIES, Door, Hang, Reply, event
 from token_budget import BudgetPool
 from token_budget.metering import CallRecord, Meter, Prices, UnknownUsage, Usage
 from token_budget.metering._ask import Ask
-from token_budget.metering._images import Images, held, output_tokens
+from token_budget.metering._images import Images, _output_tokens, held, output_tokens
 from token_budget.metering._rates import Dearest, Free, Rates, Timed, Unpriced
 from token_budget.metering._refusals import UnknownModel
 from token_budget.metering._requests import read as read_request
 from token_budget.metering._routes import Route, route
-from token_budget.metering._shapes import Reading, read
+from token_budget.metering._shapes import Reading, read, read_event
 from token_budget.metering._table import STANDARD, Line, line
 from token_budget.metering._watch import UNTOLD, Watch
 
@@ -109,7 +109,7 @@ def test_what_the_tool_used_is_a_part_of_the_usage_and_shown_apart() -> None:
         (None, 5_000, 8_000, 30_000),  # OpenAI's default
         ("gpt-image-9", 5_000, 10_000, 40_000),  # unknown: the dearest that is known
         ("gpt-image-2x", 5_000, 10_000, 40_000),
-        ("x" * 1_000, 5_000, 10_000, 40_000),
+        ("gpt-image-2-" + "x" * 1_000, 5_000, 10_000, 40_000),
     ],
 )
 def test_each_token_costs_what_the_image_model_asks_for_its_kind(
@@ -176,6 +176,24 @@ def test_several_answers_keep_the_model_of_each() -> None:
     assert reading.usage.image_generation_output_tokens == 2 * 186
 
 
+def test_the_images_and_the_searches_of_a_stream_are_kept_apart() -> None:
+    first = {"response": answer(output=[{"type": "web_search_call"}] * 3)}
+    last = {"response": gen("gpt-image-1")}
+    reading = read_event(last, read_event(first, None))
+    assert reading is not None
+    assert reading == read([first, last])
+    assert [one.model for one in reading.images] == ["gpt-image-1"]
+    assert (reading.usage.image_generation_output_tokens, reading.usage.web_search_requests) == (186, 3)
+
+
+def test_searches_that_the_usage_tells_are_beside_those_of_the_tools() -> None:
+    usage = {**USAGE, "num_search_queries": 2}
+    assert (
+        Usage.from_response(answer(usage=usage, tool_usage={"web_search": {"num_requests": 1}})).web_search_requests
+        == 3
+    )
+
+
 # ---------------------------------------------------------------- answers that tell the images alone
 
 
@@ -189,6 +207,7 @@ def test_several_answers_keep_the_model_of_each() -> None:
         ("gpt-image-1-mini", None, "1024x1024", 4_500),
         ("chatgpt-image-latest", None, None, 6_240),
         ("gpt-image-2", "low", "1024x1024", 196),
+        ("gpt-image-2", "low", "1536x1024", 158),
         ("gpt-image-2", "medium", "1024x1024", 1_756),
         ("gpt-image-2-2026-04-21", "high", "1024x1024", 7_024),
         ("gpt-image-2", "high", "1536x1024", 5_488),
@@ -217,6 +236,13 @@ def test_an_image_has_the_tokens_of_its_model_quality_and_size(
     model: str | None, quality: Any, size: Any, tokens: int
 ) -> None:
     assert output_tokens(model, quality, size) == tokens
+
+
+def test_of_what_an_answer_calls_a_quality_and_a_size_little_is_kept() -> None:
+    _output_tokens.cache_clear()
+    for end in ("a", "b"):
+        output_tokens("gpt-image-2", "q" * 64 + end, "s" * 64 + end)
+    assert _output_tokens.cache_info().currsize == 1
 
 
 def test_an_image_whose_usage_is_not_told_is_charged_by_quality_and_size() -> None:
@@ -435,6 +461,17 @@ def test_the_hold_is_priced_by_the_image_model_and_given_back_where_no_image_is_
     assert (pool.snapshot().usd_used_nanos, pending.status, pending.overrun) == (TEXT, "settled", None)
 
 
+def test_the_hold_costs_what_the_model_asks_that_the_tool_names() -> None:
+    meter, tool = Meter(BudgetPool(), prices()), {"quality": "high", "size": "1024x1024"}
+    mini, dear = (
+        meter._begin(ask({**TOOL, **tool, "model": name}), None) for name in ("gpt-image-1-mini", "gpt-image-1")
+    )
+    text = mini.nanos - 8_000 * 2_500 - 4_500 * 8_000
+    assert 0 < dear.nanos - 8_000 * 10_000 - 4_160 * 40_000 - text + 5_000 < 10_000  # their names are text
+    other = meter._begin(ask({**TOOL, **tool, "model": "gpt-image-1"}, models=["m"]), None)
+    assert other.nanos - dear.nanos < 50_000
+
+
 def test_an_answer_that_tells_the_output_alone_is_not_charged_for_the_image_s_input() -> None:
     asked = ask(TOOL)
     record = settled({"usage": {"output_tokens": 5}}, asked)
@@ -510,6 +547,7 @@ def test_an_image_that_only_an_earlier_event_shows_is_counted() -> None:
     assert ready(CREATED, ADDED, PARTIAL, ITEM, OTHER, ITEM, completed()).image_generation_output_tokens == 2 * 7_024
     assert ready(ITEM, completed(tool_usage=NOTHING)).image_generation_output_tokens == 7_024
     assert ready(ITEM + completed(output=[IMAGE])).image_generation_output_tokens == 7_024
+    assert ready(ITEM, completed(output=[IMAGE, IMAGE])).image_generation_output_tokens == 2 * 7_024
     assert ready(ITEM, completed(tool_usage={"image_gen": GEN})).image_generation_output_tokens == 186
     assert ready(ITEM, event({"type": "limits", "usage": {}}), completed()).image_generation_output_tokens == 7_024
 
