@@ -102,6 +102,17 @@ def test_openai_chat_stream() -> None:
     assert read(chunks) == expected
 
 
+def test_openai_responses_with_images_that_a_tool_made() -> None:
+    answer, expected = case("openai", "responses, tools that are billed beside it")
+    answer = {**answer, "tools": [{"type": "image_generation", "model": "gpt-image-2"}]}
+    reading = read(of_openai(answer).responses.create(model="m", input="Draw."))
+    assert reading[:3] == expected[:3]
+    assert [(one.model, one.output) for one in reading.images] == [("gpt-image-2", 1_056)]
+    image = {"id": "i", "type": "image_generation_call", "status": "completed", "quality": "low", "size": "1024x1024"}
+    answer = {**answer, "output": [image], "tool_usage": None}
+    assert read(of_openai(answer).responses.create(model="m", input="Draw.")).images[0].image_output == 196
+
+
 @pytest.mark.parametrize("name", ["OpenAI responses", "OpenAI responses, cut short by its limit"])
 def test_openai_responses_stream(name: str) -> None:
     answer, expected = case("streams", name)

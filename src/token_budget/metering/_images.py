@@ -223,7 +223,7 @@ def _output_of(call: Mapping[Any, Any], model: str | None) -> int:
 def _tool(tools: object) -> Mapping[Any, Any] | None:
     """Return the tool that makes images, among the tools of a request or of the answer that repeats them."""
     for one in tools if isinstance(tools, (list, tuple)) else ():
-        tool = fields(one) or {}
+        tool = one if type(one) is dict else fields(one) or {}
         if tool.get("type") == "image_generation":
             return tool
     return None
