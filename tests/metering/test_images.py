@@ -13,7 +13,7 @@ import pytest
 
 from hooked import EVENTS, LIBRARIES, Door, Hang, Reply, event
 from token_budget import BudgetPool
-from token_budget.metering import CallRecord, Meter, Prices, UnknownUsage, Usage
+from token_budget.metering import CallRecord, LoopDetected, Meter, Prices, UnknownUsage, Usage, budget_run
 from token_budget.metering._ask import Ask
 from token_budget.metering._images import Images, _output_tokens, held, output_tokens
 from token_budget.metering._rates import Dearest, Free, Rates, Timed, Unpriced
@@ -470,6 +470,13 @@ def test_the_hold_costs_what_the_model_asks_that_the_tool_names() -> None:
     assert 0 < dear.nanos - 8_000 * 10_000 - 4_160 * 40_000 - text + 5_000 < 10_000  # their names are text
     other = meter._begin(ask({**TOOL, **tool, "model": "gpt-image-1"}, models=["m"]), None)
     assert other.nanos - dear.nanos < 50_000
+
+
+def test_the_hold_of_an_image_hides_no_growth_of_the_input() -> None:
+    with budget_run("loop", meter=Meter(BudgetPool(), prices()), growth=(0.5, 2)) as run:
+        run._admit(ask(TOOL, input="word " * 1_000))
+        with pytest.raises(LoopDetected):
+            run._admit(ask(TOOL, input="word " * 2_000))
 
 
 def test_an_answer_that_tells_the_output_alone_is_not_charged_for_the_image_s_input() -> None:

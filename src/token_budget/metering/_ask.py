@@ -30,6 +30,11 @@ class Ask:
     image_model: str | None = None  # which one its tool that makes images asks for
     body: bytes = field(default=b"", repr=False)  # for the guard against repeats; never kept after the call
 
+    @property
+    def input_tokens(self) -> int:
+        """The most that the model itself reads: its input without that of an image."""
+        return self.worst.input_tokens - self.worst.image_generation_input_tokens
+
     def images(self, told: tuple[Images, ...]) -> tuple[Images, ...]:
         """Return the images that an answer tells of, as made by the model that was asked for."""
         return tuple(one._replace(model=self.image_model or one.model) for one in told)

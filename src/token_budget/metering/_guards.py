@@ -76,7 +76,7 @@ class Guards:
                 began = time.monotonic()
                 self._times.append(began)
             if self.growth is not None and not ask.retried:
-                self._inputs.append(ask.worst.input_tokens)
+                self._inputs.append(ask.input_tokens)
             if key is not None:
                 count = self._seen.pop(key, 0)  # the latest stand last
                 self._seen[key] = count + 1
@@ -90,9 +90,9 @@ class Guards:
         with self._lock:
             if began is not None and began in self._times:
                 self._times.remove(began)
-            if self.growth is not None and not ask.retried and ask.worst.input_tokens in self._inputs:
+            if self.growth is not None and not ask.retried and ask.input_tokens in self._inputs:
                 self._inputs.reverse()  # the latest such call, whichever it was
-                self._inputs.remove(ask.worst.input_tokens)
+                self._inputs.remove(ask.input_tokens)
                 self._inputs.reverse()
             if key is not None and key in self._seen:
                 self._seen[key] -= 1
@@ -108,7 +108,7 @@ class Guards:
         if allowed is not None and len(self._times) == allowed and time.monotonic() - self._times[0] < MINUTE:
             raise LoopDetected(f"loop: more than {allowed} calls in a minute (calls_per_minute={allowed})")
         if self.growth is not None and not ask.retried:
-            self._examine_growth(ask.worst.input_tokens, *self.growth)
+            self._examine_growth(ask.input_tokens, *self.growth)
         if self.repeats is None or ask.retried or not ask.body:
             return None
         key = _digest(ask)

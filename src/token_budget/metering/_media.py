@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from token_budget.metering._images import CALL
 from token_budget.metering._names import MAX_NAME
 
 REFERENCE = 3_000
@@ -247,6 +248,11 @@ def _images(_node: dict[str, Any], value: Any, model: str | None, found: Media) 
     return all(_data(one, "image", model, found) for one in value)
 
 
+def _drawn(node: dict[str, Any], value: Any, model: str | None, found: Media) -> bool:
+    """Read an image that OpenAI's tool made before, and that comes back with the conversation: base64 alone."""
+    return node.get("type") == CALL and isinstance(value, str) and _data(value, "image", model, found)
+
+
 _READERS: dict[str, Callable[[dict[str, Any], Any, str | None, Media], bool]] = {
     "image_url": _addressed("image"),
     "audio_url": _addressed("audio"),
@@ -262,5 +268,6 @@ _READERS: dict[str, Callable[[dict[str, Any], Any, str | None, Media], bool]] = 
     "fileUri": _reference,
     "file_data": _file,
     "images": _images,
+    "result": _drawn,
 }
 KEYS = frozenset(_READERS)

@@ -385,7 +385,7 @@ class Pending:
         try:
             usage, model = reading.usage, reading.model
             if not usage.input_tokens:  # it tells the output alone
-                usage = replace(usage, input_tokens=without_images(ask.worst).input_tokens)
+                usage = replace(usage, input_tokens=ask.input_tokens)
             if ask.untold_searches and not usage.web_search_requests:
                 usage = replace(usage, web_search_requests=ask.untold_searches)
             if model != ask.model and not (model is not None and self._is_priced_by_itself(model)):
