@@ -270,6 +270,7 @@ def test_a_commit_that_meets_the_closing_of_its_pool_in_another_thread_is_counte
     pool.close()
     closed.set()
     committed.result()
+    assert numbers(pool) == (40, 0, 0)  # the file is opened once more for that, too
     with SQLiteBudgetPool(path, name="total") as again:
         assert numbers(again) == (40, 0, 0)
 
