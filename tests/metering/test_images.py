@@ -475,6 +475,7 @@ def test_the_hold_costs_what_the_model_asks_that_the_tool_names() -> None:
 def test_the_hold_of_an_image_hides_no_growth_of_the_input() -> None:
     with budget_run("loop", meter=Meter(BudgetPool(), prices()), growth=(0.5, 2)) as run:
         run._admit(ask(TOOL, input="word " * 1_000))
+        run._admit(ask(TOOL, input="word " * 1_001))
         with pytest.raises(LoopDetected):
             run._admit(ask(TOOL, input="word " * 2_000))
 
