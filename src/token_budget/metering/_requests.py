@@ -124,9 +124,7 @@ def read(
     given = Input(fields, body, model, estimate)
     choices = _choices(route, fields)
     limited, output = _output(route, fields, default_output)
-    output *= choices
-    if output > LARGEST:
-        raise Unmetered("the request asks for more than 10**12 tokens of output")
+    output = _checked(output * choices)
     written_to_cache = given.cached or (route.shape in _CACHING and caches_unasked(fields, model))
     images = held(fields) if "tools" in fields and route.shape == "openai-responses" else NO_IMAGES
     return Ask(
@@ -246,6 +244,12 @@ def _output(route: Route, fields: dict[str, Any], default: int) -> tuple[bool, i
     if not limits or min(limits) < 0:
         return route.shape in _UNCAPPED, default + predicted
     return True, (max(limits) or default) + predicted  # servers differ in what 0 means
+
+
+def _checked(output: int) -> int:
+    if output > LARGEST:
+        raise Unmetered("the request asks for more than 10**12 tokens of output")
+    return output
 
 
 def _embeds(fields: dict[str, Any]) -> None:
