@@ -163,6 +163,7 @@ def test_an_outage_is_logged_as_it_begins_and_as_it_ends_with_what_passed(
     for _ in range(3):
         pool.reserve(tokens=1_000, usd=1).commit(tokens=500, usd=0.5)
     pool.come_back()
+    until(lambda: len(caplog.records) > 1)  # the worker logs it after that
     texts = [record.getMessage() for record in caplog.records]
     where = pool.store.location
     assert texts[0] == f"{where} does not answer, and calls pass without a budget until it does: no server"
