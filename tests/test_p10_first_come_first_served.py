@@ -895,7 +895,7 @@ def test_an_interrupted_thread_leaves_the_line_and_the_next_is_served(monkeypatc
     assert counters(pool) == (0, 0, 0, 0, 0)
 
 
-def test_an_areserve_is_a_coroutine() -> None:
+def test_an_areserve_is_a_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
     """It works in tasks, in task groups and from other threads, and warns if it is never awaited."""
 
     async def main(_line: Line) -> None:
@@ -907,9 +907,11 @@ def test_an_areserve_is_a_coroutine() -> None:
         loop = asyncio.get_running_loop()
         later = await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(pool.areserve(tokens=4), loop))
         gathered = asyncio.gather(pool.areserve(tokens=3), pool.areserve(tokens=3))
-        limited = asyncio.create_task(asyncio.wait_for(pool.areserve(tokens=1), 0.001))
+        limited = asyncio.create_task(asyncio.wait_for(pool.areserve(tokens=1), 1000))
         await settle()
         assert len(waiters(pool)) == 4
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 1000)
         with pytest.raises(asyncio.TimeoutError):
             await limited
         held.release()

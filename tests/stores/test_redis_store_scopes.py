@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from redis_stores import Budget
+from redis_stores import LONG, Budget
 from token_budget import PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.stores._errors import StoreError, StoreLost, StoreMismatch
@@ -337,6 +338,46 @@ def test_a_process_learns_of_a_window_that_another_has_set_and_keeps_its_clock(b
     now[0] = 7.0
     assert one.engine.record((one.root,), 15, 0).kind == DONE
     assert one.numbers().start == 6.0
+
+
+@pytest.mark.parametrize("given", ["by set_caps", "at opening"])
+def test_a_thread_that_reads_a_window_before_its_giver_goes_on_has_its_clock(budget: Budget, given: str) -> None:
+    now = [25.0]
+    one = budget.process(opened=False)
+    one.open(tokens=9)
+    window = Window.parse("every 10s", clock=lambda: now[0])
+
+    def read_by_another_thread(name: str) -> None:
+        if name in {"caps", "open"}:
+            thread = threading.Thread(target=lambda: one.engine.record((one.root,), 3, 0))
+            thread.start()
+            thread.join(LONG)
+
+    one.wire.before = one.wire.after = read_by_another_thread
+    if given == "by set_caps":
+        one.engine.set_caps(one.root, UNCHANGED, UNCHANGED, window)
+    else:
+        one.open(window=window)
+    one.wire.heal()
+    assert (one.numbers().start, one.used()) == (20.0, (6, 0))
+    now[0] = 35.0
+    assert (one.numbers().start, one.used()) == (30.0, (0, 0))
+    assert one.engine.record((one.root,), 3, 0).kind == DONE
+    assert (one.numbers().start, one.used()) == (30.0, (3, 0))
+
+
+def test_a_window_that_is_not_taken_leaves_the_clock_as_it_was(budget: Budget) -> None:
+    now = [25.0]
+    one, two = budget.process(opened=False), budget.process(opened=False)
+    one.open(tokens=9, window=Window.parse("every 10s", clock=lambda: now[0]))
+    with pytest.raises(StoreMismatch):
+        two.open(window=Window.parse("every 20s", clock=lambda: 1e9))
+    assert two.root.clock is None
+    two.open(window=Window.parse("every 10s", clock=lambda: now[0]))
+    one.engine.set_caps(one.root, UNCHANGED, UNCHANGED, Window.parse("every 2s", clock=lambda: now[0]))
+    assert two.engine.record((two.root,), 3, 0).kind == DONE
+    now[0] = 27.0
+    assert (two.numbers().start, two.used()) == (26.0, (0, 0))
 
 
 def test_a_clock_that_fails_changes_nothing_and_keeps_nothing_from_coming_back(budget: Budget) -> None:

@@ -105,7 +105,7 @@ def learn(step: Step, scope: Scope, row: Row) -> None:
     scope.closed = row.state is not None
     group = scope.group
     if group is None or "W" in (row.own or ""):
-        scope.window = read_window(row.window, scope.window)
+        scope.window = read_window(row.window, scope)
     else:
         if row.version is not None and group.version != int(row.version):
             learn_group(group, read(step, (scope,)).groups[0])
@@ -165,7 +165,7 @@ def present(process: Process, scope: Scope, row: Row, above: GroupRow, now: floa
     elif not there:
         return None
     scope.closed = there and row.state is not None
-    window = scope.window = read_window(row.window, scope.window) if group is None or "W" in own else group.window
+    window = scope.window = read_window(row.window, scope) if group is None or "W" in own else group.window
     if not there:
         return unused(above, _period(window, now))
     numbers = numbers_of(row)

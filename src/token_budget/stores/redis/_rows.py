@@ -177,24 +177,27 @@ def clock_of(window: Window | None) -> str:
     return repr(float(window.now()))
 
 
-def read_window(text: str | None, like: Window | None) -> Window | None:
-    """Return the window of a text, with the clock of another one.
+def read_window(text: str | None, of: Scope | Group) -> Window | None:
+    """Return the window of a text, with the clock that was given with a window of the scope or group in this process.
 
     Raises:
         StoreError: this system does not know it.
     """
     if text is None:
         return None
-    if like is not None and str(like) == text:
-        return like
+    like, clock = of.window, of.clock
+    if like is not None:
+        clock = clock or like.clock
+        if str(like) == text and like.clock is clock:
+            return like
     try:
-        return Window.parse(text, clock=None if like is None else like.clock)
+        return Window.parse(text, clock=clock)
     except ValueError as error:
         raise StoreError(f"the store has a window that this system cannot read, {text!r}: {error}") from None
 
 
 def learn_group(group: Group, row: GroupRow) -> None:
     """Let a process know a group as it was read."""
-    group.window = read_window(row.window, group.window)
+    group.window = read_window(row.window, group)
     group.token_cap, group.nano_cap = cap_of(row.token_cap), cap_of(row.nano_cap)
     group.version = int(row.version or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from token_budget._arguments import UNCHANGED
@@ -50,6 +51,19 @@ def _keys_of_any(process: Process, scope: Scope | Group) -> list[str]:
         return keys_of(process, (scope,))
     process.known[scope.path] = scope
     return [*process.keys.of_group(scope)]
+
+
+@contextmanager
+def _by_clock_of(window: Window | None, scope: Scope | Group) -> Iterator[None]:
+    """Have the clock of a window that is about to be given, before another thread can read the window in the store."""
+    before = scope.clock
+    if window is not None:
+        scope.clock = window.clock
+    try:
+        yield
+    except BaseException:
+        scope.clock = before
+        raise
 
 
 def _once(
@@ -100,7 +114,7 @@ def open_scope(
     given, names = process.keys.given(scope.path), process.keys.names
     present = reading(scope) if isinstance(scope, Scope) else clock_of(scope.window)
     keys = [*_keys_of_any(process, scope), given, names, *[process.keys.scope(one.path) for one in above]]
-    with process.step() as step:
+    with process.step() as step, _by_clock_of(window, scope):
         if not process.generation:
             process.client.check()
             if not create and process.client.command("EXISTS", process.keys.root, timeout=step.left()) == 0:
@@ -204,7 +218,7 @@ def set_caps(process: Process, scope: Scope | Group, token_cap: Any, nano_cap: A
     words.append("g" if isinstance(scope, Group) else "k" if scope.group is not None else "")
     keys = [*_keys_of_any(process, scope), process.keys.given(scope.path)]
     given = None if window is UNCHANGED else window
-    with process.step() as step:
+    with process.step() as step, _by_clock_of(given, scope):
         begin(step)
 
         def send(start: str, end: str) -> list[Any]:
