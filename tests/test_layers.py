@@ -111,6 +111,7 @@ LAYER = {
     "metering/_refusals.py": 16,
     "metering/_objects.py": 16,
     "metering/_counts.py": 17,
+    "metering/_written.py": 17,
     "metering/_names.py": 17,
     "metering/_images.py": 18,
     "metering/_answers.py": 19,

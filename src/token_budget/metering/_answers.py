@@ -64,6 +64,7 @@ IN_THE_US = "@us"  # after the name of a tier: Anthropic served it in the US alo
 _TIER_INSIDE = ("usage", "usageMetadata", "usage_metadata", "response_metadata")
 _OTHER_USAGE = frozenset(_USAGE) - {"usage"}
 _AROUND_NAMES = frozenset(_AROUND)
+_ANSWERS = frozenset({"object", "model", "output"})  # beside one of these, ``metadata`` is what the user wrote
 _PROPERTIES = frozenset((*_USAGE, *_AROUND, *_MODEL, *_TIER))
 _GROUNDED_AT_ONCE = ("gemini-1", "gemini-2")  # billed once for a prompt, and not for each of its searches
 _SEARCH = "web_search_call"
@@ -143,7 +144,7 @@ def _look(x: object, provider: str | None, depth: int) -> Found | None:
         return None
     for name in _AROUND:
         inner = view.get(name)
-        if inner is None or isinstance(inner, str):
+        if inner is None or isinstance(inner, str) or (name == "metadata" and not _ANSWERS.isdisjoint(view)):
             continue
         found = _generations(inner, provider, depth + 1) if name == "generations" else _look(inner, provider, depth + 1)
         if found is not None:

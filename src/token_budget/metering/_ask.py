@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from token_budget.metering._images import Images
 from token_budget.metering._usage import Usage
@@ -34,6 +34,23 @@ class Ask:
     def input_tokens(self) -> int:
         """The most that the model itself reads: its input without that of an image."""
         return self.worst.input_tokens - self.worst.image_generation_input_tokens
+
+    def filled(self, usage: Usage, *, untold: bool) -> Usage:
+        """Return a usage with what the answer does not tell, as it was held.
+
+        Args:
+            usage: what it tells.
+            untold: whether the model wrote what that does not count.
+        """
+        worst = self.worst
+        if not usage.input_tokens:  # it tells the output alone
+            usage = replace(usage, input_tokens=self.input_tokens)
+        if untold:
+            text = worst.output_tokens - worst.image_generation_output_tokens
+            output = max(usage.output_tokens, text + usage.image_generation_output_tokens)
+            spoken = max(usage.audio_output_tokens, worst.audio_output_tokens)
+            usage = replace(usage, output_tokens=output, audio_output_tokens=spoken)
+        return usage
 
     def images(self, told: tuple[Images, ...]) -> tuple[Images, ...]:
         """Return the images that an answer tells of, as made by the model that was asked for."""

@@ -383,9 +383,7 @@ class Pending:
         """
         ask = self.ask
         try:
-            usage, model = reading.usage, reading.model
-            if not usage.input_tokens:  # it tells the output alone
-                usage = replace(usage, input_tokens=ask.input_tokens)
+            usage, model = ask.filled(reading.usage, untold=reading.untold), reading.model
             if ask.untold_searches and not usage.web_search_requests:
                 usage = replace(usage, web_search_requests=ask.untold_searches)
             if model != ask.model and not (model is not None and self._is_priced_by_itself(model)):
@@ -393,7 +391,8 @@ class Pending:
             tier = reading.service_tier or ask.service_tier
             images = reading.images and ask.images(reading.images)
             nanos = self.terms.prices._cost(model, usage, ask.provider, tier, images)
-            return "settled", model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
+            status: Status = "charged" if reading.untold else "settled"
+            return status, model, usage, nanos  # noqa: TRY300 - all of it may fail on a reading that is none
         except Exception as error:  # noqa: BLE001 - the answer is there, and nothing may keep it from its caller
             logger().warning("an answer of model %r cannot be priced: %s", ask.model, type(error).__name__)
         return "charged", ask.model, ask.worst, self.nanos

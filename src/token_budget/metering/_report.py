@@ -53,8 +53,9 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 class CallRecord:
     """One call, as it ended.
 
-    ``status`` is "settled" (the usage of the answer), "charged" (the worst case, in full), "seen" (what was seen of a
-    broken stream), "released" (nothing was sent, or the provider refused it) or "refused" (before it was sent).
+    ``status`` is "settled" (the usage of the answer), "charged" (the worst case, in full, or of the output alone, where
+    the answer does not tell that), "seen" (what was seen of a broken stream), "released" (nothing was sent, or the
+    provider refused it) or "refused" (before it was sent).
     """
 
     operation: str

@@ -12,6 +12,7 @@ from token_budget.metering._answers import Found, find, follow
 from token_budget.metering._counts import UnknownUsage
 from token_budget.metering._images import Images
 from token_budget.metering._usage import Usage, counts_of, made
+from token_budget.metering._written import wrote
 
 __all__ = ["Reading", "UnknownUsage", "read", "read_event"]
 
@@ -23,6 +24,7 @@ class Reading(NamedTuple):
     model: str | None
     service_tier: str | None
     images: tuple[Images, ...] = ()  # which of the usage is images, at the prices of which model
+    untold: bool = False  # whether the model wrote what the usage does not count
 
 
 def read(x: object, *, provider: str | None = None) -> Reading:
@@ -38,7 +40,13 @@ def read(x: object, *, provider: str | None = None) -> Reading:
     if isinstance(x, Usage):
         return Reading(x, None, None)
     found = find(x, provider)
-    return Reading(made(found.counts), found.model, found.service_tier, found.images)
+    usage = made(found.counts)
+    return Reading(usage, found.model, found.service_tier, found.images, is_silent(usage) and wrote(x))
+
+
+def is_silent(usage: Usage) -> bool:
+    """Return whether a usage counts no output but images."""
+    return usage.output_tokens == usage.image_generation_output_tokens
 
 
 def read_event(event: object, so_far: Reading | None, *, provider: str | None = None) -> Reading | None:
@@ -52,7 +60,7 @@ def read_event(event: object, so_far: Reading | None, *, provider: str | None = 
     Raises:
         UnknownUsage: the event's counts are no counts.
     """
-    before = None if so_far is None else Found(counts_of(so_far.usage), *so_far[1:])
+    before = None if so_far is None else Found(counts_of(so_far.usage), *so_far[1:4])
     after = follow(event, before, provider)
     if after is before or after is None:
         return so_far

@@ -7,7 +7,7 @@ body, and none that it has read. Of an image that a tool made it keeps the size 
 An event that tells a usage need not be the last word: some servers tell what was used so far with every chunk, or at
 first that nothing was. So a reading is `ready` when an event says that it is final, or when the answer has come to its
 own end. Where the caller leaves before that, the latest is taken if it came with the end of the text, and nothing since
-(`told`).
+(`told`). One that counts no output, or none of what was written since, is `untold`, if anything was written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from token_budget.metering import _shapes
 from token_budget.metering._images import CALL, brief, is_made
+from token_budget.metering._written import text_bytes, wrote, wrote_in
 
 LONGEST = 64 << 20  # bytes of one event or body; what is longer is not read
 UNTOLD = 10**12  # tokens, which no model writes: what was seen is not known, and is charged in full
@@ -41,9 +42,6 @@ _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 _DONE = re.compile(rb'^data:\s*\[DONE\]|"message_stop"', re.MULTILINE)
 _FIELDS = (b"event:", b"id:", b"retry:")  # of an event, beside its data
 _LONGEST_FIELDS = 4096  # bytes of them that wait for their data
-_TEXTS = frozenset(
-    {"content", "text", "delta", "arguments", "partial_json", "thinking", "reasoning", "reasoning_content"}
-)
 
 
 class Watch:
@@ -76,10 +74,12 @@ class Watch:
         "_mode",
         "_rest",
         "_shape",
+        "_since",
         "_size",
         "_sum",
         "_told",
         "_type",
+        "_wrote",
         "ready",
         "strip",
         "text_bytes",
@@ -111,6 +111,8 @@ class Watch:
         self._late = b""  # a line with a usage that is not parsed yet: only the last of its kind counts
         self._sum = False  # whether the latest reading holds for all that has passed by
         self._told: _shapes.Reading | None = None
+        self._wrote = False  # whether the model wrote anything until the latest usage
+        self._since = False  # or since, so that no usage counts it
         self._has_images = False  # whether an image is in the making, or made
         self._images: list[dict[str, Any]] = []  # those that were made
         self._finished = 0  # how many answers have ended, of those that were asked for
@@ -159,14 +161,19 @@ class Watch:
     @property
     def told(self) -> _shapes.Reading | None:
         """The usage that came with the end of the text, if nothing but the end of the answer can follow."""
-        return None if any(b"{" in part for part in self._rest) else self._told
+        told = self._told
+        return None if told is None or self._is_untold(told) or any(b"{" in part for part in self._rest) else told
 
     def so_far(self) -> _shapes.Reading | None:
         """Return the usage of all that has passed by, if the provider told it; None if it did not."""
         late, self._late = self._late, b""
+        since, self._since = self._since, False
         for line in late.splitlines():
             if self._mark in line:
                 self._read_event(line)
+            else:
+                self._pass(line)
+        self._since = self._since or since
         return self._latest if self._sum else None
 
     def seen(self) -> int:
@@ -178,7 +185,10 @@ class Watch:
         if self._has_images or (self._mode != _LINES and not (self._mode == _OPENED and b"event-stream" in self._type)):
             return UNTOLD
         so_far = self.so_far()
-        return self.text_bytes if so_far is None else so_far.usage.output_tokens
+        if so_far is None:
+            return self.text_bytes
+        told = so_far.usage.output_tokens
+        return told + self.text_bytes if self._is_untold(so_far) else told
 
     # ---------------------------------------------------------------- bytes
 
@@ -280,9 +290,9 @@ class Watch:
 
     def _look(self, lines: bytes) -> bytes:
         """Read the events in these lines that tell a usage; return the lines less the event that is left out."""
-        if self._shape == "gemini-generate" and b'"finishReason"' not in lines:
-            if self._mark in lines:
-                self._late, self._told = lines, None  # every chunk tells the sum so far
+        if self._shape == "gemini-generate" and self._mark in lines and b'"finishReason"' not in lines:
+            self._wrote = self._wrote or self._since or wrote_in(lines)
+            self._late, self._told, self._since = lines, None, False  # every chunk tells the sum so far
             return lines
         kept: list[bytes] = []
         for line in lines.splitlines(keepends=True):
@@ -306,6 +316,8 @@ class Watch:
         """Note what passes by that tells no usage."""
         if self._told is not None and b"{" in lines:
             self._told = None
+        if not self._since:
+            self._since = wrote_in(lines)
         if self._shape == "openai-responses" and lines.find(_CALL) >= 0 and _IMAGE.search(lines):
             self._note_images(lines)
         self._finished += _finishes(lines)
@@ -336,6 +348,7 @@ class Watch:
             alone = event.get("choices") == [] and isinstance(event.get("usage"), dict)
             final = _is_final(event, finished=self._finished >= self._choices)
             ends = _may_be_final(event, self._choices)
+            self._note(event, tells=latest is not before and _tells_output(event))
         except Exception:  # noqa: BLE001 - whatever a provider sends: it is charged in full, and the answer goes on
             self._latest, self._told, self._mode = None, None, _OPAQUE
             return False
@@ -346,8 +359,16 @@ class Watch:
             self._settle(latest)
         return alone
 
+    def _note(self, event: dict[str, Any], *, tells: bool) -> None:
+        """Note what the model wrote into an event. ``tells``: its usage counts what was written until then."""
+        self._wrote = self._wrote or self._since or wrote(event)
+        self._since = not tells and (self._since or wrote(event))
+
+    def _is_untold(self, reading: _shapes.Reading) -> bool:
+        return self._since or (self._wrote and _shapes.is_silent(reading.usage))
+
     def _settle(self, reading: _shapes.Reading) -> None:
-        self.ready, self._mode = reading, _OVER
+        self.ready, self._mode = reading._replace(untold=self._is_untold(reading)), _OVER
 
     def _read_body(self, body: bytes) -> None:
         try:
@@ -362,7 +383,7 @@ class Watch:
             start = line.find(b"{")
             if start >= 0:
                 try:
-                    self.text_bytes += _text_bytes(json.loads(line[start:]))
+                    self.text_bytes += text_bytes(json.loads(line[start:]))
                 except (ValueError, RecursionError):
                     self.text_bytes += len(line)
 
@@ -405,22 +426,17 @@ def _is_final(event: dict[str, Any], *, finished: bool) -> bool:
     return event.get("done") is True or (event.get("choices") == [] and finished)
 
 
+def _tells_output(event: dict[str, Any]) -> bool:
+    """Return whether the usage of an event counts output. Anthropic's first one does not, and a 0 says nothing."""
+    kind = event.get("type")
+    if kind == "message_delta":
+        return bool((event.get("usage") or {}).get("output_tokens"))
+    return kind != "message_start"
+
+
 def _may_be_final(event: dict[str, Any], choices: int) -> bool:
     """Return whether a later event need not tell more: the event ends the one answer, or tells the usage alone."""
     if event.get("choices") == []:
         return True
     answers = event.get("choices") or event.get("candidates") or ()
     return choices == 1 and any(one.get("finish_reason") or one.get("finishReason") for one in answers)
-
-
-def _text_bytes(value: Any) -> int:
-    """Return how many bytes of text the model wrote into one event."""
-    total = 0
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if isinstance(inner, str):
-            total += len(inner.encode(errors="replace")) if key in _TEXTS else 0
-        elif isinstance(inner, dict):
-            total += _text_bytes(inner)
-        elif isinstance(inner, list):
-            total += sum(map(_text_bytes, inner))
-    return total
