@@ -107,6 +107,8 @@ EMPTY: dict[str, Any] = {
     "an empty block": {"type": "message", "role": "assistant", "content": [{"type": "text", "text": ""}]},
     "no blocks": {"type": "message", "role": "assistant", "content": [], "stop_reason": "refusal"},
     "embeddings": {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.1, -0.2]}]},
+    "embeddings with their texts": {"object": "list", "data": [{"text": "Hello.", "embedding": [0.1]}]},
+    "numbers, which are not gone through": {"embeddings": [[0.1, {"text": "Hello."}]]},
     "embeddings of two texts": {"embeddings": [[0.1], [0.2]], "texts": ["a", "b"]},
     "an error": {"choices": [], "error": {"code": 502, "message": "No answer.", "type": "upstream"}},
     "counting": {"input_tokens": 10, "object": "response.input_tokens"},

@@ -9,6 +9,7 @@ that is signed or packed leaves as it is.
 | what happens | done with what is held |
 |---|---|
 | 2xx with usage | the real cost is committed |
+| 2xx with its input alone, and something that a model wrote | the output is charged as it was held |
 | 2xx without | charged in full |
 | any other status; no connection came about | released |
 | time-out, reset, cancelled, interrupted | charged in full |

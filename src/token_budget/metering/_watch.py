@@ -167,7 +167,7 @@ class Watch:
     def so_far(self) -> _shapes.Reading | None:
         """Return the usage of all that has passed by, if the provider told it; None if it did not."""
         late, self._late = self._late, b""
-        since, self._since = self._since, False
+        since = self._since  # what came after that
         for line in late.splitlines():
             if self._mark in line:
                 self._read_event(line)

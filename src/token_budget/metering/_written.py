@@ -56,6 +56,8 @@ def wrote(answer: object) -> bool:
             pending += [] if one and isinstance(one[0], (int, float)) else one  # an embedding is long
         elif view and id(one) not in seen:  # objects of frameworks refer to each other
             seen.add(id(one))
+            if view.get("object") == "list":  # embeddings, which are many, with their texts
+                continue
             for name, inner in view.items():
                 if isinstance(inner, (str, bytes)):
                     if inner and (name in _WRITTEN or (name == "type" and str(inner).endswith(_CALLED))):
