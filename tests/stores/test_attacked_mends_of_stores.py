@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -73,6 +74,28 @@ def test_a_store_that_refuses_what_passed_is_tended_all_the_same(
     del pool.budget.rows["total/gone"]
     monkeypatch.setattr(pool.store, "tend", lambda: 7.0)  # as a lease is renewed there
     assert pool.allowing.catch_up() == 7.0
+
+
+def test_what_is_refused_is_tried_again_though_the_log_that_tells_of_it_fails(
+    pool: Allowed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(record: logging.LogRecord) -> None:
+        if "does not record" in record.msg:
+            raise OSError("the disk of the log is full")
+
+    gone = pool.child(name="gone")
+    pool.failing["record"] = AWAY
+    gone.record(tokens=20)
+    pool.failing.clear()
+    row = pool.budget.rows.pop("total/gone")
+    with monkeypatch.context() as patch:
+        patch.setattr(caplog.handler, "emit", fails)
+        with pytest.raises(OSError, match="full"):
+            pool.allowing.catch_up()
+    assert not pool.allowing.passing
+    pool.budget.rows["total/gone"] = row
+    pool.allowing.catch_up()
+    assert pool.used() == 20
 
 
 def test_a_call_whose_ticket_cannot_be_given_up_passes_though_it_would_wait_in_vain(pool: Allowed) -> None:
@@ -380,6 +403,31 @@ def test_a_key_is_reset_in_the_period_of_the_window_that_its_group_has_now(
     assert (row.tokens_claimed, (row.start, row.end)) == (0, after.period(row.start) if after else (None, None))
     assert (budget.raw.pttl(budget.keys.scope(chain[0].path)) == -1) == (after is None)
     assert one.engine.record(chain, 10, 0).kind == DONE
+
+
+@pytest.mark.parametrize("given", ["by set_caps", "at opening"])
+def test_a_clock_that_was_not_given_in_the_end_is_the_clock_of_no_other_window(budget: Budget, given: str) -> None:
+    one, other = budget.process(), budget.process(opened=False)
+    one.engine.set_caps(one.root, UNCHANGED, UNCHANGED, Window.daily())
+    other.open()
+    window = Window.weekly(clock=lambda: 1e9)
+
+    def read_by_another_thread_and_lost(name: str) -> None:
+        if name in {"caps", "open"}:
+            in_a_thread(other.numbers).result()
+            raise BudgetUnavailable("the tests lose it")
+
+    other.wire.before = read_by_another_thread_and_lost
+    with pytest.raises(BudgetUnavailable):
+        if given == "by set_caps":
+            other.engine.set_caps(other.root, UNCHANGED, UNCHANGED, window)
+        else:
+            other.open(window=window)
+    other.wire.heal()
+    assert other.root.window == Window.daily()
+    one.engine.set_caps(one.root, 10, UNCHANGED, UNCHANGED)
+    assert other.engine.record((other.root,), 3, 0).kind == DONE
+    assert other.root.window == Window.daily()
 
 
 # ---------------------------------------------------------------- Redis: what expires

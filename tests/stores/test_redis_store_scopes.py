@@ -372,7 +372,7 @@ def test_a_window_that_is_not_taken_leaves_the_clock_as_it_was(budget: Budget) -
     one.open(tokens=9, window=Window.parse("every 10s", clock=lambda: now[0]))
     with pytest.raises(StoreMismatch):
         two.open(window=Window.parse("every 20s", clock=lambda: 1e9))
-    assert two.root.clock is None
+    assert two.root.given is None
     two.open(window=Window.parse("every 10s", clock=lambda: now[0]))
     one.engine.set_caps(one.root, UNCHANGED, UNCHANGED, Window.parse("every 2s", clock=lambda: now[0]))
     assert two.engine.record((two.root,), 3, 0).kind == DONE

@@ -179,8 +179,8 @@ class Allowing:
             if isinstance(error, BudgetUnavailable) and not isinstance(error, StoreLost):
                 self._put_back(todo)
                 return False
+            refused.append(todo)  # first: what logs may raise
             self._note_refused(error)
-            refused.append(todo)
         except BaseException:
             self._put_back(todo)
             raise
@@ -219,9 +219,9 @@ class Allowing:
 
     def _note_refused(self, error: Exception) -> None:
         """Note that the store answers, so that calls do not pass any more, and does not record what passed."""
-        if not self._refused:
+        told, self.passing, self._refused = self._refused, False, True
+        if not told:
             _logger.error("%s answers, and does not record what passed: %s", self.location, error)
-        self.passing, self._refused = False, True
 
     def note_lost(self) -> None:
         """Log what was not recorded, as this process lets go of the store or ends."""

@@ -13,7 +13,7 @@ root last; a join has several branches, each scope once, the root last.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from token_budget._window import Window
@@ -33,7 +33,7 @@ class Group:
     """The keys of one `keyed` group: a template for scopes that are made when a key is first used."""
 
     __slots__ = (
-        *("__weakref__", "above", "clock", "handle", "name", "nano_cap", "path"),
+        *("__weakref__", "above", "given", "handle", "name", "nano_cap", "path"),
         *("token_cap", "version", "watch", "window"),
     )
 
@@ -44,7 +44,7 @@ class Group:
         self.token_cap: int | None = None  # the caps and the window as this process last read them
         self.nano_cap: int | None = None
         self.window: Window | None = None
-        self.clock: Callable[[], float] | None = None  # the engine's own, as `Scope.clock`
+        self.given: Window | None = None  # the engine's own, as `Scope.given`
         self.version: int = 0  # the engine's own
         self.handle: Any = None  # the engine's own
         self.watch: Any = None  # the front's: who listens in this process
@@ -53,7 +53,7 @@ class Group:
 class Scope:
     """One scope, as this process knows it. Its numbers are in the store."""
 
-    __slots__ = ("__weakref__", "above", "clock", "closed", "group", "handle", "name", "path", "watch", "window")
+    __slots__ = ("__weakref__", "above", "closed", "given", "group", "handle", "name", "path", "watch", "window")
 
     def __init__(self, name: str, path: str, above: Scope | None = None, group: Group | None = None) -> None:
         self.name: str = name  # what errors and snapshots show: "total", "user:ann"
@@ -63,7 +63,7 @@ class Scope:
         self.closed: bool = False  # as last read; the engine sets it
         # As last read; the engine replaces it where the store has another text, and keeps an injected clock.
         self.window: Window | None = None
-        self.clock: Callable[[], float] | None = None  # the engine's own: of the last window given in this process
+        self.given: Window | None = None  # the engine's own: the last window that this process gave, or is giving
         self.handle: Any = None  # the engine's own: what finds the scope in the store. None until it was looked for
         self.watch: Any = None  # the front's: who listens in this process
 

@@ -178,20 +178,21 @@ def clock_of(window: Window | None) -> str:
 
 
 def read_window(text: str | None, of: Scope | Group) -> Window | None:
-    """Return the window of a text, with the clock that was given with a window of the scope or group in this process.
+    """Return the window of a text, with the clock of the one of that text that was given in this process, or is known.
+
+    Where there is neither, it has the clock of the last one that was given.
 
     Raises:
         StoreError: this system does not know it.
     """
     if text is None:
         return None
-    like, clock = of.window, of.clock
-    if like is not None:
-        clock = clock or like.clock
-        if str(like) == text and like.clock is clock:
-            return like
+    for known in (of.given, of.window):
+        if known is not None and str(known) == text:
+            return known
+    like = of.given or of.window
     try:
-        return Window.parse(text, clock=clock)
+        return Window.parse(text, clock=None if like is None else like.clock)
     except ValueError as error:
         raise StoreError(f"the store has a window that this system cannot read, {text!r}: {error}") from None
 

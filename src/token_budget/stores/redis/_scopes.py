@@ -54,15 +54,15 @@ def _keys_of_any(process: Process, scope: Scope | Group) -> list[str]:
 
 
 @contextmanager
-def _by_clock_of(window: Window | None, scope: Scope | Group) -> Iterator[None]:
-    """Have the clock of a window that is about to be given, before another thread can read the window in the store."""
-    before = scope.clock
+def _giving(window: Window | None, scope: Scope | Group) -> Iterator[None]:
+    """Know a window that is about to be given, before another thread can read it in the store: its clock is there."""
+    before = scope.given
     if window is not None:
-        scope.clock = window.clock
+        scope.given = window
     try:
         yield
     except BaseException:
-        scope.clock = before
+        scope.given = before
         raise
 
 
@@ -114,7 +114,7 @@ def open_scope(
     given, names = process.keys.given(scope.path), process.keys.names
     present = reading(scope) if isinstance(scope, Scope) else clock_of(scope.window)
     keys = [*_keys_of_any(process, scope), given, names, *[process.keys.scope(one.path) for one in above]]
-    with process.step() as step, _by_clock_of(window, scope):
+    with process.step() as step, _giving(window, scope):
         if not process.generation:
             process.client.check()
             if not create and process.client.command("EXISTS", process.keys.root, timeout=step.left()) == 0:
@@ -218,7 +218,7 @@ def set_caps(process: Process, scope: Scope | Group, token_cap: Any, nano_cap: A
     words.append("g" if isinstance(scope, Group) else "k" if scope.group is not None else "")
     keys = [*_keys_of_any(process, scope), process.keys.given(scope.path)]
     given = None if window is UNCHANGED else window
-    with process.step() as step, _by_clock_of(given, scope):
+    with process.step() as step, _giving(given, scope):
         begin(step)
 
         def send(start: str, end: str) -> list[Any]:
