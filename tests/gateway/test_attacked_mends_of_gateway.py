@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -22,17 +24,23 @@ import psutil  # type: ignore[import-untyped]
 
 from capped import Runner, clean_environment
 from gateways import (
+    CHAT,
     SECONDS,
     Asked,
     Connection,
     ask,
+    asked,
     chat,
     completion,
+    eventually,
     gateway_to,
+    head,
     meter_of,
+    raw,
     used,
     wired,
 )
+from token_budget import BudgetPool
 from token_budget.cli import _parser, _run_notes, _run_summary, _run_terminal, run
 from token_budget.cli._provider import Provider
 from token_budget.cli._run_budget import open_budget
@@ -40,11 +48,14 @@ from token_budget.cli._run_child import NOT_EXECUTABLE
 from token_budget.cli._run_notes import Notes
 from token_budget.cli._run_options import NO_GATEWAY, checked
 from token_budget.cli._run_summary import ReportFile
-from token_budget.gateway import Gateway
+from token_budget.gateway import Gateway, Limits, _forward
+from token_budget.gateway._calls import examine
 from token_budget.gateway._client import UnusableProxyError, proxy_for
 from token_budget.gateway._environment import child_environment
 from token_budget.gateway._threads import DaemonThreads, _run
 from token_budget.gateway._upstreams import upstreams
+from token_budget.metering._guards import Guards
+from token_budget.metering._run import Run
 
 FAR = "https://elsewhere.example/v1"
 
@@ -154,6 +165,103 @@ def test_a_proxy_that_is_no_url_is_told_and_costs_nothing(monkeypatch: pytest.Mo
         assert got.status == 502
         assert got.message.endswith("UnusableProxyError")
         assert used(meter) == (0, 0, 0)
+
+
+# ---------------------------------------------------------------- bodies that are read in a thread
+
+
+class Reading:
+    """The reading of a body, in the hands of a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.thread: threading.Thread | None = None
+
+        def slowly(*arguments: Any, **named: Any) -> Any:
+            if self.thread is None:
+                self.thread = threading.current_thread()
+                self.begun.set()
+                assert self.go_on.wait(SECONDS)
+            return examine(*arguments, **named)
+
+        monkeypatch.setattr(_forward, "examine", slowly)
+
+    def end(self) -> None:
+        self.go_on.set()
+        assert self.thread is not None
+        self.thread.join(SECONDS)
+
+
+def answers(connection: Connection, _: Asked) -> None:
+    connection.answer(completion())
+
+
+def test_a_packed_body_holds_up_no_other_request_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes of it may be millions."""
+    reading = Reading(monkeypatch)
+    got: list[int] = []
+    body, packed = gzip.compress(json.dumps(chat()).encode()), {"Content-Encoding": "gzip"}
+    with wired(answers) as (gateway, _):
+        client = threading.Thread(target=lambda: got.append(ask(gateway, body=body, headers=packed).status))
+        client.start()
+        try:
+            assert reading.begun.wait(SECONDS)
+            assert asked(gateway, "GET", f"/{gateway.secret}/_status").status == 200
+        finally:
+            reading.end()
+            client.join()
+        assert got == [200]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_call_whose_client_leaves_while_its_body_is_read_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """It is not sent, so it is no sign of a loop."""
+    reading = Reading(monkeypatch)
+    meter = meter_of()
+    run = Run("job", BudgetPool(usd_cap=1), outer=None, meter=meter, guards=Guards(calls_per_minute=1))
+    body = json.dumps({**chat(), "padding": "x" * (1 << 20)}).encode()
+    body = body if whole else b"x" * len(body)
+    with wired(answers, meter, run=run) as (gateway, wire):
+        with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+            client.sendall(head(gateway, "POST", CHAT, f"Content-Length: {len(body)}") + body)
+            assert reading.begun.wait(SECONDS)
+        eventually(lambda: not gateway._open)
+        reading.end()
+        assert ask(gateway, body=chat()).status == 200
+        assert len(wire.seen) == 1
+
+
+# ---------------------------------------------------------------- strangers
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, a connection does not have the buffer of its listener")
+def test_a_stranger_who_reads_no_answer_keeps_no_client_out_and_holds_up_no_end() -> None:
+    with (
+        wired(answers, limits=Limits(connections=1)) as (gateway, _),
+        socket.socket() as first,
+        socket.socket() as second,
+    ):
+        listener, server = gateway._socket, gateway._server
+        assert listener is not None
+        assert server is not None
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def comes(stranger: socket.socket) -> None:
+            """Ask for much, and read nothing until answers wait to be sent."""
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stranger.connect(("127.0.0.1", gateway.port))
+            stranger.sendall(b"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 2000)
+            eventually(lambda: any(one.get_write_buffer_size() for one in [*server.transports.values()]))
+
+        comes(first)
+        for _ in range(2):
+            got = raw(gateway, head(gateway, "GET", "/v1/models", "Connection: close"))
+            assert got.startswith(b"HTTP/1.1 200")
+        comes(second)
+        gateway.close()
+        assert server.transports == {}
 
 
 # ---------------------------------------------------------------- ends that hang

@@ -15,7 +15,8 @@ An overrun is the meter's own affair: the client gets its answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
 
 from aiohttp import ClientError, ClientResponse, HttpVersion11, SocketTimeoutError, hdrs
@@ -29,6 +30,7 @@ from token_budget.gateway._keys import with_real_key
 from token_budget.gateway._limits import Limits
 from token_budget.gateway._refusals import Answer, Refusals, gateway_error
 from token_budget.gateway._relay import Relay, leads_away, moved
+from token_budget.gateway._threads import DaemonThreads
 from token_budget.gateway._upstreams import Upstream
 from token_budget.metering._meter import Meter
 from token_budget.metering._run import Run
@@ -71,6 +73,7 @@ class Forward:
         self._client: Client | None = None
         self.keys: Mapping[str, tuple[str, str]] = {}
         self.settling = Settling()
+        self._threads = DaemonThreads()
         self.passed = 0
         self.metered = 0
 
@@ -104,10 +107,11 @@ class Forward:
                 declining=declining,
                 most=self._limits.body,
             )
-            # A store is asked to fit an output to what is left, and a long body takes long to read. Meanwhile other
-            # calls go on.
-            slow = self._meter._terms.cap_output == "fit" or len(body) > _LONG
-            call = await asyncio.to_thread(look) if slow else look()
+            # A store is asked to fit an output to what is left, and a long body takes long to read, as one may that is
+            # packed. Meanwhile other calls go on.
+            long = len(body) > _LONG or hdrs.CONTENT_ENCODING in request.headers
+            slow = long or self._meter._terms.cap_output == "fit"
+            call = await self._in_thread(look) if slow else look()
             if call is not None:
                 await call.pending.ahold()
         except Exception as error:
@@ -120,6 +124,15 @@ class Forward:
         self.metered += 1
         self._refusals.passed(upstream, body)
         return await self._meter_it(request, upstream, target, call)
+
+    async def _in_thread(self, look: Callable[[], Call | None]) -> Call | None:
+        """Return the call that a request is. Where its client has left meanwhile, nothing is counted of it."""
+        reading = self._threads.submit(look)
+        try:
+            return await asyncio.wrap_future(reading)
+        except asyncio.CancelledError:
+            reading.add_done_callback(_unsent)
+            raise
 
     async def _read(self, request: BaseRequest, upstream: Upstream, target: Target) -> bytes:
         """Return the body of a request.
@@ -259,6 +272,12 @@ class Forward:
         status, text = (504, "did not answer in time") if late else (502, "cannot be reached, or broke off")
         text = f"{upstream.name} ({self._hosts[upstream.name]}) {text}: {type(error).__name__}"
         return Refused(gateway_error(status, text, upstream, path=target.rest))
+
+
+def _unsent(reading: Future[Call | None]) -> None:
+    """Give back what was counted of a call for which nobody waits any more."""
+    if not reading.cancelled() and reading.exception() is None and (call := reading.result()) is not None:
+        call.pending._refused(asyncio.CancelledError())
 
 
 async def _beginning(answer: ClientResponse) -> bytes:

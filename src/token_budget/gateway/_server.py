@@ -59,6 +59,24 @@ class _Full(asyncio.Protocol):
         plain.close()
 
 
+class _Server(Server):
+    """A server that knows the transport of each connection until it is lost, also where it is being closed."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.transports: dict[Any, asyncio.Transport] = {}  # the oldest first
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        """Take up a connection."""
+        super().connection_made(handler, transport)
+        self.transports[handler] = transport
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        """Forget it."""
+        super().connection_lost(handler, exc)
+        self.transports.pop(handler, None)
+
+
 class Gateway:
     """Meters the calls that reach it, and forwards them: ``with Gateway(meter, upstreams(os.environ)) as gateway``.
 
@@ -99,7 +117,7 @@ class Gateway:
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._server: Server | None = None
+        self._server: _Server | None = None
         self._listener: asyncio.AbstractServer | None = None
         self._failure: Exception | None = None  # what kept it from listening
         self._process = 0
@@ -232,7 +250,7 @@ class Gateway:
         self._last.set()
         self._forward.open()
         limits = self._limits
-        self._server = Server(
+        self._server = _Server(
             self._answer,
             handler_cancellation=True,
             access_log=None,
@@ -260,6 +278,9 @@ class Gateway:
             await self._last.wait()
         assert self._listener is not None  # noqa: S101
         self._listener.close()
+        for connection, transport in self._server.transports.items():
+            if connection not in self._spared:
+                transport.abort()  # else one that reads none of its answers would hold the end up
         self._server.pre_shutdown()  # ends connections that are idle
         await self._server.shutdown(_SHUTDOWN)
         await self._forward.close()
@@ -267,12 +288,12 @@ class Gateway:
     def _connect(self) -> asyncio.BaseProtocol:
         """Return what serves a new connection.
 
-        Where there are too many, the oldest that has not shown the secret is closed: another user of this machine can
-        hold connections, but keeps no client out.
+        Where there are too many, the oldest that has not shown the secret is cut: another user of this machine can hold
+        connections, but keeps no client out. One that reads none of its answers would never come to an orderly end.
         """
         server = self._server
         assert server is not None  # noqa: S101
-        connections = server.connections
+        connections = server.transports
         if len(self._spared) > len(connections):
             self._spared.intersection_update(connections)
         if len(connections) < self._limits.connections:
@@ -281,7 +302,7 @@ class Gateway:
         if stranger is None:
             return _Full()
         self._spared.add(stranger)  # it is gone only in the loop's next turn
-        stranger.force_close()
+        connections[stranger].abort()
         return server()
 
     # ---------------------------------------------------------------- answers
