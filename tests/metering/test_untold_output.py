@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hooked import CHAT, DONE, LIBRARIES, TOLD, URL, USAGE, Door, Reply, delta, event, streamed
+from hooked import CHAT, COST, DONE, LIBRARIES, TOLD, URL, USAGE, Door, Reply, answer, delta, event, streamed
 from meters import ask, meter_of, used
 from token_budget import BudgetPool
 from token_budget.metering import UnknownUsage, Usage
@@ -127,6 +127,13 @@ EMPTY: dict[str, Any] = {
     },
     "nothing": None,
 }
+
+
+@needs_http
+def test_an_answer_that_tells_all_costs_what_it_tells(door: Door) -> None:
+    door.send(answer())
+    assert door.spent == COST
+    assert door.statuses == ["settled"]
 
 
 @pytest.mark.parametrize("answer", WRITTEN.values(), ids=WRITTEN)
@@ -260,6 +267,7 @@ OTHERS: dict[str, tuple[str, Any, list[bytes]]] = {
     "Gemini, framed": (GENERATE, GENERATED, [of_gemini("Hel", **NONE), of_gemini("lo.", **NONE)]),
     "Gemini, with an end": (GENERATE, GENERATED, [of_gemini("Hello."), of_gemini("", finish=True, **NONE)]),
     "Gemini, then none": (GENERATE, GENERATED, [of_gemini("Hel", **NONE), of_gemini("", **NONE)]),
+    "Gemini, text and then none": (GENERATE, GENERATED, [of_gemini("Hello."), of_gemini("", **NONE)]),
     "Gemini, then text": (GENERATE, GENERATED, [of_gemini("Hel", candidatesTokenCount=1), of_gemini("lo.")]),
     "Gemini, then text at once": (GENERATE, GENERATED, [of_gemini("Hel", candidatesTokenCount=1) + of_gemini("lo.")]),
     "Gemini, then text without an end of line": (

@@ -427,11 +427,8 @@ def _is_final(event: dict[str, Any], *, finished: bool) -> bool:
 
 
 def _tells_output(event: dict[str, Any]) -> bool:
-    """Return whether the usage of an event counts output. Anthropic's first one does not, and a 0 says nothing."""
-    kind = event.get("type")
-    if kind == "message_delta":
-        return bool((event.get("usage") or {}).get("output_tokens"))
-    return kind != "message_start"
+    """Return whether the usage of an event is the output until then. Anthropic's later ones need not tell any."""
+    return event.get("type") != "message_delta" or bool((event.get("usage") or {}).get("output_tokens"))
 
 
 def _may_be_final(event: dict[str, Any], choices: int) -> bool:
