@@ -178,7 +178,7 @@ def test_what_keeps_it_from_listening_is_raised_and_leaves_nothing(monkeypatch: 
         gateway.start()
     monkeypatch.undo()
     gateway = Gateway(meter_of(), {})
-    monkeypatch.setattr(server_module, "_Server", fails)
+    monkeypatch.setattr(server_module, "Server", fails)
     with pytest.raises(OSError, match="no port"):
         gateway.start()
     assert not threads()

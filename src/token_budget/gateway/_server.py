@@ -59,24 +59,6 @@ class _Full(asyncio.Protocol):
         plain.close()
 
 
-class _Server(Server):
-    """A server that knows the transport of each connection until it is lost, also where it is being closed."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.transports: dict[Any, asyncio.Transport] = {}  # the oldest first
-
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        """Take up a connection."""
-        super().connection_made(handler, transport)
-        self.transports[handler] = transport
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        """Forget it."""
-        super().connection_lost(handler, exc)
-        self.transports.pop(handler, None)
-
-
 class Gateway:
     """Meters the calls that reach it, and forwards them: ``with Gateway(meter, upstreams(os.environ)) as gateway``.
 
@@ -117,7 +99,7 @@ class Gateway:
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._listener: asyncio.AbstractServer | None = None
         self._failure: Exception | None = None  # what kept it from listening
         self._process = 0
@@ -250,7 +232,7 @@ class Gateway:
         self._last.set()
         self._forward.open()
         limits = self._limits
-        self._server = _Server(
+        self._server = Server(
             self._answer,
             handler_cancellation=True,
             access_log=None,
@@ -278,9 +260,6 @@ class Gateway:
             await self._last.wait()
         assert self._listener is not None  # noqa: S101
         self._listener.close()
-        for connection, transport in self._server.transports.items():
-            if connection not in self._spared:
-                transport.abort()  # else one that reads none of its answers would hold the end up
         self._server.pre_shutdown()  # ends connections that are idle
         await self._server.shutdown(_SHUTDOWN)
         await self._forward.close()
@@ -288,12 +267,12 @@ class Gateway:
     def _connect(self) -> asyncio.BaseProtocol:
         """Return what serves a new connection.
 
-        Where there are too many, the oldest that has not shown the secret is cut: another user of this machine can hold
-        connections, but keeps no client out. One that reads none of its answers would never come to an orderly end.
+        Where there are too many, the oldest that has not shown the secret is closed: another user of this machine can
+        hold connections, but keeps no client out.
         """
         server = self._server
         assert server is not None  # noqa: S101
-        connections = server.transports
+        connections = server.connections
         if len(self._spared) > len(connections):
             self._spared.intersection_update(connections)
         if len(connections) < self._limits.connections:
@@ -302,7 +281,7 @@ class Gateway:
         if stranger is None:
             return _Full()
         self._spared.add(stranger)  # it is gone only in the loop's next turn
-        connections[stranger].abort()
+        stranger.force_close()
         return server()
 
     # ---------------------------------------------------------------- answers
@@ -323,7 +302,11 @@ class Gateway:
                 self._last.set()
 
     async def _routed(self, request: BaseRequest) -> StreamResponse:
-        """Answer one request, or raise `Refused`."""
+        """Answer one request, or raise `Refused`.
+
+        Who does not show the secret gets one answer for each connection: it holds little up, and no unread answers keep
+        its connection open.
+        """
         raw, headers = request.raw_path, request.headers
         target = target_of(raw, self.secret, headers.get(SECRET_HEADER))
         if target is not None:
@@ -331,9 +314,9 @@ class Gateway:
         if request.method == hdrs.METH_CONNECT or not raw.startswith("/"):
             raise Refused(gateway_error(404, "this is no proxy"), closing=True)
         if not is_loopback(headers.get(hdrs.HOST, "")):
-            raise Refused(gateway_error(421, "the request is for another host"))
+            raise Refused(gateway_error(421, "the request is for another host"), closing=True)
         if target is None:
-            raise Refused(gateway_error(404, "there is nothing here"))
+            raise Refused(gateway_error(404, "there is nothing here"), closing=True)
         if target.name == STATUS and request.method == hdrs.METH_GET and not target.rest:
             return self._told()
         upstream = self._upstreams.get(target.name)
