@@ -85,7 +85,14 @@ def test_no_redirect_upon_which_some_client_sends_its_call_again_leads_past_the_
 
 
 @pytest.mark.parametrize(
-    "where", [f"\x01{FAR}", f"ht\x01tps{FAR[5:]}", "/\x0b/elsewhere.example", "https\x7f://elsewhere.example"]
+    "where",
+    [
+        f"\x01{FAR}",
+        f"ht\x01tps{FAR[5:]}",
+        "/\x0b/elsewhere.example",
+        "https\x7f://elsewhere.example",
+        "://elsewhere.example",
+    ],
 )
 def test_a_redirect_is_judged_as_the_client_gets_it(where: str) -> None:
     """What may not be written is left out of a header, and what is left may be another address."""

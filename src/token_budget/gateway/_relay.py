@@ -21,7 +21,7 @@ from token_budget.metering._watch import Watch
 # What can happen to an answer on its way: the provider's connection, or the client's, ends.
 BROKEN = (ClientError, OSError, TimeoutError, zlib.error)
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SCHEME = re.compile(r"[^/?#]*:")  # httpx takes an empty one as well
 _PASSED_OVER = dict.fromkeys(map(ord, "\t\r\n"))  # by clients that read a URL as browsers do
 
 
