@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import pytest
 
 from front import LONG, numbers, until
 from pools_of_all_kinds import in_a_thread
-from redis_stores import Budget
+from redis_server import new_name
+from redis_stores import Budget, the_server
 from sqlite_files import end_of, path_in_folder, started
 from test_front_attacked import AWAY, Allowed
 from token_budget import BudgetEvent, PoolClosed, Window
 from token_budget._arguments import UNCHANGED
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores import SQLiteBudgetPool, _outage
+from token_budget.stores import RedisBudgetPool, SQLiteBudgetPool, _outage
 from token_budget.stores._store import DONE, GRANTED, REPEAT, UNKNOWN
 from token_budget.stores.redis._process import Claim
 from token_budget.stores.sqlite._connection import Connection, Unsynced, _registry
@@ -263,6 +265,60 @@ def test_a_late_settlement_corrects_a_charge_though_the_key_above_was_forgotten(
         assert numbers(again) == (60, 0, 0)
         assert again.expired() == []
         assert told[-2:] == ["commit", "release"]
+
+
+# ---------------------------------------------------------------- what was dropped
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_a_call_inside_another_of_its_thread_loses_nothing_that_was_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    inside: list[BaseException] = []
+
+    def clock() -> float:
+        if armed:
+            with pytest.warns(ResourceWarning):
+                armed.clear()  # which drops a reservation
+            with pytest.raises(RuntimeError, match="signal handler") as caught:
+                pool.reserve(tokens=1)  # as a signal handler does that comes here
+            inside.append(caught.value)
+        return 0.0
+
+    armed: list[Any] = []
+    window = Window.daily(clock=clock)
+    pool: Any
+    if store == "sqlite":
+        pool = SQLiteBudgetPool(path, 100, name="total", window=window)
+    else:
+        pool = RedisBudgetPool(the_server().client(), name=new_name(), token_cap=100, window=window)
+    with pool:
+        held = [pool.reserve(tokens=100)]
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._family.hand, "drop", lambda *_: None)  # the worker is busy
+            armed.append(held.pop())
+            pool.snapshot()
+        assert len(inside) == 1
+        pool.record(tokens=100)
+
+
+def test_two_threads_may_cancel_at_once_also_where_many_keys_are_remembered(path: Path) -> None:
+    class Keys(OrderedDict[int, None]):
+        """The keys of a store, another thread of which cancels one as this one looks which is the oldest."""
+
+        def __iter__(self) -> Iterator[int]:
+            found = super().__iter__()
+            self[-1] = None
+            return found
+
+    with SQLiteBudgetPool(path, 100, name="total") as pool:
+        store: Any = pool._family.store
+        key = store.new_key()
+        assert store.reserve(pool._chain, key, 100, 0).kind == GRANTED
+        store._cancelled = Keys.fromkeys(range(5_000))
+        assert store.cancel(pool._chain, key, (100, 0))
+        assert (0 in store._cancelled, key in store._cancelled) == (False, True)
+        pool.record(tokens=100)
 
 
 # ---------------------------------------------------------------- closing

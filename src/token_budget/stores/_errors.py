@@ -21,6 +21,10 @@ class StoreError(Exception):
     """
 
 
+class Nested(RuntimeError):
+    """The thread is in the middle of a call to the same store: in a signal handler or finaliser. Nothing was done."""
+
+
 class StoreMismatch(ValueError):
     """Another living process has opened the same pool with other caps or another window. Nothing was changed.
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from token_budget._money import usd_text
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores._errors import StoreLost
+from token_budget.stores._errors import Nested, StoreLost
 from token_budget.stores._listening import heard
 from token_budget.stores._store import Answer
 
@@ -95,7 +95,8 @@ def owe(owed: deque[Debt], debt: Debt) -> None:
 def pay(owed: deque[Debt], debt: Debt) -> None:
     """Pay a debt, unless it is paid. Raises BudgetUnavailable where the store does not answer: it is owed still.
 
-    A store that has lost the claim's scope can never be paid: that is logged, and holds up nobody else.
+    So it is where Nested is raised: a call in the middle of another one of its thread cannot ask. A store that has lost
+    the claim's scope can never be paid: that is logged, and holds up nobody else.
     """
     if not debt.paid:
         try:
@@ -109,7 +110,7 @@ def pay(owed: deque[Debt], debt: Debt) -> None:
                 usd_text(spent[1]),
                 error,
             )
-        except BudgetUnavailable:
+        except (BudgetUnavailable, Nested):
             raise
         except Exception:
             _logger.exception("a reservation in pool %r that was dropped could not be settled", debt.pool._name)
@@ -119,7 +120,7 @@ def pay(owed: deque[Debt], debt: Debt) -> None:
 
 
 def catch_up(owed: deque[Debt]) -> None:
-    """Pay what is owed, some of it if it is much. Raises BudgetUnavailable where the store does not answer."""
+    """Pay what is owed, some of it if it is much. Raises what `pay` does."""
     for _ in range(_MOST):
         try:
             debt = owed[0]

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores._errors import StoreError, StoreLost
+from token_budget.stores._errors import Nested, StoreError, StoreLost
 from token_budget.stores._store import News, Scope
 from token_budget.stores.redis._keys import Keys
 from token_budget.stores.redis._scripts import Scripts
@@ -199,7 +199,7 @@ class Step:
         ident = self._ident = get_ident()
         frame = process.running.get(ident)
         if frame is not None and _is_running(frame):
-            raise RuntimeError(
+            raise Nested(
                 "a signal handler or finaliser asks the store while a step of the same thread is under way: let it "
                 "put the work on a queue instead"
             )

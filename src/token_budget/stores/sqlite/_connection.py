@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from token_budget._errors import PoolForked
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores._errors import StoreError
+from token_budget.stores._errors import Nested, StoreError
 from token_budget.stores.sqlite._alive import Alive
 from token_budget.stores.sqlite._faults import is_busy, ours
 from token_budget.stores.sqlite._file import BudgetFile, Identity, resolved, time_of_change, uri
@@ -141,7 +141,7 @@ class Connection:
             _registry.notice_fork()
         me = threading.get_ident()
         if self.inside == me:
-            raise RuntimeError(NESTED)
+            raise Nested(NESTED)
         deadline = monotonic() + timeout
         mutex, file, mine = self.mutex, self._file, False
         try:

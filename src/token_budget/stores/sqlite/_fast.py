@@ -11,7 +11,7 @@ same lock. So the guards are the whole of the rule:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
@@ -79,7 +79,7 @@ class FastPath:
         self._counted: dict[int, Pair] = {}
         self._counted_before: dict[int, Pair] = {}
         self._unanswered: dict[int, Pair] = {}
-        self._cancelled: dict[int, None] = {}  # keys that were cancelled before they held anything
+        self._cancelled: OrderedDict[int, None] = OrderedDict()  # keys that were cancelled before they held anything
         self._owed: deque[tuple[Any, ...]] = deque()  # steps that undo what was not to be done; see `tend`
         # Claims that are to be cancelled, since their reserve is not known to be on the disk: which debt it is. One
         # that is reserved again before that is cancelled no more.
@@ -334,7 +334,7 @@ class FastPath:
     def cancel(self, chain: Sequence[Scope], key: int, held: Pair) -> bool:  # noqa: ARG002 - the file knows both
         """See `Store.cancel`."""
         if len(self._cancelled) >= _REMEMBERED:
-            self._cancelled.pop(next(iter(self._cancelled)), None)
+            self._cancelled.popitem(last=False)  # in one step: other threads cancel, too
         self._cancelled[key] = None
         return bool(self._step(_slow.cancel, key))
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from token_budget._process import page
 from token_budget.contract import BudgetUnavailable
-from token_budget.stores._errors import StoreLost
+from token_budget.stores._errors import Nested, StoreLost
 from token_budget.stores.sqlite._faults import ours
 from token_budget.stores.sqlite._file import Identity, identity
 
@@ -86,7 +86,7 @@ class Registry:
         self.notice_fork()
         me = threading.get_ident()
         if self._inside == me:
-            raise RuntimeError(NESTED)
+            raise Nested(NESTED)
         gate = self._gate
         for held in starmap(gate.acquire, ((True, timeout),)):  # see `Connection.run`
             try:
