@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -10,9 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -183,8 +184,10 @@ class Reading:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
+        self.count = 0
 
         def slowly(*arguments: Any, **named: Any) -> Any:
+            self.count += 1
             if self.thread is None:
                 self.thread = threading.current_thread()
                 self.begun.set()
@@ -218,6 +221,30 @@ def test_a_packed_body_holds_up_no_other_request_while_it_is_read(monkeypatch: p
             reading.end()
             client.join()
         assert got == [200]
+
+
+def test_long_bodies_are_read_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many threads that read would leave the event loop little time."""
+    reading = Reading(monkeypatch)
+    wanted: list[None] = []
+
+    class Turn(asyncio.Lock):
+        async def acquire(self) -> Literal[True]:
+            wanted.append(None)
+            return await super().acquire()
+
+    body = {**chat(), "padding": "x" * (1 << 20)}
+    with wired(answers) as (gateway, _), ThreadPoolExecutor(2) as clients:
+        gateway._forward._turn = Turn()
+        try:
+            got = [clients.submit(ask, gateway, body=body) for _ in range(2)]
+            eventually(lambda: len(wanted) == 2)
+            assert reading.begun.wait(SECONDS)
+            assert reading.count == 1
+        finally:
+            reading.go_on.set()
+        assert [one.result().status for one in got] == [200, 200]
+        assert reading.count == 2
 
 
 @pytest.mark.parametrize("whole", [True, False])

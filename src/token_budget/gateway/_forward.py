@@ -74,6 +74,7 @@ class Forward:
         self.keys: Mapping[str, tuple[str, str]] = {}
         self.settling = Settling()
         self._threads = DaemonThreads()
+        self._turn = asyncio.Lock()  # of a long body to be read
         self.passed = 0
         self.metered = 0
 
@@ -107,11 +108,14 @@ class Forward:
                 declining=declining,
                 most=self._limits.body,
             )
-            # A store is asked to fit an output to what is left, and a long body takes long to read, as one may that is
-            # packed. Meanwhile other calls go on.
-            long = len(body) > _LONG or hdrs.CONTENT_ENCODING in request.headers
-            slow = long or self._meter._terms.cap_output == "fit"
-            call = await self._in_thread(look) if slow else look()
+            # What takes long is done in a thread; meanwhile other calls go on.
+            if self._meter._terms.cap_output == "fit":  # a store is asked what is left
+                call = await self._in_thread(look)
+            elif len(body) > _LONG or hdrs.CONTENT_ENCODING in request.headers:  # a packed one may be long as well
+                async with self._turn:  # many at once would hold up the loop, and take much memory
+                    call = await self._in_thread(look)
+            else:
+                call = look()
             if call is not None:
                 await call.pending.ahold()
         except Exception as error:
