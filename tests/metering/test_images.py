@@ -238,6 +238,11 @@ def test_an_image_has_the_tokens_of_its_model_quality_and_size(
     assert output_tokens(model, quality, size) == tokens
 
 
+@pytest.mark.parametrize("size", ["16x4096", "4096x8"])
+def test_an_image_that_is_very_narrow_has_tokens_all_the_same(size: str) -> None:
+    assert output_tokens("gpt-image-2", "low", size) > 0
+
+
 def test_of_what_an_answer_calls_a_quality_and_a_size_little_is_kept() -> None:
     _output_tokens.cache_clear()
     for end in ("a", "b"):

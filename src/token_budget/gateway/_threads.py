@@ -1,4 +1,4 @@
-"""Threads: where the event loop has what blocks it done, as the lookup of a host's name."""
+"""Threads: where the event loop has done what would block it: the lookup of a host's name, the reading of a long body."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _output_tokens(model: str, quality: str, size: str) -> int:
     parts = (axes or _DEAREST_AXES).get(quality, _MOST_PARTS)
     sides = (_SIZE.fullmatch(size) or _SIZE.fullmatch(_LARGEST)).groups()  # type: ignore[union-attr]
     short, long = sorted(map(int, sides))
-    across = (2 * parts * short + long) // (2 * long)
+    across = max(1, (2 * parts * short + long) // (2 * long))  # however narrow it is
     grid = -(-parts * across * (2_000_000 + min(short * long, _MOST_PIXELS)) // 4_000_000)
     return grid if axes else max(grid, fixed)
 
