@@ -1,4 +1,4 @@
-"""Threads: where the event loop has done what would block it: the lookup of a host's name, the reading of a long body."""
+"""Threads: where the event loop has done what would block it: a host's name looked up, a long body read."""
 
 from __future__ import annotations
 
