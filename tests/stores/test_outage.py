@@ -103,7 +103,8 @@ def test_calls_pass_in_an_outage_and_each_is_recorded_once_when_the_store_is_bac
         pool.record(tokens=1)
 
 
-def test_after_the_first_failure_calls_do_not_ask_the_store(pool: Allowed) -> None:
+def test_after_the_first_failure_calls_do_not_ask_the_store(pool: Allowed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_outage, "_PROBE", LONG)  # a call that takes long would look whether the store is back
     asked: list[str] = []
 
     def hook(step: str, moment: str) -> None:
@@ -121,6 +122,7 @@ def test_after_the_first_failure_calls_do_not_ask_the_store(pool: Allowed) -> No
         pool.snapshot()
     assert asked == ["reserve"]
     pool.store.hook = pool._hook
+    monkeypatch.setattr(_outage, "_PROBE", 0.01)
 
 
 def test_what_was_held_before_an_outage_is_settled_after_it(pool: Allowed) -> None:
