@@ -12,8 +12,8 @@ from typing import Any
 class DaemonThreads(ThreadPoolExecutor):
     """Runs each call in a thread of its own, for which nobody waits as the process ends.
 
-    A name server that does not answer holds a lookup up for long, also where nobody wants the answer any more; and
-    Python waits for the usual threads of an event loop before a process ends.
+    A name server that does not answer holds up a lookup for long, also where nobody wants the answer any more. Python
+    waits for the usual threads of an event loop before a process ends.
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -24,7 +24,7 @@ class DaemonThreads(ThreadPoolExecutor):
         """
         future: Future[Any] = Future()
         call = partial(fn, *args, **kwargs)
-        threading.Thread(target=_run, args=(future, call), name="token-budget lookup", daemon=True).start()
+        threading.Thread(target=_run, args=(future, call), name="token-budget-work", daemon=True).start()
         return future
 
 
