@@ -158,7 +158,8 @@ class Line:
             if refused.kind == GRANTED:
                 self._grant(waiter)
                 return False
-        except (BudgetExceeded, PoolClosed, BudgetUnavailable, StoreError):  # it holds nothing, and its ticket, if any, is passed over
+        except (BudgetExceeded, PoolClosed, BudgetUnavailable, StoreError):
+            # It holds nothing. A ticket that could not be given up is passed over.
             self._places.end(waiter, REFUSED)
             raise
         if not self._places.put(waiter, refused)[0]:
